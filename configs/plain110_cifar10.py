@@ -1,0 +1,12 @@
+"""plain-110 on CIFAR-10 with the paper's recipe (section 4.2).
+
+Command:   python train.py --config configs/plain110_cifar10.py --workdir runs/plain110
+Hardware:  one GPU
+Published: above 60 % test error (section 4.2: it does not train)
+"""
+
+from resnet_jax import recipes
+
+
+def get_config():
+    return recipes.cifar10_paper("plain110")

@@ -1,0 +1,12 @@
+"""plain-20 on CIFAR-10 with the paper's recipe (section 4.2).
+
+Command:   python train.py --config configs/plain20_cifar10.py --workdir runs/plain20
+Hardware:  one GPU
+Published: a curve in Figure 6, no number
+"""
+
+from resnet_jax import recipes
+
+
+def get_config():
+    return recipes.cifar10_paper("plain20")

@@ -1,0 +1,12 @@
+"""ResNet-110 on CIFAR-10 with the paper's recipe (section 4.2).
+
+Command:   python train.py --config configs/resnet110_cifar10.py --workdir runs/resnet110
+Hardware:  one GPU
+Published: 6.43 % (best of five; mean 6.61 %) test error (Table 6)
+"""
+
+from resnet_jax import recipes
+
+
+def get_config():
+    return recipes.cifar10_paper("resnet110")

@@ -1,0 +1,12 @@
+"""ResNet-1202 on CIFAR-10 with the paper's recipe (section 4.2).
+
+Command:   python train.py --config configs/resnet1202_cifar10.py --workdir runs/resnet1202
+Hardware:  one GPU
+Published: 7.93 % test error (Table 6)
+"""
+
+from resnet_jax import recipes
+
+
+def get_config():
+    return recipes.cifar10_paper("resnet1202")

@@ -1,0 +1,12 @@
+"""ResNet-32 on CIFAR-10 with the paper's recipe (section 4.2).
+
+Command:   python train.py --config configs/resnet32_cifar10.py --workdir runs/resnet32
+Hardware:  one GPU
+Published: 7.51 % test error (Table 6)
+"""
+
+from resnet_jax import recipes
+
+
+def get_config():
+    return recipes.cifar10_paper("resnet32")

@@ -1,0 +1,78 @@
+"""What the command-line programs share: the config flag, and errors as one line."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from resnet_jax import parallel, recipes
+from resnet_jax.config import flatten, unknown_key
+from resnet_jax.errors import UserError, one_line
+from resnet_jax.train.signals import Stopped
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment: a file of configs/. Any key can be set as --config.key=value.", lock_config=False
+)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a multi-host job.")
+
+
+def run(main: Callable[[ConfigDict], None]) -> None:
+    """Parses the flags and calls ``main(config)``.
+
+    A fault that the user can mend is one line on stderr and exit status 2; a run that a signal stopped in good order
+    exits with 128 + the signal's number. Anything else is our own fault and keeps its traceback.
+    """
+
+    def checked_main(argv: list[str]) -> None:
+        logging.set_verbosity(logging.ERROR)  # JAX, TFDS and Orbax report their every doing below.
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+            if _CONFIG.value is None:
+                raise UserError("--config is missing; give a file of configs/, such as configs/quickstart.py")
+            if _DISTRIBUTED.value:
+                parallel.start_distributed()
+            main(_CONFIG.value)
+        except UserError as error:
+            _fail(str(error))
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(128 + stopped.signum)
+
+    app.run(checked_main, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        remaining = flags.FLAGS(argv)
+        _CONFIG.value  # noqa: B018  Loads the file.
+        return remaining
+    except flags.Error as error:
+        _fail(one_line(error))
+    except Exception as error:  # A config file is Python code, and ml_collections parses overrides while flags are.
+        _fail(_explain(argv, error))
+
+
+def _explain(argv: list[str], error: Exception) -> str:
+    """What went wrong in loading the config that the arguments name, or in overriding its keys."""
+    paths = [arg.split("=", 1)[-1] if "=" in arg else after for arg, after in zip(argv, [*argv[1:], ""], strict=True)
+             if arg.lstrip("-").split("=")[0] == "config"]  # fmt: skip
+    path = Path(paths[-1]) if paths else Path()
+    if not path.is_file():
+        return f"there is no config file {path}; the experiments are in configs/"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.resolve()]
+    if frames:
+        return f"{path}, line {frames[-1].lineno}: {type(error).__name__}: {one_line(error)}; mend the file"
+    for arg in argv:
+        key = arg.lstrip("-").split("=")[0].removeprefix("config.")
+        if arg.lstrip("-").startswith("config.") and key not in flatten(recipes.base()):
+            return unknown_key(key)
+    return f"{type(error).__name__}: {one_line(error)}; correct {path} or the --config.key=value flags"
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

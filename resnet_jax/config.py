@@ -1,0 +1,121 @@
+"""What a config may hold: checks before anything is computed, and the comparison with an earlier run's config."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnet_jax import recipes
+from resnet_jax.errors import UserError
+from resnet_jax.models import create_model
+from resnet_jax.models.resnet import ResNet
+
+# Keys that only some settings read: key -> (what must hold, in words, and the test of it).
+_READ_ONLY_IF = {
+    "data.mean": ("config.data.normalization is 'channel'", lambda c: c.data.normalization == "channel"),
+    "data.std": ("config.data.normalization is 'channel'", lambda c: c.data.normalization == "channel"),
+    "schedule.boundaries": ("config.schedule.name is 'step'", lambda c: c.schedule.name == "step"),
+    "schedule.factor": ("config.schedule.name is 'step'", lambda c: c.schedule.name == "step"),
+    "schedule.warmup_learning_rate": ("config.schedule.warmup_error is above 0", lambda c: c.schedule.warmup_error > 0),
+}
+_POSITIVE = ("steps", "batch_size", "eval_batch_size", "steps_per_dispatch", "log_every", "eval_every",
+             "checkpoint_every", "keep_checkpoints")  # fmt: skip
+_NOT_NEGATIVE = ("seed", "data.pad", "optimizer.learning_rate", "optimizer.momentum", "optimizer.weight_decay",
+                 "data.holdout", "schedule.factor", "schedule.warmup_error", "schedule.warmup_learning_rate")  # fmt: skip
+
+
+def validate(config: ConfigDict, num_devices: int) -> None:
+    """Raises UserError for the first key that is unknown, of the wrong type, out of range, or set but not read."""
+    defaults, values = flatten(recipes.base()), flatten(config)
+    known = recipes.base()
+    for key, value in values.items():
+        if key not in defaults:
+            raise UserError(unknown_key(key))
+        section, _, leaf = key.rpartition(".")
+        expected = (known[section] if section else known).get_type(leaf)
+        if not _has_type(value, expected, optional=defaults[key] is None):
+            raise UserError(f"config.{key} is {value!r}; it must be of type {expected.__name__}")
+    for key in defaults:
+        if key not in values:
+            raise UserError(f"config.{key} is missing; start from a recipe in resnet_jax/recipes.py")
+    for key, (condition, holds) in _READ_ONLY_IF.items():
+        if values[key] != defaults[key] and not holds(config):
+            raise UserError(f"config.{key} is set but not read: it is read only where {condition}")
+    for key in _POSITIVE:
+        if values[key] < 1:
+            raise UserError(f"config.{key} is {values[key]!r}; it must be at least 1")
+    for key in _NOT_NEGATIVE:
+        if not 0 <= values[key] < float("inf"):
+            raise UserError(f"config.{key} is {values[key]!r}; it must be a finite number, 0 or above")
+    if config.batch_size % num_devices:
+        raise UserError(
+            f"config.batch_size {config.batch_size} is not divisible by the {num_devices} devices; "
+            f"use {max(1, config.batch_size // num_devices) * num_devices}"
+        )
+    group = config.model.bn_group_size
+    multiples = [(key, "log_every") for key in ("eval_every", "checkpoint_every")]
+    multiples += [(key, "steps_per_dispatch") for key in ("steps", "log_every")]
+    multiples += [("batch_size", "model.bn_group_size")] if group else []
+    for key, unit in multiples:
+        if values[key] % values[unit]:
+            raise UserError(
+                f"config.{key} {values[key]} is not a multiple of config.{unit} {values[unit]}; change one of the two"
+            )
+
+
+def unknown_key(key: str) -> str:
+    """The message for a key that ``recipes.base`` does not have."""
+    close = difflib.get_close_matches(key, flatten(recipes.base()), n=1)
+    hint = f"did you mean config.{close[0]}?" if close else "resnet_jax/recipes.py lists every key"
+    return f"unknown config key config.{key}; {hint}"
+
+
+def make_model(config: ConfigDict, num_classes: int) -> ResNet:
+    """The model that config.model describes. Raises UserError as ``create_model`` does."""
+    fields = {key: value for key, value in config.model.items() if value is not None}
+    return create_model(fields.pop("name"), num_classes=num_classes, **fields)
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Every leaf by its dotted key, lists as tuples."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        else:
+            flat[key] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+def refuse_change(config: ConfigDict, stored: Path, sections: tuple[str, ...] = ("",)) -> None:
+    """Raises UserError, naming the keys, if ``config`` differs from the one stored in a workdir.
+
+    ``sections`` limits the comparison to keys with one of these prefixes. A missing file differs in nothing.
+    """
+    if not stored.exists():
+        return
+    try:
+        was = flatten(ConfigDict(json.loads(stored.read_text())))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{stored} is damaged ({error}); restore it, or use another workdir") from None
+    now = flatten(config)
+    keys = [key for key in [*now, *(key for key in was if key not in now)] if key.startswith(sections)]
+    changes = [f"config.{key} (was {was.get(key)!r}, now {now.get(key)!r})" for key in keys
+               if was.get(key) != now.get(key)]  # fmt: skip
+    if changes:
+        raise UserError(
+            f"{stored.parent} holds a run with another config: {', '.join(changes)}; "
+            f"use another workdir, or pass --allow_config_change"
+        )
+
+
+def _has_type(value: Any, expected: type, optional: bool) -> bool:
+    if value is None:
+        return optional
+    if expected is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, expected)

@@ -1,0 +1,63 @@
+"""Devices and processes: the mesh, its shardings, and arrays that live on all of it."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from resnet_jax.errors import UserError
+
+
+def start_distributed() -> None:
+    """Joins this process to a multi-host job. Call once, before anything else touches a device.
+
+    On TPU pods, Slurm and Open MPI JAX finds the other processes by itself. Elsewhere set JAX_COORDINATOR_ADDRESS
+    (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
+    """
+    keys = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    given = [key for key in keys if key in os.environ]
+    if given and len(given) < len(keys):
+        missing = ", ".join(key for key in keys if key not in given)
+        raise UserError(f"--distributed found {', '.join(given)} but not {missing}; set all three or none")
+    try:
+        if given:
+            address, num_processes, process_id = (os.environ[key] for key in keys)
+            jax.distributed.initialize(address, int(num_processes), int(process_id))
+        else:
+            jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--distributed could not join the other processes ({reason}); set {', '.join(keys)}") from None
+
+
+def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A one-dimensional mesh named "data" over ``devices``, or over every device of every process."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of parameters: a whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The sharding of a batch: ``axis`` cut into equal parts, one a device."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def to_global(tree: Any, sharding: NamedSharding) -> Any:
+    """Places host arrays on the mesh. Every process passes the same whole arrays and keeps its devices' parts."""
+
+    def place(array: np.ndarray) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place, tree)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes metrics and messages."""
+    return jax.process_index() == 0

@@ -1,0 +1,45 @@
+"""SIGTERM and Ctrl-C ask a run to save its state and stop."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """A signal ended the run in good order, its state saved at ``step``."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}; the same command goes on from there")
+        self.signum = signum
+        self.step = step
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects the stop signals that arrive inside the block; a second one acts as it would have outside.
+
+    Python can only do this in the main thread; elsewhere the list stays empty.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+
+    def restore() -> None:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+    def receive(signum: int, frame: object) -> None:
+        received.append(signum)
+        restore()
+
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, receive)
+    try:
+        yield received
+    finally:
+        restore()

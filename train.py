@@ -1,0 +1,23 @@
+"""Trains a network: python train.py --config configs/resnet20_cifar10.py --workdir DIR [--config.key=value ...]
+
+Started again on the same workdir it goes on where it was.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from resnet_jax import cli
+from resnet_jax.train.loop import train
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.", required=True)
+ALLOW_CONFIG_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Go on in a workdir with another config.")
+
+
+def main(config: ConfigDict) -> None:
+    train(config, Path(WORKDIR.value), ALLOW_CONFIG_CHANGE.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)
