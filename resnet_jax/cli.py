@@ -48,7 +48,8 @@ def run(main: Callable[[ConfigDict], None]) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         remaining = flags.FLAGS(argv)
-        _CONFIG.value  # noqa: B018  Loads the file.
+        if _CONFIG.value is not None:
+            _CONFIG.value.items()  # A file that failed to load says so only when it is used.
         return remaining
     except flags.Error as error:
         _fail(one_line(error))

@@ -20,10 +20,16 @@ _READ_ONLY_IF = {
     "schedule.factor": ("config.schedule.name is 'step'", lambda c: c.schedule.name == "step"),
     "schedule.warmup_learning_rate": ("config.schedule.warmup_error is above 0", lambda c: c.schedule.warmup_error > 0),
 }
-_POSITIVE = ("steps", "batch_size", "eval_batch_size", "steps_per_dispatch", "log_every", "eval_every",
-             "checkpoint_every", "keep_checkpoints")  # fmt: skip
-_NOT_NEGATIVE = ("seed", "data.pad", "optimizer.learning_rate", "optimizer.momentum", "optimizer.weight_decay",
-                 "data.holdout", "schedule.factor", "schedule.warmup_error", "schedule.warmup_learning_rate")  # fmt: skip
+# fmt: off
+_POSITIVE = (
+    "steps", "batch_size", "eval_batch_size", "steps_per_dispatch", "log_every", "eval_every", "checkpoint_every",
+    "keep_checkpoints",
+)
+_NOT_NEGATIVE = (
+    "seed", "data.pad", "data.holdout", "optimizer.learning_rate", "optimizer.momentum", "optimizer.weight_decay",
+    "schedule.factor", "schedule.warmup_error", "schedule.warmup_learning_rate",
+)
+# fmt: on
 
 
 def validate(config: ConfigDict, num_devices: int) -> None:

@@ -13,9 +13,9 @@ def plot_errors(metrics: Path, picture: Path, title: str) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     styles = {
-        "train_error": ("training", dict(linewidth=0.8, linestyle="--")),
-        "test_error": ("test", dict(linewidth=2.2)),
-        "validation_error": ("validation", dict(linewidth=2.2)),
+        "train_error": ("training", {"linewidth": 0.8, "linestyle": "--"}),
+        "test_error": ("test", {"linewidth": 2.2}),
+        "validation_error": ("validation", {"linewidth": 2.2}),
     }
     for name, (label, style) in styles.items():
         points = [(record["step"], record[name]) for record in records if name in record]

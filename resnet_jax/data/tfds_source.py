@@ -80,4 +80,6 @@ def _prepare(name: str, folder: Path) -> None:
     # A child process, because TensorFlow would otherwise stay in this one and claim its accelerator's memory.
     child = subprocess.run([sys.executable, "-m", "resnet_jax.data.prepare", name, "--data_dir", str(folder)])
     if child.returncode:
-        raise UserError(f"preparing {name!r} in {folder} failed (see above); mend that and run: {_command(name, folder)}")
+        raise UserError(
+            f"preparing {name!r} in {folder} failed (see above); mend that and run: {_command(name, folder)}"
+        )

@@ -14,7 +14,7 @@ from jax import lax
 Padding = tuple[tuple[int, int], tuple[int, int]]
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
-# He et al., "Delving Deep into Rectifiers" (the paper's reference [13]): zero mean, standard deviation sqrt(2 / fan in).
+# He et al., "Delving Deep into Rectifiers" (the paper's reference [13]): normal, standard deviation sqrt(2 / fan in).
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 

@@ -13,6 +13,7 @@ from resnet_jax import parallel
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.train.state import TrainState
 
+
 def open_checkpoints(directory: Path, keep: int, read_only: bool = False) -> ocp.CheckpointManager:
     """A manager that preserves the ``keep`` latest checkpoints and the one with the least evaluation error."""
 

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
 
-
 Schedule = Callable[[jax.Array], jax.Array]
 
 

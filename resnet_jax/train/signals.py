@@ -12,7 +12,9 @@ class Stopped(Exception):
     """A signal ended the run in good order, its state saved at ``step``."""
 
     def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}; the same command goes on from there")
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} at step {step}; the same command goes on from there"
+        )
         self.signum = signum
         self.step = step
 
