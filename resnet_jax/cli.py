@@ -4,6 +4,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -59,8 +60,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _explain(argv: list[str], error: Exception) -> str:
     """What went wrong in loading the config that the arguments name, or in overriding its keys."""
-    paths = [arg.split("=", 1)[-1] if "=" in arg else after for arg, after in zip(argv, [*argv[1:], ""], strict=True)
-             if arg.lstrip("-").split("=")[0] == "config"]  # fmt: skip
+    paths = []
+    for arg, after in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = arg.lstrip("-").partition("=")
+        if arg.startswith("-") and flag == "config":
+            paths.append(value if equals else after)
     path = Path(paths[-1]) if paths else Path()
     if not path.is_file():
         return f"there is no config file {path}; the experiments are in configs/"
@@ -74,6 +78,6 @@ def _explain(argv: list[str], error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)}; correct {path} or the --config.key=value flags"
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

@@ -108,8 +108,8 @@ def refuse_change(config: ConfigDict, stored: Path, sections: tuple[str, ...] = 
         raise UserError(f"{stored} is damaged ({error}); restore it, or use another workdir") from None
     now = flatten(config)
     keys = [key for key in [*now, *(key for key in was if key not in now)] if key.startswith(sections)]
-    changes = [f"config.{key} (was {was.get(key)!r}, now {now.get(key)!r})" for key in keys
-               if was.get(key) != now.get(key)]  # fmt: skip
+    changed = [key for key in keys if was.get(key) != now.get(key)]
+    changes = [f"config.{key} (was {was.get(key)!r}, now {now.get(key)!r})" for key in changed]
     if changes:
         raise UserError(
             f"{stored.parent} holds a run with another config: {', '.join(changes)}; "

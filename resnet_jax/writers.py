@@ -61,10 +61,6 @@ class MetricsWriter:
                 self._events.add_scalar(name, value, record["step"])
         self._bar.set_postfix_str(_summary(record))
 
-    def message(self, text: str) -> None:
-        """Prints a line above the progress bar."""
-        self._bar.write(text)
-
     def close(self) -> None:
         self._file.close()
         self._events.close()

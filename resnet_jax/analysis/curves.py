@@ -1,6 +1,7 @@
 """Error curves in the style of the paper's figures 1, 4 and 6: training error thin and dashed, test error bold."""
 
 from pathlib import Path
+from typing import Any
 
 from resnet_jax.writers import read_metrics
 
@@ -12,7 +13,7 @@ def plot_errors(metrics: Path, picture: Path, title: str) -> None:
     records = read_metrics(metrics)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    styles = {
+    styles: dict[str, tuple[str, dict[str, Any]]] = {
         "train_error": ("training", {"linewidth": 0.8, "linestyle": "--"}),
         "test_error": ("test", {"linewidth": 2.2}),
         "validation_error": ("validation", {"linewidth": 2.2}),

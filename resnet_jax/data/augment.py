@@ -30,7 +30,7 @@ def normalization(config: ConfigDict, train: Split) -> tuple[np.ndarray, np.ndar
     raise UserError(f"config.data.normalization is {kind!r}; it must be 'per_pixel_mean' or 'channel'")
 
 
-def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+def normalize(images: jax.Array, mean: np.ndarray, std: np.ndarray) -> jax.Array:
     """uint8 images (N, H, W, 3) to float32: scaled to [0, 1], minus ``mean``, over ``std``."""
     return (images.astype(jnp.float32) / 255 - mean) / std
 

@@ -17,7 +17,7 @@ from resnet_jax.models.resnet import ResNet
 EvalStep = Callable[[Any, Split, jax.Array, jax.Array], dict[str, jax.Array]]
 
 
-def make_eval_step(model: ResNet, mean: jax.Array, std: jax.Array, mesh: Mesh) -> EvalStep:
+def make_eval_step(model: ResNet, mean: np.ndarray, std: np.ndarray, mesh: Mesh) -> EvalStep:
     """Compiles ``(variables, split, indices, mask) -> sums`` over the examples of (B,) ``indices`` where ``mask`` is 1.
 
     The sums are loss, top1_errors, top5_errors and num_examples, scalars. An example is a top-5 error when five or
@@ -26,7 +26,8 @@ def make_eval_step(model: ResNet, mean: jax.Array, std: jax.Array, mesh: Mesh) -
 
     def eval_step(variables: Any, split: Split, indices: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
         batch = gather(split, indices)
-        logits = model.apply(variables, normalize(batch["image"], mean, std), train=False)
+        images = normalize(batch["image"], mean, std)
+        logits = jnp.asarray(model.apply(variables, images, train=False))
         labels = batch["label"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         own = jnp.take_along_axis(logits, labels[:, None], axis=-1)

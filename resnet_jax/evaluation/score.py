@@ -52,8 +52,9 @@ def score(
         image_shape = dataset.train.images.shape[1:]
         template = jax.eval_shape(lambda: init_state(config, model, image_shape, mesh))
         manager = checkpoint.open_checkpoints(workdir / "checkpoints", config.keep_checkpoints, read_only=True)
-        if which == "best" and manager.best_step() is not None:
-            state = checkpoint.restore_step(manager, manager.best_step(), template, mesh)
+        best = checkpoint.best_step(manager) if which == "best" else None
+        if best is not None:
+            state = checkpoint.restore_step(manager, best, template, mesh)
         else:
             restored = checkpoint.restore_latest(manager, template, mesh, set_aside=False)
             if restored is None:

@@ -6,13 +6,14 @@ gradient falls to a naive kernel, tens of times slower. ``conv2d`` therefore sta
 convolutions that already are in NHWC/HWIO form. Other backends get the plain operation and JAX's own gradients.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-_NHWC = ("NHWC", "HWIO", "NHWC")
 
 # He et al., "Delving Deep into Rectifiers" (the paper's reference [13]): normal, standard deviation sqrt(2 / fan in).
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -25,37 +26,67 @@ def conv2d(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding) -> j
     (``jax.grad`` and ``jax.vjp``, to any order, but not ``jax.jvp``).
     """
     if jax.default_backend() == "cpu":
-        return _conv2d_canonical(x, kernel, strides, padding)
+        return _conv_canonical(x, kernel, strides, padding)
     return _conv(x, kernel, strides, padding)
 
 
-def _conv(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding, **dilation: tuple[int, int]) -> jax.Array:
-    return lax.conv_general_dilated(x, kernel, (strides, strides), padding, dimension_numbers=_NHWC, **dilation)
+def _conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: int,
+    padding: Padding,
+    lhs_dilation: tuple[int, int] = (1, 1),
+    rhs_dilation: tuple[int, int] = (1, 1),
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (strides, strides),
+        padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
-_conv2d_canonical = jax.custom_vjp(_conv, nondiff_argnums=(2, 3))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv_canonical(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding) -> jax.Array:
+    return _conv(x, kernel, strides, padding)
 
 
-def _forward(x, kernel, strides, padding):
+def _forward(
+    x: jax.Array, kernel: jax.Array, strides: int, padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _conv(x, kernel, strides, padding), (x, kernel)
 
 
-def _backward(strides, padding, residuals, g):
+def _backward(
+    strides: int, padding: Padding, residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    sizes = [(x.shape[i + 1], kernel.shape[i], g.shape[i + 1], padding[i]) for i in (0, 1)]
+    # (image, kernel and output size, padding before) of each axis.
+    rows, columns = ((x.shape[i], kernel.shape[i - 1], g.shape[i], padding[i - 1][0]) for i in (1, 2))
+    dilation = (strides, strides)
+
     # With respect to the input: g, spread out by the stride, with the kernel flipped and its channels exchanged.
-    input_padding = tuple((k - 1 - lo, n - 1 + lo - (out - 1) * strides) for n, k, out, (lo, _) in sizes)
+    def input_padding(size: int, k: int, out: int, before: int) -> tuple[int, int]:
+        return k - 1 - before, size - 1 + before - (out - 1) * strides
+
     flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-    dx = _conv(g, flipped, 1, input_padding, lhs_dilation=(strides, strides))
-    # With respect to the kernel: the batch becomes the contracted channel, g (dilated by the stride) the kernel.
-    kernel_padding = tuple((lo, k - 1 + (out - 1) * strides + 1 - n - lo) for n, k, out, (lo, _) in sizes)
-    images_as_channels = jnp.transpose(x, (3, 1, 2, 0))
+    dx = _conv(g, flipped, 1, (input_padding(*rows), input_padding(*columns)), lhs_dilation=dilation)
+
+    # With respect to the kernel: the batch becomes the contracted channel, and g, dilated by the stride, the kernel.
+    def kernel_padding(size: int, k: int, out: int, before: int) -> tuple[int, int]:
+        return before, k + (out - 1) * strides - size - before
+
+    batch_as_channels = jnp.transpose(x, (3, 1, 2, 0))
     g_as_kernel = jnp.transpose(g, (1, 2, 0, 3))
-    dk = _conv(images_as_channels, g_as_kernel, 1, kernel_padding, rhs_dilation=(strides, strides))
+    padding_for_kernel = (kernel_padding(*rows), kernel_padding(*columns))
+    dk = _conv(batch_as_channels, g_as_kernel, 1, padding_for_kernel, rhs_dilation=dilation)
     return dx, jnp.transpose(dk, (1, 2, 0, 3))
 
 
-_conv2d_canonical.defvjp(_forward, _backward)
+_conv_canonical.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):

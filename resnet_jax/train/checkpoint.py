@@ -1,5 +1,6 @@
 """Checkpoints: asynchronous, whole or absent, the latest few and the best. The one module that imports Orbax."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from orbax.checkpoint import checkpoint_managers
 from resnet_jax import parallel
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.train.state import TrainState
+
+_NONE_READABLE = "no checkpoint in {} can be read; start in another workdir"
 
 
 def open_checkpoints(directory: Path, keep: int, read_only: bool = False) -> ocp.CheckpointManager:
@@ -35,9 +38,25 @@ def open_checkpoints(directory: Path, keep: int, read_only: bool = False) -> ocp
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
         create=not read_only,
+        lightweight_initialize=read_only,  # Or a damaged metrics file of any checkpoint would stop us here.
     )
+    if not read_only and parallel.is_main_process():
+        _set_aside_damaged_metrics(directory)
     handlers = {"state": ocp.StandardCheckpointHandler()}
     return ocp.CheckpointManager(directory.absolute(), item_handlers=handlers, options=options)
+
+
+def best_step(manager: ocp.CheckpointManager) -> int | None:
+    """The step with the least evaluation error, the latest of equals; None if no checkpoint was evaluated."""
+    errors = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            metrics = manager.metrics(step)
+        except ValueError:  # Damaged JSON; reading this checkpoint will say so.
+            continue
+        if metrics:
+            errors[step] = metrics["top1_error"]
+    return min(errors, key=errors.__getitem__) if errors else None
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
@@ -64,14 +83,14 @@ def restore_latest(
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged or missing files.
             older = [other for other in steps if other < step]
             then = f"falling back to step {older[0]}" if older else "there is none before it"
-            print(f"warning: checkpoint {manager.directory / str(step)} is corrupt ({one_line(error)}); {then}",
-                  file=sys.stderr)  # fmt: skip
+            path = manager.directory / str(step)
+            print(f"warning: checkpoint {path} is corrupt ({one_line(error)}); {then}", file=sys.stderr)
             if set_aside and older:
                 if parallel.is_main_process():
                     _set_aside(Path(manager.directory) / str(step))
                 manager.reload()
     if steps:
-        raise UserError(f"no checkpoint in {manager.directory} can be read; start in another workdir")
+        raise UserError(_NONE_READABLE.format(manager.directory))
     return None
 
 
@@ -125,6 +144,24 @@ def _leaves(tree: Any) -> list[tuple[Any, Any]]:
 
 def _name(path: Any) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+
+
+def _set_aside_damaged_metrics(directory: Path) -> None:
+    """Does for a damaged metrics file what ``restore_latest`` does for a state; Orbax reads these on opening."""
+    steps = [path for path in directory.glob("*") if path.name.isdigit()]
+    damaged: dict[Path, str] = {}
+    for path in steps:
+        try:
+            json.loads((path / "metrics" / "metrics").read_text())
+        except FileNotFoundError:
+            continue  # Saved without an evaluation.
+        except (OSError, ValueError) as error:
+            damaged[path] = one_line(error)
+    if damaged and len(damaged) == len(steps):
+        raise UserError(_NONE_READABLE.format(directory))
+    for path, reason in damaged.items():
+        print(f"warning: checkpoint {path} is corrupt ({reason}); passing it over", file=sys.stderr)
+        _set_aside(path)
 
 
 def _set_aside(path: Path) -> None:

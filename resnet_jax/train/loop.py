@@ -1,6 +1,7 @@
 """The training run: set-up, the loop over steps with its evaluations and checkpoints, and an orderly end."""
 
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,8 @@ def train(config: ConfigDict, workdir: Path, allow_config_change: bool = False) 
     checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", config.keep_checkpoints)
     state = checkpoint.restore_latest(checkpoints, state, mesh, set_aside=True) or state
     start = int(state.step)
+    if start and parallel.is_main_process():
+        print(f"going on from step {start} in {workdir}", file=sys.stderr)
 
     eval_name = "test" if dataset.validation is None else "validation"
     train_split, eval_split = parallel.to_global((dataset.train, dataset.split(eval_name)), parallel.replicated(mesh))
@@ -92,4 +95,5 @@ def train(config: ConfigDict, workdir: Path, allow_config_change: bool = False) 
             writer.close()
     if parallel.is_main_process():
         plot_errors(workdir / "metrics.jsonl", workdir / "errors.png", f"{config.model.name} on {config.data.name}")
+        print(f"trained to step {int(state.step)}; the error curves are in {workdir / 'errors.png'}", file=sys.stderr)
     return state

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import jax
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -23,10 +25,11 @@ class Stopped(Exception):
 def stop_signals() -> Iterator[list[int]]:
     """Collects the stop signals that arrive inside the block; a second one acts as it would have outside.
 
-    Python can only do this in the main thread; elsewhere the list stays empty.
+    The list stays empty outside of the main thread, where Python has no signals, and in multi-host jobs, where JAX's
+    own handler must stay in place to tell the other processes.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield received
         return
     previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}

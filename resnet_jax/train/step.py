@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -49,7 +50,7 @@ def train_step(
     new_interval = state.step % config.log_every == 0
     sums = jax.tree.map(lambda total: jnp.where(new_interval, 0, total), state.sums)
     sums = {"loss": sums["loss"] + loss, "error": sums["error"] + error, "count": sums["count"] + 1}
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
     first_nonfinite = (state.nonfinite_step < 0) & ~finite
     new_state = TrainState(
         step=state.step + 1,
@@ -71,7 +72,7 @@ def train_step(
 
 
 def make_resident_step(
-    config: ConfigDict, model: ResNet, mean: jax.Array, std: jax.Array, mesh: Mesh
+    config: ConfigDict, model: ResNet, mean: np.ndarray, std: np.ndarray, mesh: Mesh
 ) -> Callable[[TrainState, Split, jax.Array], tuple[TrainState, Metrics]]:
     """Compiles ``(state, split, indices) -> (state, metrics)`` for a data set that lives on the devices.
 

@@ -12,8 +12,18 @@ from ml_collections import ConfigDict
 from resnet_jax.errors import UserError
 from resnet_jax.writers import write_atomically
 
-PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml_collections",
-            "tensorflow-datasets", "array_record")  # fmt: skip
+PACKAGES = (
+    "resnet_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "ml_collections",
+    "tensorflow-datasets",
+    "array_record",
+)
 
 
 def prepare_workdir(workdir: Path, config: ConfigDict) -> None:

@@ -1,0 +1,95 @@
+"""A run killed with SIGKILL at random moments ends with the bits and the record of a run never killed."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from resnet_jax.writers import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NUM_KILLS = 10
+STEPS = 1200
+
+
+def start(workdir: Path, environment: dict[str, str]) -> subprocess.Popen:
+    settings = {
+        "model.stage_sizes": "(1,)", "model.width": 4, "batch_size": 16, "steps": STEPS, "log_every": 10,
+        "eval_every": 100, "checkpoint_every": 20,
+    }  # fmt: skip
+    command = [sys.executable, "train.py", "--config", "configs/quickstart.py", "--workdir", str(workdir)]
+    command += [f"--config.{key}={value}" for key, value in settings.items()]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+
+
+def wait_for(condition, process: subprocess.Popen, interval: float) -> None:
+    while process.poll() is None and not condition():
+        time.sleep(interval)
+
+
+def final_state(workdir: Path) -> dict[str, np.ndarray]:
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(workdir.absolute() / "checkpoints" / str(STEPS) / "state")
+    return state
+
+
+def leaves(tree, prefix=""):
+    for key, value in sorted(tree.items()) if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, (dict, list, tuple)):
+            yield from leaves(value, f"{prefix}/{key}")
+        elif value is not None:
+            yield f"{prefix}/{key}", np.asarray(value)
+
+
+def test_killed_run_ends_like_one_never_killed(tmp_path):
+    seed = random.randrange(10**6)
+    print(f"random.seed({seed})")  # Shown when the test fails.
+    rng = random.Random(seed)
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(start(undisturbed, environment))
+
+    checkpoints = killed / "checkpoints"
+
+    def being_saved() -> set[str]:
+        """The checkpoints that Orbax has not yet renamed into place."""
+        names = os.listdir(checkpoints) if checkpoints.exists() else []
+        return {name for name in names if "orbax-checkpoint-tmp" in name}
+
+    kills_in_a_save = 0
+    for kill in range(NUM_KILLS):
+        process = start(killed, environment)
+        if kill % 2:
+            old = being_saved()
+            wait_for(lambda old=old: being_saved() - old, process, interval=0.001)
+        else:
+            # Any time from the start of the program to about the tenth checkpoint.
+            end = time.monotonic() + rng.uniform(0, 8)
+            wait_for(lambda end=end: time.monotonic() > end, process, interval=0.01)
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.kill()
+        process.communicate()
+        kills_in_a_save += bool(being_saved())
+    finish(start(killed, environment))
+
+    assert kills_in_a_save >= 1
+    expected = dict(leaves(final_state(undisturbed)))
+    result = dict(leaves(final_state(killed)))
+    assert result.keys() == expected.keys() and len(expected) > 10
+    for name, value in expected.items():
+        np.testing.assert_array_equal(result[name], value, err_msg=name)
+    records, expected_records = (read_metrics(folder / "metrics.jsonl") for folder in (killed, undisturbed))
+    assert [record["step"] for record in records] == list(range(10, STEPS + 1, 10))
+    for record, other in zip(records, expected_records, strict=True):
+        assert {**record, "images_per_second": 0} == {**other, "images_per_second": 0}
