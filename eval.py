@@ -20,8 +20,7 @@ ALLOW_CONFIG_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Score wit
 
 
 def main(config: ConfigDict) -> None:
-    workdir = Path(WORKDIR.value) if WORKDIR.value else None
-    weights = Path(TORCH_WEIGHTS.value) if TORCH_WEIGHTS.value else None
+    workdir, weights = (Path(flag.value) if flag.value else None for flag in (WORKDIR, TORCH_WEIGHTS))
     result = score(config, workdir, weights, CHECKPOINT.value, SPLIT.value, ALLOW_CONFIG_CHANGE.value)
     print(
         f"{config.model.name} on {config.data.name} {result['split']}: top-1 error {result['top1_error']:.2f} %, "

@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from resnet_jax import cli
+from resnet_jax.errors import UserError
 from resnet_jax.train.loop import train
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.", required=True)
@@ -16,6 +17,8 @@ ALLOW_CONFIG_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Go on in 
 
 
 def main(config: ConfigDict) -> None:
+    if not WORKDIR.value:
+        raise UserError("--workdir is empty; name a folder")
     train(config, Path(WORKDIR.value), ALLOW_CONFIG_CHANGE.value)
 
 

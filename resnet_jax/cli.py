@@ -32,8 +32,13 @@ def run(main: Callable[[ConfigDict], None]) -> None:
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
-            if _CONFIG.value is None:
+            if not flags.FLAGS["config"].present:
                 raise UserError("--config is missing; give a file of configs/, such as configs/quickstart.py")
+            if not isinstance(_CONFIG.value, ConfigDict):
+                path, kind = config_flags.get_config_filename(flags.FLAGS["config"]), type(_CONFIG.value).__name__
+                raise UserError(
+                    f"get_config() of {path} returns {kind.removesuffix('Type')}; it must return a ConfigDict"
+                )
             if _DISTRIBUTED.value:
                 parallel.start_distributed()
             main(_CONFIG.value)
@@ -52,25 +57,30 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if _CONFIG.value is not None:
             _CONFIG.value.items()  # A file that failed to load says so only when it is used.
         return remaining
-    except flags.Error as error:
-        _fail(one_line(error))
     except Exception as error:  # A config file is Python code, and ml_collections parses overrides while flags are.
         _fail(_explain(argv, error))
 
 
 def _explain(argv: list[str], error: Exception) -> str:
-    """What went wrong in loading the config that the arguments name, or in overriding its keys."""
+    """What went wrong with the flags, in the config file that they name, or in overriding its keys."""
     paths = []
     for arg, after in zip(argv, [*argv[1:], ""], strict=True):
         flag, equals, value = arg.lstrip("-").partition("=")
         if arg.startswith("-") and flag == "config":
             paths.append(value if equals else after)
     path = Path(paths[-1]) if paths else Path()
+    root: BaseException = error
+    while root.__cause__ or root.__context__:  # absl and ml_collections wrap what the file raised.
+        root = root.__cause__ or root.__context__ or root
+    trace = traceback.extract_tb(root.__traceback__)
+    lines = [frame.lineno for frame in trace if Path(frame.filename).resolve() == path.resolve()]
+    if lines:
+        kind = "" if isinstance(root, UserError) else f"{type(root).__name__}: "
+        return f"{path}, line {lines[-1]}: {kind}{one_line(root)}; mend the file"
+    if isinstance(error, flags.Error):
+        return one_line(error)
     if not path.is_file():
         return f"there is no config file {path}; the experiments are in configs/"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.resolve()]
-    if frames:
-        return f"{path}, line {frames[-1].lineno}: {type(error).__name__}: {one_line(error)}; mend the file"
     for arg in argv:
         key = arg.lstrip("-").split("=")[0].removeprefix("config.")
         if arg.lstrip("-").startswith("config.") and key not in flatten(recipes.base()):

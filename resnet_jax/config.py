@@ -20,6 +20,7 @@ _READ_ONLY_IF = {
     "schedule.factor": ("config.schedule.name is 'step'", lambda c: c.schedule.name == "step"),
     "schedule.warmup_learning_rate": ("config.schedule.warmup_error is above 0", lambda c: c.schedule.warmup_error > 0),
 }
+_ELEMENTS = {"data.mean": float, "data.std": float, "schedule.boundaries": int, "model.stage_sizes": int}
 # fmt: off
 _POSITIVE = (
     "steps", "batch_size", "eval_batch_size", "steps_per_dispatch", "log_every", "eval_every", "checkpoint_every",
@@ -43,6 +44,9 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         expected = (known[section] if section else known).get_type(leaf)
         if not _has_type(value, expected, optional=defaults[key] is None):
             raise UserError(f"config.{key} is {value!r}; it must be of type {expected.__name__}")
+        element = _ELEMENTS.get(key)
+        if element and value is not None and not all(_has_type(item, element, optional=False) for item in value):
+            raise UserError(f"config.{key} is {value!r}; its values must be of type {element.__name__}")
     for key in defaults:
         if key not in values:
             raise UserError(f"config.{key} is missing; start from a recipe in resnet_jax/recipes.py")

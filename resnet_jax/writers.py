@@ -2,21 +2,12 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's content whole or not at all, also when the process is killed half-way."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+from resnet_jax.files import replace_atomically
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -42,7 +33,8 @@ class MetricsWriter:
 
         path = workdir / "metrics.jsonl"
         kept = [record for record in read_metrics(path) if record["step"] <= step]
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+        with replace_atomically(path) as file:
+            file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import jaxprs_in_params
 
 from resnet_jax.models.resnet import ResNet
 
@@ -25,7 +25,7 @@ def count_multiply_adds(model: ResNet, image_size: int) -> int:
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     variables = _abstract_variables(model, image_size)
     program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
-    return _count(program)
+    return _count(program.jaxpr)
 
 
 def _abstract_variables(model: ResNet, image_size: int) -> Any:
@@ -33,13 +33,9 @@ def _abstract_variables(model: ResNet, image_size: int) -> Any:
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
 
 
-def _is_program(value: Any) -> bool:
-    return isinstance(value, (Jaxpr, ClosedJaxpr))
-
-
-def _count(program: Jaxpr | ClosedJaxpr) -> int:
+def _count(jaxpr: Any) -> int:
     total = 0
-    for equation in program.eqns:
+    for equation in jaxpr.eqns:
         outputs = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
         if equation.primitive.name == "conv_general_dilated":
             height, width, channels, _ = equation.invars[1].aval.shape
@@ -49,7 +45,6 @@ def _count(program: Jaxpr | ClosedJaxpr) -> int:
             total += outputs * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
         else:
             repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
-            for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
-                if _is_program(value):
-                    total += repeats * _count(value)
+            for inner in jaxprs_in_params(equation.params):
+                total += repeats * _count(inner)
     return total

@@ -3,11 +3,12 @@
 import hashlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+
+from resnet_jax.files import replace_atomically
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -28,16 +29,15 @@ def cached_arrays(name: str, files: Iterable[Path], decode: Callable[[], Arrays]
     entry = cache_dir() / f"{name}-{fingerprint}.npz"
     if entry.exists():
         try:
-            with np.load(entry) as saved:
+            with entry.open("rb") as opened, np.load(opened) as saved:
                 return saved["images"], saved["labels"]
         except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file.
             print(f"warning: cache file {entry} is damaged ({error}); decoding again", file=sys.stderr)
     images, labels = decode()
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, suffix=".tmp", delete=False) as file:
+        with replace_atomically(entry) as file:
             np.savez(file, images=images, labels=labels)
-        os.replace(file.name, entry)  # Whole or not at all, also when killed half-way.
     except OSError as error:
         print(f"warning: cannot cache the decoded images in {entry.parent} ({error.strerror})", file=sys.stderr)
     return images, labels

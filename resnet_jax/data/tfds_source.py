@@ -31,15 +31,14 @@ def open_builder(name: str, data_dir: str | None) -> Any:
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
         splits = builder.info.splits
     except Exception as error:  # TFDS raises its parser's and file system's exceptions as they come.
+        if "FileFormat" in str(error):
+            raise _other_format(name, folder) from error
         raise UserError(
             f"data set {name!r} in {folder} cannot be read ({one_line(error)}); "
             f"delete {folder / name} and prepare it again: {_command(name, folder)}"
         ) from error
     if not splits:
-        raise UserError(
-            f"data set {name!r} in {folder} is not prepared as array_record; prepare it in another data_dir: "
-            f"{_command(name, Path('OTHER_DIR'))}"
-        )
+        raise _other_format(name, folder)
     return builder
 
 
@@ -60,6 +59,13 @@ def unreadable(builder: Any, split: str, error: BaseException) -> UserError:
 def split_files(builder: Any, split: str) -> list[Path]:
     """The files that hold a split."""
     return list(Path(builder.data_path).glob(f"{builder.name}-{split}.*"))
+
+
+def _other_format(name: str, folder: Path) -> UserError:
+    return UserError(
+        f"data set {name!r} in {folder} is not prepared as array_record; prepare it in another data_dir: "
+        f"{_command(name, Path('OTHER_DIR'))}"
+    )
 
 
 def _versions(folder: Path, name: str) -> list[Path]:

@@ -37,11 +37,15 @@ def load_torch(
     nested = state_dict.get("state_dict")
     if isinstance(nested, Mapping):
         state_dict = nested
-    weights = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    weights = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+    origin = source if isinstance(source, (str, Path)) else "the state dict"
+    weights = {}
+    for key, value in state_dict.items():
+        name_of_weight = str(key).removeprefix("module.")
+        if not name_of_weight.endswith("num_batches_tracked"):
+            weights[name_of_weight] = _to_array(value, f"{key} in {origin}")
     head = "linear" if "linear.weight" in weights else "fc"
     if num_classes is None and f"{head}.weight" in weights:
-        num_classes = weights[f"{head}.weight"].shape[0]
+        num_classes = max(1, len(np.atleast_1d(weights[f"{head}.weight"])))
 
     model = create_model(name, num_classes, **overrides)
     unrolled = model.clone(scan_blocks=False)
@@ -52,13 +56,12 @@ def load_torch(
         if key not in weights:
             problems.append(f"{key} is missing")
             continue
-        array = _to_flax_layout(np.asarray(weights.pop(key)), path)
+        array = _to_flax_layout(weights.pop(key), path)
         if array.shape != leaf.shape:
             problems.append(f"{key} gives shape {array.shape} where {name} has {leaf.shape}")
         variables[path] = jnp.asarray(array, jnp.float32)
     problems += [f"{key} has no place in {name}" for key in weights]
     if problems:
-        origin = source if isinstance(source, (str, Path)) else "the state dict"
         raise UserError(f"{origin} does not fit {name}: {'; '.join(problems)}; use the model that it was saved from")
     loaded = flax.traverse_util.unflatten_dict(variables)
     return stack_blocks(loaded) if model.scan_blocks else loaded
@@ -82,6 +85,16 @@ def _to_flax_layout(array: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
     if path[-1] != "kernel":
         return array
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.transpose()
+
+
+def _to_array(value: Any, where: str) -> np.ndarray:
+    """A float32 array of an array or a tensor of any float type, also one that requires a gradient."""
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().float().numpy()
+        return np.asarray(value).astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} is not a tensor ({one_line(error)}); give a state dict of weights") from None
 
 
 def _read(path: Path) -> Mapping[str, Any]:

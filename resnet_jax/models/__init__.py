@@ -78,8 +78,11 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
         value = fields.get(field)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"model field {field} is {value!r}; it must be a positive integer")
+    for field in ("bottleneck", "zero_init_last_bn", "remat", "scan_blocks"):
+        if not isinstance(fields.get(field, False), bool):
+            raise UserError(f"model field {field} is {fields[field]!r}; it must be True or False")
     sizes = fields["stage_sizes"]
-    if not isinstance(sizes, (tuple, list)) or not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
+    if not isinstance(sizes, (tuple, list)) or not sizes or not all(type(n) is int and n > 0 for n in sizes):
         raise UserError(f"model field stage_sizes is {sizes!r}; it must be a tuple of positive integers")
     fields["stage_sizes"] = tuple(sizes)
     fields["dtype"] = _compute_dtype(fields.get("dtype", jnp.float32))

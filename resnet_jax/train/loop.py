@@ -12,6 +12,7 @@ from resnet_jax.analysis.curves import plot_errors
 from resnet_jax.config import make_model, refuse_change, validate
 from resnet_jax.data.augment import normalization
 from resnet_jax.data.resident import batch_indices, load_dataset
+from resnet_jax.errors import UserError
 from resnet_jax.evaluation.classify import evaluate, make_eval_step
 from resnet_jax.train import checkpoint
 from resnet_jax.train.metrics_log import MetricsLog, check_finite
@@ -47,6 +48,11 @@ def train(config: ConfigDict, workdir: Path, allow_config_change: bool = False) 
     checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", config.keep_checkpoints)
     state = checkpoint.restore_latest(checkpoints, state, mesh, set_aside=True) or state
     start = int(state.step)
+    stride = config.steps_per_dispatch
+    if start % stride:
+        raise UserError(
+            f"the run stopped at step {start}, which is not a multiple of config.steps_per_dispatch {stride}"
+        )
     if start and parallel.is_main_process():
         print(f"going on from step {start} in {workdir}", file=sys.stderr)
 
@@ -55,7 +61,6 @@ def train(config: ConfigDict, workdir: Path, allow_config_change: bool = False) 
     index_sharding = parallel.sharded_batch(mesh, axis=1)
     writer = MetricsWriter(workdir, start, config.steps) if parallel.is_main_process() else None
     log = MetricsLog(writer, start, config.batch_size)
-    stride = config.steps_per_dispatch
 
     try:
         with stop_signals() as received:

@@ -26,7 +26,9 @@ def make_schedule(config: ConfigDict) -> Schedule:
     if not 0 <= warmup < config.steps:
         raise UserError(f"config.schedule.warmup_steps is {warmup}; it must be from 0 to config.steps - 1")
     if schedule.name == "step":
-        boundaries = {int(step): schedule.factor for step in schedule.boundaries}
+        boundaries = dict.fromkeys(schedule.boundaries, schedule.factor)
+        if list(boundaries) != sorted(schedule.boundaries):
+            raise UserError(f"config.schedule.boundaries is {schedule.boundaries!r}; its steps must increase")
         main = optax.piecewise_constant_schedule(peak, boundaries)
     elif schedule.name == "cosine":
         decay = optax.cosine_decay_schedule(peak, config.steps - warmup)

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
-from resnet_jax.writers import write_atomically
+from resnet_jax.files import replace_atomically
 
 PACKAGES = (
     "resnet_jax",
@@ -39,11 +39,16 @@ def prepare_workdir(workdir: Path, config: ConfigDict) -> None:
             number = 1
             while (workdir / f"config.{number}.json").exists():
                 number += 1
-            write_atomically(workdir / f"config.{number}.json", path.read_text())
-        write_atomically(path, text)
-        write_atomically(workdir / "environment.json", json.dumps(_environment(), indent=2) + "\n")
+            _write(workdir / f"config.{number}.json", path.read_text())
+        _write(path, text)
+        _write(workdir / "environment.json", json.dumps(_environment(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to workdir {workdir} ({error.strerror}); choose another --workdir") from None
+
+
+def _write(path: Path, text: str) -> None:
+    with replace_atomically(path) as file:
+        file.write(text.encode())
 
 
 def _environment() -> dict[str, object]:

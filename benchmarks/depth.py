@@ -1,0 +1,76 @@
+"""What depth costs: compile time, memory and step time, unrolled against scanned, with and without remat.
+
+    python -m benchmarks.depth --models resnet56 resnet110
+    python -m benchmarks.depth --models resnet1202 --batch_size 8 --layouts scanned scanned+remat
+
+Random images, float32, the CIFAR-10 paper recipe. Memory is what XLA plans for temporaries of one training step.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from resnet_jax import parallel, recipes
+from resnet_jax.config import make_model
+from resnet_jax.train.schedules import make_schedule
+from resnet_jax.train.state import init_state
+from resnet_jax.train.step import train_step
+
+LAYOUTS = {
+    "unrolled": {"scan_blocks": False, "remat": False},
+    "unrolled+remat": {"scan_blocks": False, "remat": True},
+    "scanned": {"scan_blocks": True, "remat": False},
+    "scanned+remat": {"scan_blocks": True, "remat": True},
+}
+
+
+def measure(name: str, layout: str, batch_size: int, num_steps: int) -> tuple[float, float, float | None]:
+    """Seconds to trace and compile, MiB of temporaries, and the median seconds a step (None for no steps)."""
+    config = recipes.cifar10_paper(name)
+    config.model.update(LAYOUTS[layout])
+    config.model.bn_group_size = None
+    config.optimizer.learning_rate = 1e-3
+    config.schedule.warmup_learning_rate = 1e-3
+    mesh, model, schedule = parallel.data_mesh(), make_model(config, 10), make_schedule(config)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(batch_size, 32, 32, 3)).astype(np.float32)
+    labels = rng.integers(0, 10, batch_size).astype(np.int32)
+    batch = parallel.to_global({"image": images, "label": labels}, parallel.sharded_batch(mesh))
+    state = init_state(config, model, (32, 32, 3), mesh)
+
+    start = time.perf_counter()
+    step = jax.jit(lambda state, batch: train_step(config, model, schedule, state, batch), donate_argnums=0)
+    compiled = step.lower(state, batch).compile()
+    seconds_to_compile = time.perf_counter() - start
+    plan = compiled.memory_analysis()
+    memory = plan.temp_size_in_bytes / 2**20 if plan else float("nan")
+    times = []
+    for _ in range(num_steps and num_steps + 1):
+        start = time.perf_counter()
+        state, _ = compiled(state, batch)
+        jax.block_until_ready(state)
+        times.append(time.perf_counter() - start)
+    return seconds_to_compile, memory, statistics.median(times[1:]) if times else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56", "resnet110"])
+    parser.add_argument("--layouts", nargs="+", default=["unrolled", "scanned", "scanned+remat"], choices=LAYOUTS)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=3, help="timed steps; 0 to compile only")
+    arguments = parser.parse_args()
+    print(f"batch {arguments.batch_size}, {jax.devices()[0].device_kind}, jax {jax.__version__}\n")
+    print("| network | blocks | compile (s) | temporaries (MiB) | step (s) |\n|---|---|---|---|---|")
+    for name in arguments.models:
+        for layout in arguments.layouts:
+            seconds, memory, step = measure(name, layout, arguments.batch_size, arguments.steps)
+            timed = "" if step is None else f"{step:.2f}"
+            print(f"| {name} | {layout} | {seconds:.1f} | {memory:.0f} | {timed} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
