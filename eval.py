@@ -3,7 +3,6 @@
 Prints a line to read and, last, a line of JSON. Errors are in percent.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
@@ -11,7 +10,9 @@ from ml_collections import ConfigDict
 
 from resnet_jax import cli
 from resnet_jax.evaluation.score import score
+from resnet_jax.writers import to_json
 
+flags.adopt_module_key_flags(cli)
 WORKDIR = flags.DEFINE_string("workdir", None, "Score a checkpoint of this run.")
 TORCH_WEIGHTS = flags.DEFINE_string("torch_weights", None, "Score the PyTorch weights in this file.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which checkpoint of --workdir.")
@@ -26,7 +27,7 @@ def main(config: ConfigDict) -> None:
         f"{config.model.name} on {config.data.name} {result['split']}: top-1 error {result['top1_error']:.2f} %, "
         f"top-5 error {result['top5_error']:.2f} %, loss {result['loss']:.4f}, {result['num_examples']} examples"
     )
-    print(json.dumps(result))
+    print(to_json(result))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from resnet_jax import cli
 from resnet_jax.errors import UserError
 from resnet_jax.train.loop import train
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.", required=True)
+flags.adopt_module_key_flags(cli)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Go on in a workdir with another config.")
 
 
 def main(config: ConfigDict) -> None:
     if not WORKDIR.value:
-        raise UserError("--workdir is empty; name a folder")
+        raise UserError("--workdir is missing; name a folder, such as runs/resnet20")
     train(config, Path(WORKDIR.value), ALLOW_CONFIG_CHANGE.value)
 
 

@@ -1,7 +1,7 @@
 """plain-20 on CIFAR-10 with the paper's recipe (section 4.2).
 
 Command:   python train.py --config configs/plain20_cifar10.py --workdir runs/plain20
-Hardware:  one GPU
+Hardware:  meant for one GPU; the whole recipe has not been run here yet
 Published: a curve in Figure 6, no number
 """
 

@@ -1,7 +1,7 @@
 """ResNet-110 on CIFAR-10 with the paper's recipe (section 4.2).
 
 Command:   python train.py --config configs/resnet110_cifar10.py --workdir runs/resnet110
-Hardware:  one GPU
+Hardware:  meant for one GPU; the whole recipe has not been run here yet
 Published: 6.43 % (best of five; mean 6.61 %) test error (Table 6)
 """
 

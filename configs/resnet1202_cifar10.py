@@ -1,7 +1,7 @@
 """ResNet-1202 on CIFAR-10 with the paper's recipe (section 4.2).
 
 Command:   python train.py --config configs/resnet1202_cifar10.py --workdir runs/resnet1202
-Hardware:  one GPU
+Hardware:  meant for one GPU; the whole recipe has not been run here yet
 Published: 7.93 % test error (Table 6)
 """
 

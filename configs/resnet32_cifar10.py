@@ -1,7 +1,7 @@
 """ResNet-32 on CIFAR-10 with the paper's recipe (section 4.2).
 
 Command:   python train.py --config configs/resnet32_cifar10.py --workdir runs/resnet32
-Hardware:  one GPU
+Hardware:  meant for one GPU; the whole recipe has not been run here yet
 Published: 7.51 % test error (Table 6)
 """
 

@@ -1,7 +1,7 @@
 """ResNet-56 on CIFAR-10 with the paper's recipe (section 4.2).
 
 Command:   python train.py --config configs/resnet56_cifar10.py --workdir runs/resnet56
-Hardware:  one GPU
+Hardware:  meant for one GPU; the whole recipe has not been run here yet
 Published: 6.97 % test error (Table 6)
 """
 

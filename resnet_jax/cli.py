@@ -1,5 +1,6 @@
 """What the command-line programs share: the config flag, and errors as one line."""
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -44,10 +45,14 @@ def run(main: Callable[[ConfigDict], None]) -> None:
             main(_CONFIG.value)
         except UserError as error:
             _fail(str(error))
+        except OSError as error:  # A full disk, a folder where a file should be, a share that went away.
+            _fail(f"{one_line(error)}; mend that and run the same command again")
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(128 + stopped.signum)
 
+    # Until training begins and takes the signal over, Ctrl-C ends the program at once and without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     app.run(checked_main, flags_parser=_parse_flags)
 
 
@@ -62,7 +67,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _explain(argv: list[str], error: Exception) -> str:
-    """What went wrong with the flags, in the config file that they name, or in overriding its keys."""
+    """What went wrong: in the config file, with a flag, with the file's path, or with the name of a key."""
     paths = []
     for arg, after in zip(argv, [*argv[1:], ""], strict=True):
         flag, equals, value = arg.lstrip("-").partition("=")

@@ -8,12 +8,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnet_jax import recipes
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, one_line
 from resnet_jax.models import create_model
 from resnet_jax.models.resnet import ResNet
 
 # Keys that only some settings read: key -> (what must hold, in words, and the test of it).
 _READ_ONLY_IF = {
+    "data_dir": ("config.data.name is not 'digits'", lambda c: c.data.name != "digits"),
+    "model.stride_placement": ("the model has bottleneck blocks", lambda c: create_model(c.model.name).bottleneck),
     "data.mean": ("config.data.normalization is 'channel'", lambda c: c.data.normalization == "channel"),
     "data.std": ("config.data.normalization is 'channel'", lambda c: c.data.normalization == "channel"),
     "schedule.boundaries": ("config.schedule.name is 'step'", lambda c: c.schedule.name == "step"),
@@ -22,7 +24,7 @@ _READ_ONLY_IF = {
 }
 _ELEMENTS = {"data.mean": float, "data.std": float, "schedule.boundaries": int, "model.stage_sizes": int}
 # fmt: off
-_POSITIVE = (
+_POSITIVE = (  # A new key with a range belongs in one of these, or in ``validate``.
     "steps", "batch_size", "eval_batch_size", "steps_per_dispatch", "log_every", "eval_every", "checkpoint_every",
     "keep_checkpoints",
 )
@@ -59,6 +61,8 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     for key in _NOT_NEGATIVE:
         if not 0 <= values[key] < float("inf"):
             raise UserError(f"config.{key} is {values[key]!r}; it must be a finite number, 0 or above")
+    if config.schedule.warmup_error > 1:
+        raise UserError(f"config.schedule.warmup_error is {config.schedule.warmup_error}; it is a fraction, at most 1")
     if config.batch_size % num_devices:
         raise UserError(
             f"config.batch_size {config.batch_size} is not divisible by the {num_devices} devices; "
@@ -84,8 +88,12 @@ def unknown_key(key: str) -> str:
 
 def make_model(config: ConfigDict, num_classes: int) -> ResNet:
     """The model that config.model describes. Raises UserError as ``create_model`` does."""
-    fields = {key: value for key, value in config.model.items() if value is not None}
-    return create_model(fields.pop("name"), num_classes=num_classes, **fields)
+    return create_model(**model_fields(config, num_classes))
+
+
+def model_fields(config: ConfigDict, num_classes: int) -> dict[str, Any]:
+    """config.model as arguments of ``create_model``, without the keys that it leaves to the named model."""
+    return {"num_classes": num_classes} | {key: value for key, value in config.model.items() if value is not None}
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
@@ -102,16 +110,18 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 def refuse_change(config: ConfigDict, stored: Path, sections: tuple[str, ...] = ("",)) -> None:
     """Raises UserError, naming the keys, if ``config`` differs from the one stored in a workdir.
 
-    ``sections`` limits the comparison to keys with one of these prefixes. A missing file differs in nothing.
+    ``sections`` limits the comparison to keys with one of these prefixes. Where nothing is stored, nothing is refused.
     """
     if not stored.exists():
         return
     try:
         was = flatten(ConfigDict(json.loads(stored.read_text())))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{stored} is damaged ({error}); restore it, or use another workdir") from None
+        was = flatten(recipes.base()) | was  # A key that is newer than the run had its default's effect.
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{stored} is damaged ({one_line(error)}); restore it, or use another workdir") from None
     now = flatten(config)
     keys = [key for key in [*now, *(key for key in was if key not in now)] if key.startswith(sections)]
+    keys = [key for key in keys if key != "data_dir"]  # Where the same data lie does not change a run.
     changed = [key for key in keys if was.get(key) != now.get(key)]
     changes = [f"config.{key} (was {was.get(key)!r}, now {now.get(key)!r})" for key in changed]
     if changes:

@@ -10,6 +10,8 @@ class UserError(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an exception's message, for quoting inside a ``UserError``."""
+    """The first line of an exception's message, or its type if that says nothing, for quoting in a ``UserError``."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines or isinstance(error, LookupError):  # A KeyError's message is the bare key.
+        return " ".join([type(error).__name__, *lines[:1]])
+    return lines[0]

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, one_line
 
 
 def start_distributed() -> None:
@@ -28,8 +29,9 @@ def start_distributed() -> None:
         else:
             jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--distributed could not join the other processes ({reason}); set {', '.join(keys)}") from None
+        raise UserError(
+            f"--distributed could not join the other processes ({one_line(error)}); set {', '.join(keys)}"
+        ) from None
 
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -56,6 +58,12 @@ def to_global(tree: Any, sharding: NamedSharding) -> Any:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(place, tree)
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process of the job has called it with this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def is_main_process() -> bool:

@@ -52,7 +52,9 @@ def base() -> ml_collections.ConfigDict:
     config.schedule.boundaries = (32_000, 48_000)
     config.schedule.factor = 0.1
     config.schedule.warmup_steps = 0  # Linear, from 0.
-    config.schedule.warmup_error = 0.0  # Stay at warmup_learning_rate until the training error is below; 0 for never.
+    config.schedule.warmup_error = (
+        0.0  # Hold warmup_learning_rate until the training error (a fraction) is below; 0: off.
+    )
     config.schedule.warmup_learning_rate = 0.01
     return config
 

@@ -1,24 +1,40 @@
 """What a run leaves for people: metrics.jsonl (the record), TensorBoard events, a progress bar."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from resnet_jax.errors import UserError
 from resnet_jax.files import replace_atomically
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line torn by a kill is left out."""
+    """The records of a metrics.jsonl; none if there is no file. A last line torn by a kill is left out.
+
+    Raises UserError for any other line that is no record.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines[:-1], start=1):  # What follows the last line break is nothing, or torn.
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+            int(record["step"])
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}, line {number} is damaged; mend or remove the line") from None
+        records.append(record)
     return records
+
+
+def to_json(record: dict[str, Any]) -> str:
+    """One line of JSON. Numbers that are not finite, which JSON does not have, become null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False)
 
 
 class MetricsWriter:
@@ -34,23 +50,30 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         with replace_atomically(path) as file:
-            file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
+            file.write("".join(to_json(record) + "\n" for record in kept).encode())
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
+        if step < total_steps:
+            self._bar.set_postfix_str("compiling")
+        self._compiling = True
 
     def advance(self, steps: int) -> None:
         """Moves the progress bar on."""
+        if self._compiling:
+            self._bar.set_postfix_str("")
+            self._compiling = False
         self._bar.update(steps)
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes a record ({"step": int, name: number, ...}) for good before it returns."""
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(to_json(record) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         for name, value in record.items():
             if name != "step":
                 self._events.add_scalar(name, value, record["step"])
+        self._events.flush()
         self._bar.set_postfix_str(_summary(record))
 
     def close(self) -> None:

@@ -236,7 +236,7 @@ def test_a_score_of_a_split_that_is_not_there_names_it(refuse, tmp_path):
 def test_a_score_of_a_run_that_never_saved_says_so(refuse, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     error = refuse(lambda config: score(config, tmp_path / "run"), "--config", QUICKSTART)
-    assert f"there is no checkpoint in {tmp_path / 'run'}" in error
+    assert f"there is no latest checkpoint in {tmp_path / 'run'}" in error
 
 
 def test_a_run_that_a_signal_stopped_ends_with_the_status_of_the_signal(run_here, capsys):

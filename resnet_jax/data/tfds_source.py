@@ -79,7 +79,7 @@ def _command(name: str, folder: Path) -> str:
 def _prepare(name: str, folder: Path) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"data set {name!r} is not prepared in {folder}; set data_dir or TFDS_DATA_DIR, or run: "
+            f"data set {name!r} is not prepared in {folder}; set --config.data_dir or TFDS_DATA_DIR, or run: "
             f"{_command(name, folder)}"
         )
     print(f"preparing {name} in {folder}", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from resnet_jax import parallel
 from resnet_jax.data.augment import normalize
@@ -49,7 +50,8 @@ def evaluate(eval_step: EvalStep, variables: Any, split: Split, batch_size: int,
     """Runs ``eval_step`` over a split on the mesh: num_examples, top1_error and top5_error in percent, mean loss."""
     sharding = parallel.sharded_batch(mesh)
     totals: Any = None
-    for indices, mask in masked_batches(len(split), batch_size, mesh.size):
+    batches = list(masked_batches(len(split), batch_size, mesh.size))
+    for indices, mask in tqdm(batches, "evaluating", delay=1, leave=False, disable=not parallel.is_main_process()):
         sums = eval_step(variables, split, *parallel.to_global((indices, mask), sharding))
         totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
     totals = jax.device_get(totals)

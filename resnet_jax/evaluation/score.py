@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnet_jax import parallel
-from resnet_jax.config import make_model, refuse_change, validate
+from resnet_jax.config import make_model, model_fields, refuse_change, validate
 from resnet_jax.data.augment import normalization
 from resnet_jax.data.resident import load_dataset
 from resnet_jax.errors import UserError
@@ -27,8 +27,8 @@ def score(
 ) -> dict[str, Any]:
     """Evaluates the "latest" or "best" checkpoint of ``workdir``, or the PyTorch weights in a file, on a split.
 
-    Returns what ``evaluate`` does, and {"weights", "step" (of a checkpoint), "split"}. Raises UserError unless exactly
-    one source of weights is given and it fits config.model.
+    Returns what ``evaluate`` does, and {"split", "weights"} with {"checkpoint", "step"} of a run. Raises UserError
+    unless exactly one source of weights is given and it fits config.model.
     """
     if (workdir is None) == (torch_weights is None):
         raise UserError("give either --workdir or --torch_weights")
@@ -43,8 +43,7 @@ def score(
     model = make_model(config, dataset.num_classes)
     result: dict[str, Any] = {"split": split}
     if torch_weights:
-        fields = {key: value for key, value in config.model.items() if value is not None}
-        variables = load_torch(fields.pop("name"), torch_weights, num_classes=dataset.num_classes, **fields)
+        variables = load_torch(**model_fields(config, dataset.num_classes), source=torch_weights)
         variables = parallel.to_global(variables, parallel.replicated(mesh))
         result["weights"] = str(torch_weights)
     else:
@@ -52,17 +51,17 @@ def score(
         image_shape = dataset.train.images.shape[1:]
         template = jax.eval_shape(lambda: init_state(config, model, image_shape, mesh))
         manager = checkpoint.open_checkpoints(workdir / "checkpoints", config.keep_checkpoints, read_only=True)
-        best = checkpoint.best_step(manager) if which == "best" else None
-        if best is not None:
-            state = checkpoint.restore_step(manager, best, template, mesh)
-        else:
-            restored = checkpoint.restore_latest(manager, template, mesh, set_aside=False)
-            if restored is None:
-                raise UserError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
-            state = restored
-        manager.close()
+        try:
+            if which == "best":
+                state = checkpoint.restore_best(manager, template, mesh)
+            else:
+                state = checkpoint.restore_latest(manager, template, mesh, set_aside=False)
+        finally:
+            manager.close()
+        if state is None:
+            raise UserError(f"there is no {which} checkpoint in {workdir}; train first, or correct --workdir")
         variables = state.variables
-        result |= {"weights": str(workdir), "step": int(state.step)}
+        result |= {"weights": str(workdir), "checkpoint": which, "step": int(state.step)}
     mean, std = normalization(config, dataset.train)
     on_device = parallel.to_global(chosen, parallel.replicated(mesh))
     eval_step = make_eval_step(model, mean, std, mesh)

@@ -91,7 +91,7 @@ def _to_array(value: Any, where: str) -> np.ndarray:
     """A float32 array of an array or a tensor of any float type, also one that requires a gradient."""
     try:
         if hasattr(value, "detach"):
-            value = value.detach().float().numpy()
+            value = value.detach().cpu().float().numpy()
         return np.asarray(value).astype(np.float32)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where} is not a tensor ({one_line(error)}); give a state dict of weights") from None

@@ -62,8 +62,10 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
     variants = _variants()
     if name not in variants:
         close = difflib.get_close_matches(name, variants, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"the models are {', '.join(variants)}"
-        raise UserError(f"unknown model {name!r}; {hint}")
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(
+            f"unknown model {name!r}; {hint}The models are {', '.join(variants)}; others through stage_sizes"
+        )
     fields = variants[name] | overrides
     if num_classes is not None:
         fields["num_classes"] = num_classes
@@ -73,7 +75,8 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
             raise UserError(f"unknown model field {field!r}; the fields are {', '.join(known)}")
     for field, choices in _CHOICES.items():
         if field in overrides and overrides[field] not in choices:
-            raise UserError(f"model field {field} is {overrides[field]!r}; it must be one of {choices}")
+            names = " or ".join("None (no shortcut)" if choice is None else repr(choice) for choice in choices)
+            raise UserError(f"model field {field} is {overrides[field]!r}; it must be {names}")
     for field in ("num_classes", "width", "bn_group_size"):
         value = fields.get(field)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

@@ -1,6 +1,7 @@
 """Residual networks and their plain twins: a stem, stages of blocks, and a linear classifier (Table 1, section 4.2)."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -46,7 +47,7 @@ class ResNet(nn.Module):
 
         With ``train`` batch statistics are those of the batch, and "batch_stats" must be mutable. With ``features``
         the result is a dict of each stage's output instead: "C1" is the stem's (before the max-pool), "C2" the first
-        stage's, and so on to "C5" (ImageNet) or "C4" (CIFAR), each (N, H', W', channels).
+        stage's, and so on to "C5" (ImageNet) or "C4" (CIFAR), each (N, H', W', channels) in ``dtype``.
         """
         norm = partial(BatchNorm, use_running_average=not train, group_size=self.bn_group_size, dtype=self.dtype)
         size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
@@ -65,11 +66,8 @@ class ResNet(nn.Module):
 
     def _stage(self, x: jax.Array, index: int, num_blocks: int, norm: partial) -> jax.Array:
         block = BottleneckBlock if self.bottleneck else BasicBlock
-        if self.remat:
-            # Inside a scan the loop itself keeps the recomputation apart from the forward pass.
-            block = nn.remat(block, prevent_cse=not self.scan_blocks)
-        make_block = partial(
-            block,
+        fields: partial[dict[str, Any]] = partial(
+            dict,
             filters=self.width * 2**index,
             shortcut=self.shortcut,
             norm=norm,
@@ -77,9 +75,11 @@ class ResNet(nn.Module):
             zero_init_last_bn=self.zero_init_last_bn,
             dtype=self.dtype,
         )
-        strides = 1 if index == 0 else 2
+        # Inside a scan the loop itself keeps the recomputation apart from the forward pass.
+        unrolled = nn.remat(block) if self.remat else block
+        looped = nn.remat(block, prevent_cse=False) if self.remat else block
         name = f"stage{index + 1}"
-        x = make_block(strides=strides, name=f"{name}_block1")(x)
+        x = unrolled(**fields(strides=1 if index == 0 else 2, name=f"{name}_block1"))(x)
         if self.scan_blocks and num_blocks > 1:
             loop = nn.scan(
                 lambda module, carry, _: (module(carry), None),
@@ -87,8 +87,8 @@ class ResNet(nn.Module):
                 split_rngs={"params": True},
                 length=num_blocks - 1,
             )
-            x, _ = loop(make_block(strides=1, name=f"{name}_blocks"), x, None)
+            x, _ = loop(looped(**fields(strides=1, name=f"{name}_blocks")), x, None)
         else:
             for i in range(1, num_blocks):
-                x = make_block(strides=1, name=f"{name}_block{i + 1}")(x)
+                x = unrolled(**fields(strides=1, name=f"{name}_block{i + 1}"))(x)
         return x

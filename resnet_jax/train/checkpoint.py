@@ -3,10 +3,11 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import orbax.checkpoint as ocp
+from flax import serialization
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
@@ -14,10 +15,12 @@ from resnet_jax import parallel
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.train.state import TrainState
 
+Checkpoints: TypeAlias = ocp.CheckpointManager  # For type annotations in modules that do not import Orbax.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError)  # What a metrics file that is none can raise.
 _NONE_READABLE = "no checkpoint in {} can be read; start in another workdir"
 
 
-def open_checkpoints(directory: Path, keep: int, read_only: bool = False) -> ocp.CheckpointManager:
+def open_checkpoints(directory: Path, keep: int, read_only: bool = False) -> Checkpoints:
     """A manager that preserves the ``keep`` latest checkpoints and the one with the least evaluation error."""
 
     def error(metrics: dict[str, float]) -> float:
@@ -40,73 +43,87 @@ def open_checkpoints(directory: Path, keep: int, read_only: bool = False) -> ocp
         create=not read_only,
         lightweight_initialize=read_only,  # Or a damaged metrics file of any checkpoint would stop us here.
     )
-    if not read_only and parallel.is_main_process():
+    if not read_only:
         _set_aside_damaged_metrics(directory)
     handlers = {"state": ocp.StandardCheckpointHandler()}
     return ocp.CheckpointManager(directory.absolute(), item_handlers=handlers, options=options)
 
 
-def best_step(manager: ocp.CheckpointManager) -> int | None:
-    """The step with the least evaluation error, the latest of equals; None if no checkpoint was evaluated."""
-    errors = {}
-    for step in sorted(manager.all_steps(), reverse=True):
-        try:
-            metrics = manager.metrics(step)
-        except ValueError:  # Damaged JSON; reading this checkpoint will say so.
-            continue
-        if metrics:
-            errors[step] = metrics["top1_error"]
-    return min(errors, key=errors.__getitem__) if errors else None
+def save(manager: Checkpoints, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
+    """Starts to save ``state`` and returns once it is copied off the devices. Does nothing if ``step`` is saved.
+
+    Raises UserError if this save cannot begin, or the one before it did not end, for example because the disk is full.
+    """
+    try:
+        if manager.latest_step() != step:
+            manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
+    except Exception as error:  # What went wrong in Orbax's threads comes back in many kinds.
+        raise _not_written(manager, error) from error
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
-    """Starts to save ``state`` and returns once it is copied off the devices. Does nothing if ``step`` is saved."""
-    if manager.latest_step() != step:
-        manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
+def close(manager: Checkpoints) -> None:
+    """Waits for a save under way. Raises UserError if it could not be written."""
+    try:
+        manager.close()
+    except Exception as error:
+        raise _not_written(manager, error) from error
 
 
-def restore_latest(
-    manager: ocp.CheckpointManager, template: TrainState, mesh: Mesh, set_aside: bool
-) -> TrainState | None:
+def restore_latest(manager: Checkpoints, template: TrainState, mesh: Mesh, set_aside: bool) -> TrainState | None:
     """The newest readable state, or None where nothing was ever saved.
 
     A checkpoint that cannot be read is named on stderr and passed over for the one before it; with ``set_aside`` it is
-    renamed to ``STEP.corrupt``, so that its step can be saved again. Raises UserError where none can be read, or where
-    they belong to another model.
+    renamed to ``STEP.corrupt``, so that its step can be saved again. Raises UserError, and renames nothing, where none
+    can be read or where they are of another model.
     """
     steps = sorted(manager.all_steps(), reverse=True)
+    unreadable: list[Path] = []
     for step in steps:
+        path = Path(manager.directory) / str(step)
         try:
-            return _restore(manager, step, template, mesh)
+            state = _restore(manager, step, template, mesh)
         except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged or missing files.
-            older = [other for other in steps if other < step]
-            then = f"falling back to step {older[0]}" if older else "there is none before it"
-            path = manager.directory / str(step)
-            print(f"warning: checkpoint {path} is corrupt ({one_line(error)}); {then}", file=sys.stderr)
-            if set_aside and older:
-                if parallel.is_main_process():
-                    _set_aside(Path(manager.directory) / str(step))
-                manager.reload()
+            print(f"warning: checkpoint {path} is corrupt ({one_line(error)}); passing it over", file=sys.stderr)
+            unreadable.append(path)
+            continue
+        if set_aside and unreadable:
+            _set_aside(unreadable)
+            manager.reload()
+        return state
     if steps:
         raise UserError(_NONE_READABLE.format(manager.directory))
     return None
 
 
-def restore_step(manager: ocp.CheckpointManager, step: int, template: TrainState, mesh: Mesh) -> TrainState:
-    """The state saved at ``step``. Raises UserError if it cannot be read or belongs to another model."""
+def restore_best(manager: Checkpoints, template: TrainState, mesh: Mesh) -> TrainState | None:
+    """The state with the least evaluation error, the latest of equals; None if no saved state was evaluated.
+
+    Raises UserError if it cannot be read or is of another model.
+    """
+    errors: dict[int, float] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            error_rate = _evaluation_error(Path(manager.directory) / str(step))
+        except _DAMAGED:  # Reading this one's state is none of our business then.
+            continue
+        if error_rate is not None:
+            errors[step] = error_rate
+    if not errors:
+        return None
+    best = min(errors, key=errors.__getitem__)
     try:
-        return _restore(manager, step, template, mesh)
+        return _restore(manager, best, template, mesh)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"checkpoint {manager.directory / str(step)} is corrupt ({one_line(error)}); use --checkpoint=latest"
+            f"checkpoint {manager.directory / str(best)} is corrupt ({one_line(error)}); use --checkpoint=latest"
         ) from error
 
 
-def stop_requested(manager: ocp.CheckpointManager, step: int, received: list[int]) -> bool:
+def stop_requested(manager: Checkpoints, step: int, received: list[int]) -> bool:
     """Whether to save and stop after ``step``; all processes of a job answer alike.
 
     One process asks its own signal handler. In a multi-host job JAX's service spreads the preemption notice.
@@ -116,34 +133,39 @@ def stop_requested(manager: ocp.CheckpointManager, step: int, received: list[int
     return bool(received)
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, template: TrainState, mesh: Mesh) -> TrainState:
+def _restore(manager: Checkpoints, step: int, template: TrainState, mesh: Mesh) -> TrainState:
     _check_same_model(manager, step, template)
     sharding = parallel.replicated(mesh)
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), template)
     return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
 
 
-def _check_same_model(manager: ocp.CheckpointManager, step: int, template: TrainState) -> None:
+def _check_same_model(manager: Checkpoints, step: int, template: TrainState) -> None:
     saved = manager.item_metadata(step)["state"]
     if saved is None:
         raise FileNotFoundError("it has no state")
-    saved_shapes = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(dict(saved))}
-    shapes = {f"params/{_name(path)}": leaf.shape for path, leaf in _leaves(template.params)}
-    for name in sorted(shapes.keys() | {name for name in saved_shapes if name.startswith("params/")}):
-        here, there = shapes.get(name, "absent"), saved_shapes.get(name, "absent")
-        if here != there:
+    there, here = _shapes(dict(saved)), _shapes(template)
+    for name in sorted(here.keys() | there.keys(), key=lambda name: (not name.startswith("params/"), name)):
+        if here.get(name) != there.get(name):
             raise UserError(
-                f"checkpoint {manager.directory / str(step)} is of another model: {name} is {there} in it and {here} "
-                f"in config.model; use the config that made it, or another workdir"
+                f"checkpoint {manager.directory / str(step)} is of another model: {name} is "
+                f"{there.get(name, 'absent')} in it and {here.get(name, 'absent')} in config.model; "
+                f"use the config that made it, or another workdir"
             )
 
 
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shape by path, "params/head/kernel", alike for a state and for Orbax's metadata of one."""
+    leaves = jax.tree_util.tree_leaves_with_path(serialization.to_state_dict(tree))
+    return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _name(path: Any) -> str:
-    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+def _evaluation_error(step_directory: Path) -> float | None:
+    """The top-1 error that a checkpoint was saved with; None for none. Raises one of ``_DAMAGED``."""
+    try:
+        return float(json.loads((step_directory / "metrics" / "metrics").read_text())["top1_error"])
+    except FileNotFoundError:
+        return None
 
 
 def _set_aside_damaged_metrics(directory: Path) -> None:
@@ -152,21 +174,30 @@ def _set_aside_damaged_metrics(directory: Path) -> None:
     damaged: dict[Path, str] = {}
     for path in steps:
         try:
-            json.loads((path / "metrics" / "metrics").read_text())
-        except FileNotFoundError:
-            continue  # Saved without an evaluation.
-        except (OSError, ValueError) as error:
+            _evaluation_error(path)
+        except _DAMAGED as error:
             damaged[path] = one_line(error)
     if damaged and len(damaged) == len(steps):
         raise UserError(_NONE_READABLE.format(directory))
     for path, reason in damaged.items():
         print(f"warning: checkpoint {path} is corrupt ({reason}); passing it over", file=sys.stderr)
-        _set_aside(path)
+    if damaged:
+        _set_aside(list(damaged))
 
 
-def _set_aside(path: Path) -> None:
-    target, number = path.with_name(f"{path.name}.corrupt"), 1
-    while target.exists():
-        number += 1
-        target = path.with_name(f"{path.name}.corrupt{number}")
-    path.rename(target)
+def _set_aside(paths: list[Path]) -> None:
+    """Renames checkpoints to ``STEP.corrupt``; every process returns when it is done."""
+    for path in paths if parallel.is_main_process() else ():
+        target, number = path.with_name(f"{path.name}.corrupt"), 1
+        while target.exists():
+            number += 1
+            target = path.with_name(f"{path.name}.corrupt{number}")
+        path.rename(target)
+    parallel.wait_for_all("set aside")
+
+
+def _not_written(manager: Checkpoints, error: Exception) -> UserError:
+    return UserError(
+        f"cannot write a checkpoint in {manager.directory} ({one_line(error)}); "
+        f"mend that and run the same command again"
+    )

@@ -57,10 +57,10 @@ class MetricsLog:
 
 
 def check_finite(metrics: Metrics) -> None:
-    """Raises UserError if the loss or the gradient of any step so far was not finite, naming the first such step."""
+    """Raises UserError if the loss, gradient or update of any step was not finite, naming the first such step."""
     step = int(jax.device_get(metrics["nonfinite_step"]))
     if step >= 0:
         raise UserError(
-            f"the loss or its gradient is not finite at step {step}; the last good checkpoint is kept; "
+            f"the loss, its gradient or the update is not finite at step {step}; the last good checkpoint is kept; "
             f"lower config.optimizer.learning_rate or set config.schedule.warmup_steps"
         )

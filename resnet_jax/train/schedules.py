@@ -55,13 +55,14 @@ def sgd(learning_rate: jax.Array, config: ConfigDict) -> optax.GradientTransform
     optimizer = config.optimizer
     if optimizer.decay not in ("all", "kernels"):
         raise UserError(f"config.optimizer.decay is {optimizer.decay!r}; it must be 'all' or 'kernels'")
-    mask = _kernels if optimizer.decay == "kernels" else None
+
+    def decays(params: Any) -> Any:  # A mask in both cases, so that the state has the same form.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: optimizer.decay == "all" or path[-1].key == "kernel", params
+        )
+
     return optax.chain(
-        optax.add_decayed_weights(optimizer.weight_decay, mask),
+        optax.add_decayed_weights(optimizer.weight_decay, decays),
         optax.scale(-learning_rate),
         optax.trace(optimizer.momentum),
     )
-
-
-def _kernels(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

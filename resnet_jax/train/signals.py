@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C ask a run to save its state and stop."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ def stop_signals() -> Iterator[list[int]]:
     def receive(signum: int, frame: object) -> None:
         received.append(signum)
         restore()
+        name = signal.Signals(signum).name
+        os.write(2, f"\n{name}: saving after this step; a second one ends the run without saving\n".encode())
 
     for signum in STOP_SIGNALS:
         signal.signal(signum, receive)

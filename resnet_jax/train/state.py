@@ -22,7 +22,7 @@ class TrainState:
     train_error: exponential mean of the batches' top-1 error, in [0, 1], that the warm-up rule reads.
     warming_up: whether the rule of section 4.2 still holds the learning rate down.
     sums: loss and errors summed over the steps of the current logging interval, and their number.
-    nonfinite_step: the first step whose loss or gradient was not finite, or -1.
+    nonfinite_step: the first step whose loss, gradient or new variables were not finite, or -1.
     """
 
     step: jax.Array

@@ -20,6 +20,7 @@ from resnet_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+ResidentStep = Callable[[TrainState, Split, jax.Array], tuple[TrainState, Metrics]]
 # How much of the running training error each step keeps: a mean over about 50 batches.
 ERROR_MEMORY = 0.98
 
@@ -50,7 +51,7 @@ def train_step(
     new_interval = state.step % config.log_every == 0
     sums = jax.tree.map(lambda total: jnp.where(new_interval, 0, total), state.sums)
     sums = {"loss": sums["loss"] + loss, "error": sums["error"] + error, "count": sums["count"] + 1}
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((grads, params, batch_stats)))
     first_nonfinite = (state.nonfinite_step < 0) & ~finite
     new_state = TrainState(
         step=state.step + 1,
@@ -73,7 +74,7 @@ def train_step(
 
 def make_resident_step(
     config: ConfigDict, model: ResNet, mean: np.ndarray, std: np.ndarray, mesh: Mesh
-) -> Callable[[TrainState, Split, jax.Array], tuple[TrainState, Metrics]]:
+) -> ResidentStep:
     """Compiles ``(state, split, indices) -> (state, metrics)`` for a data set that lives on the devices.
 
     ``indices`` (k, B) name the examples of k consecutive steps, done in one call; the metrics are the last step's. The

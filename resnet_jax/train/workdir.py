@@ -1,9 +1,13 @@
 """The folder of a run: its config, and the versions and hardware it ran with."""
 
+import fcntl
 import importlib.metadata
 import json
 import platform
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -27,14 +31,13 @@ PACKAGES = (
 
 
 def prepare_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Makes the folder with ``config.json`` and ``environment.json``; an earlier config is kept as ``config.N.json``.
+    """Writes ``config.json`` and ``environment.json``; an earlier config is kept as ``config.N.json``.
 
     Raises UserError if the folder cannot be written.
     """
     text = json.dumps(config.to_dict(), indent=2) + "\n"
     path = workdir / "config.json"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.read_text() != text:
             number = 1
             while (workdir / f"config.{number}.json").exists():
@@ -43,7 +46,32 @@ def prepare_workdir(workdir: Path, config: ConfigDict) -> None:
         _write(path, text)
         _write(workdir / "environment.json", json.dumps(_environment(), indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"cannot write to workdir {workdir} ({error.strerror}); choose another --workdir") from None
+        raise _not_writable(workdir, error) from None
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the folder, which it makes if need be, for this process; the lock ends with the process, however it ends.
+
+    Raises UserError if another process trains in it, or if it cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise _not_writable(workdir, error) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process trains in {workdir}; wait for it, or use another --workdir") from None
+        except OSError:  # Some network file systems have no locks.
+            pass
+        yield
+
+
+def _not_writable(workdir: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to workdir {workdir} ({error.strerror}); choose another --workdir")
 
 
 def _write(path: Path, text: str) -> None:
@@ -60,9 +88,19 @@ def _environment() -> dict[str, object]:
             versions[package] = "not installed"
     return {
         "command": sys.argv,
+        "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
         "packages": versions,
     }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package lies in; None if it is not one, or git is missing."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -108,8 +108,7 @@ def test_the_latest_ones_and_the_best_are_kept(tmp_path, one_device):
     manager.close()
     manager = checkpoint.open_checkpoints(tmp_path, keep=2, read_only=True)
     assert sorted(manager.all_steps()) == [2, 5, 6]
-    assert checkpoint.best_step(manager) == 2
-    best = checkpoint.restore_step(manager, 2, template(), one_device)
+    best = checkpoint.restore_best(manager, template(), one_device)
     assert bits(best) == bits(state_at(2, one_device))
     manager.close()
 
@@ -143,7 +142,7 @@ def assert_falls_back(directory, mesh, capsys):
     restored = restore(directory, mesh)
     assert bits(restored) == bits(state_at(1, mesh))
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert f"{directory / '2'} is corrupt" in warning and "falling back to step 1" in warning
+    assert f"{directory / '2'} is corrupt" in warning and "passing it over" in warning
     assert sorted(path.name for path in directory.iterdir()) == ["1", "2.corrupt"]
     save_steps(directory, [2], mesh)
     assert bits(restore(directory, mesh)) == bits(state_at(2, mesh))
@@ -181,7 +180,11 @@ def test_damage_to_any_one_file_never_gives_a_wrong_state(tmp_path, one_device, 
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [flip_bits, truncate])
+def another_record(path):
+    path.write_text('{"loss": 1}')
+
+
+@pytest.mark.parametrize("damage", [flip_bits, truncate, another_record])
 def test_a_checkpoint_with_damaged_metrics_is_set_aside(tmp_path, one_device, capsys, damage):
     save_steps(tmp_path, [1, 2], one_device)
     damage(tmp_path / "2" / "metrics" / "metrics")
@@ -194,7 +197,7 @@ def test_the_best_checkpoint_is_found_beside_one_with_damaged_metrics(tmp_path, 
     save_steps(tmp_path, [1, 2, 3], one_device)  # Each has a smaller error than the one before.
     truncate(tmp_path / "3" / "metrics" / "metrics")
     manager = checkpoint.open_checkpoints(tmp_path, 5, read_only=True)
-    assert checkpoint.best_step(manager) == 2
+    assert bits(checkpoint.restore_best(manager, template(), one_device)) == bits(state_at(2, one_device))
     manager.close()
 
 
@@ -202,7 +205,7 @@ def test_without_an_evaluation_there_is_no_best_checkpoint(tmp_path, one_device)
     manager = checkpoint.open_checkpoints(tmp_path, keep=2)
     checkpoint.save(manager, 1, state_at(1, one_device), None)
     manager.wait_until_finished()
-    assert checkpoint.best_step(manager) is None
+    assert checkpoint.restore_best(manager, template(), one_device) is None
     manager.close()
 
 
@@ -223,6 +226,7 @@ def test_no_readable_checkpoint_is_a_user_error(tmp_path, one_device, capsys):
         restore(tmp_path, one_device)
     warnings = capsys.readouterr().err
     assert f"{tmp_path / '2'} is corrupt" in warnings and f"{tmp_path / '1'} is corrupt" in warnings
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]  # Nothing is renamed for nothing.
 
 
 def test_a_corrupt_best_checkpoint_is_a_user_error(tmp_path, one_device):
@@ -230,7 +234,7 @@ def test_a_corrupt_best_checkpoint_is_a_user_error(tmp_path, one_device):
     delete(tmp_path / "2" / "state" / "_METADATA")
     manager = checkpoint.open_checkpoints(tmp_path, 5, read_only=True)
     with pytest.raises(UserError, match=f"{tmp_path / '2'} is corrupt"):
-        checkpoint.restore_step(manager, 2, template(), one_device)
+        checkpoint.restore_best(manager, template(), one_device)
     manager.close()
 
 
@@ -248,7 +252,7 @@ def test_a_checkpoint_of_another_model_is_a_user_error_that_names_a_parameter(tm
     with pytest.raises(UserError, match=fault):
         checkpoint.restore_latest(manager, other, one_device, set_aside=True)
     with pytest.raises(UserError, match=fault):
-        checkpoint.restore_step(manager, 1, other, one_device)
+        checkpoint.restore_best(manager, other, one_device)
     manager.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 

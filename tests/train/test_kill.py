@@ -13,8 +13,9 @@ import orbax.checkpoint as ocp
 from resnet_jax.writers import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NUM_KILLS = 10
-STEPS = 1200
+RANDOM_KILLS = 10
+KILLS_AT_A_SAVE = 5
+STEPS = 1600
 
 
 def start(workdir: Path, environment: dict[str, str]) -> subprocess.Popen:
@@ -58,7 +59,12 @@ def test_killed_run_ends_like_one_never_killed(tmp_path):
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    finish(start(undisturbed, environment))
+    begun = time.monotonic()
+    process = start(undisturbed, environment)
+    wait_for((undisturbed / "metrics.jsonl").exists, process, interval=0.01)
+    wait_for(lambda: read_metrics(undisturbed / "metrics.jsonl"), process, interval=0.01)
+    seconds_to_first_record = time.monotonic() - begun
+    finish(process)
 
     checkpoints = killed / "checkpoints"
 
@@ -67,19 +73,31 @@ def test_killed_run_ends_like_one_never_killed(tmp_path):
         names = os.listdir(checkpoints) if checkpoints.exists() else []
         return {name for name in names if "orbax-checkpoint-tmp" in name}
 
-    kills_in_a_save = 0
-    for kill in range(NUM_KILLS):
-        process = start(killed, environment)
-        if kill % 2:
-            old = being_saved()
-            wait_for(lambda old=old: being_saved() - old, process, interval=0.001)
-        else:
-            # Any time from the start of the program to about the tenth checkpoint.
-            end = time.monotonic() + rng.uniform(0, 8)
-            wait_for(lambda end=end: time.monotonic() > end, process, interval=0.01)
-        assert process.poll() is None, "the run ended before it could be killed"
+    def kill(process: subprocess.Popen) -> bool:
+        """Whether the process was alive to be killed."""
+        alive = process.poll() is None
         process.kill()
         process.communicate()
+        return alive
+
+    # Any moment of the start-up, and any moment of training through some dozen checkpoints.
+    for number in range(RANDOM_KILLS):
+        process = start(killed, environment)
+        if number % 2:
+            time.sleep(rng.uniform(0, 0.5 * seconds_to_first_record))
+        else:
+            done = len(read_metrics(killed / "metrics.jsonl"))
+            wait_for(lambda done=done: len(read_metrics(killed / "metrics.jsonl")) > done, process, interval=0.01)
+            time.sleep(rng.uniform(0, 0.7))
+        assert kill(process), "the run ended before it could be killed"
+
+    kills_in_a_save = 0
+    for _ in range(KILLS_AT_A_SAVE):
+        process = start(killed, environment)
+        old = being_saved()
+        wait_for(lambda old=old: being_saved() - old, process, interval=0.001)
+        time.sleep(rng.uniform(0, 0.1))  # Up to the renaming, and the removal of older checkpoints.
+        assert kill(process), "the run ended before it could be killed"
         kills_in_a_save += bool(being_saved())
     finish(start(killed, environment))
 

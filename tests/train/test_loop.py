@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from resnet_jax import recipes
+from resnet_jax.config import refuse_change
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.score import score
 from resnet_jax.train.loop import train
 from resnet_jax.train.signals import Stopped
+from resnet_jax.train.workdir import locked
 from resnet_jax.writers import MetricsWriter, read_metrics
 
 
@@ -119,7 +121,7 @@ def test_a_corrupt_newest_checkpoint_costs_only_the_steps_since_the_one_before(t
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     train(tiny_config(steps=10), tmp_path)
     wild = tiny_config(steps=20, **{"optimizer.learning_rate": 1e30})
-    with pytest.raises(UserError, match=r"not finite at step 1[12]; .*learning_rate"):
+    with pytest.raises(UserError, match=r"not finite at step 11; .*learning_rate"):
         train(wild, tmp_path, allow_config_change=True)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["10"]
     assert score(wild, tmp_path, allow_config_change=True)["step"] == 10
@@ -132,6 +134,41 @@ def test_a_checkpoint_of_another_model_is_refused(finished):
         score(other, workdir)
     with pytest.raises(UserError, match="is of another model: params/"):
         score(other, workdir, allow_config_change=True)
+
+
+def test_a_refused_config_change_leaves_the_workdir_as_it_was(tmp_path):
+    train(tiny_config(steps=10), tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    for settings in ({"model.width": 8}, {"steps_per_dispatch": 3, "log_every": 3, "steps": 12}):
+        intervals = {"eval_every": 12, "checkpoint_every": 12} if "steps" in settings else {}
+        with pytest.raises(UserError, match=r"another model|not a multiple of config\.steps_per_dispatch"):
+            train(tiny_config(**{"steps": 10, **settings, **intervals}), tmp_path, allow_config_change=True)
+        assert (tmp_path / "config.json").read_text() == before
+
+
+def test_weight_decay_of_other_parameters_goes_on_from_the_same_checkpoint(tmp_path):
+    train(tiny_config(steps=10), tmp_path)
+    other = tiny_config(steps=15, **{"optimizer.decay": "kernels"})
+    assert train(other, tmp_path, allow_config_change=True).step == 15
+
+
+def test_a_workdir_in_use_is_refused(tmp_path):
+    with locked(tmp_path), pytest.raises(UserError, match="another process trains in"):
+        train(tiny_config(), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_key_that_is_newer_than_the_run_had_its_default(finished):
+    workdir, _ = finished
+    path = workdir / "config.json"
+    stored = path.read_text()
+    older = json.loads(stored)
+    del older["optimizer"]["decay"]
+    path.write_text(json.dumps(older))
+    refuse_change(tiny_config(), path)
+    with pytest.raises(UserError, match=r"config\.optimizer\.decay \(was 'all', now 'kernels'\)"):
+        refuse_change(tiny_config(**{"optimizer.decay": "kernels"}), path)
+    path.write_text(stored)
 
 
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
