@@ -2,9 +2,9 @@
 
     python -m benchmarks.cifar_train
 
-Batch 128, 32x32, float32, on as many CPU threads as there are cores (or on the accelerator, for JAX). Each round times
-all three, so that a drift of the machine's speed cancels in the ratios. PyTorch runs channels_last, on random labels
-with a small learning rate: constant labels or a diverging loss produce denormals, which would slow it several times.
+Batch 128, 32x32, float32, on as many CPU threads as there are cores, or both on the GPU. Each round times all three, so
+that a drift of the machine's speed cancels in the ratios. PyTorch runs channels_last, on random labels with a small
+learning rate: constant labels or a diverging loss produce denormals, which would slow it several times. Needs PyTorch.
 """
 
 import argparse
@@ -90,12 +90,13 @@ def jax_trainer(layers: int, batch_size: int) -> Callable[[int], float]:
 def torch_step(layers: int, batch_size: int) -> Callable[[int], float]:
     """A function that runs n steps of PyTorch on one batch and returns images/s."""
     torch.manual_seed(0)
-    torch.set_num_threads(os.cpu_count() or 1)
-    model = cifar_resnet(layers)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = torch.device("cpu" if jax.default_backend() == "cpu" else "cuda")
+    model = cifar_resnet(layers).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
-    images = torch.randn(batch_size, 3, 32, 32).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (batch_size,))
+    images = torch.randn(batch_size, 3, 32, 32).to(device, memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (batch_size,)).to(device)
 
     def run(num_steps: int) -> float:
         start = time.perf_counter()
@@ -103,6 +104,8 @@ def torch_step(layers: int, batch_size: int) -> Callable[[int], float]:
             optimizer.zero_grad()
             F.cross_entropy(model(images), labels).backward()
             optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         return num_steps * batch_size / (time.perf_counter() - start)
 
     run(2)
@@ -116,6 +119,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps a measurement")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    if jax.default_backend() != "cpu" and not torch.cuda.is_available():
+        parser.error(
+            f"JAX uses {jax.default_backend()} and PyTorch only the CPU; set JAX_PLATFORMS=cpu to compare them"
+        )
     sides = {
         "train step": jax_step(arguments.layers, arguments.batch_size),
         "whole trainer": jax_trainer(arguments.layers, arguments.batch_size),
@@ -131,7 +138,8 @@ def main() -> None:
         return statistics.median(a / b for a, b in zip(speeds[name], speeds[other], strict=True))
 
     print(f"\nResNet-{arguments.layers}, batch {arguments.batch_size}, {jax.devices()[0].device_kind}, ", end="")
-    print(f"{os.cpu_count()} cores, jax {jax.__version__}, torch {torch.__version__}, medians of {arguments.rounds}\n")
+    print(f"{len(os.sched_getaffinity(0))} cores, jax {jax.__version__}, torch {torch.__version__}, ", end="")
+    print(f"medians of {arguments.rounds}\n")
     print("| | images/s (min-max) | ratio to PyTorch | ratio to the bare step |\n|---|---|---|---|")
     for name, values in speeds.items():
         print(

@@ -29,7 +29,7 @@ def run(main: Callable[[ConfigDict], None]) -> None:
     """
 
     def checked_main(argv: list[str]) -> None:
-        logging.set_verbosity(logging.ERROR)  # JAX, TFDS and Orbax report their every doing below.
+        logging.set_verbosity(logging.ERROR)  # Below it JAX, TFDS and Orbax report every step they take.
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")

@@ -1,7 +1,7 @@
 """Downloads a data set and prepares it as array_record: ``python -m resnet_jax.data.prepare cifar10 --data_dir DIR``.
 
 The only program here that needs TensorFlow (``pip install tensorflow``); it shows TFDS's progress bars. Reading what
-it wrote needs TensorFlow no more.
+it wrote does not need it.
 """
 
 import argparse
