@@ -3,6 +3,10 @@
 Prints a line to read and, last, a line of JSON. Errors are in percent.
 """
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback from some import.
+
 from pathlib import Path
 
 from absl import flags

@@ -1,6 +1,5 @@
 """What the command-line programs share: the config flag, and errors as one line."""
 
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -29,7 +28,7 @@ def run(main: Callable[[ConfigDict], None]) -> None:
     """
 
     def checked_main(argv: list[str]) -> None:
-        logging.set_verbosity(logging.ERROR)  # Below it JAX, TFDS and Orbax report every step they take.
+        logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it raises, with tracebacks; we report them.
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
@@ -51,8 +50,6 @@ def run(main: Callable[[ConfigDict], None]) -> None:
             print(stopped, file=sys.stderr)
             sys.exit(128 + stopped.signum)
 
-    # Until training begins and takes the signal over, Ctrl-C ends the program at once and without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     app.run(checked_main, flags_parser=_parse_flags)
 
 
