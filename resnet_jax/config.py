@@ -69,9 +69,9 @@ def validate(config: ConfigDict, num_devices: int) -> None:
             f"use {max(1, config.batch_size // num_devices) * num_devices}"
         )
     group = config.model.bn_group_size
-    multiples = [(key, "log_every") for key in ("eval_every", "checkpoint_every")]
-    multiples += [(key, "steps_per_dispatch") for key in ("steps", "log_every")]
-    multiples += [("batch_size", "model.bn_group_size")] if group else []
+    intervals = ("steps", "log_every", "eval_every", "checkpoint_every")
+    multiples = [(key, "steps_per_dispatch") for key in intervals]
+    multiples += [("batch_size", "model.bn_group_size")] if group and config.batch_size > group else []
     for key, unit in multiples:
         if values[key] % values[unit]:
             raise UserError(

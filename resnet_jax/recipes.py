@@ -13,7 +13,7 @@ def base() -> ml_collections.ConfigDict:
     config.batch_size = 128  # Over all devices.
     config.eval_batch_size = 500
     config.steps_per_dispatch = 1  # Steps in one call; more hide the host's latency on an accelerator.
-    config.log_every = 100  # In steps, like the next two, which must be multiples of it.
+    config.log_every = 100  # In steps, like the next two; steps_per_dispatch must divide all of them.
     config.eval_every = 1_000
     config.checkpoint_every = 1_000
     config.keep_checkpoints = 2  # The latest so many, besides the best.

@@ -183,8 +183,8 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_with_one_they_can():
 @pytest.mark.parametrize(
     ("values", "key", "unit"),
     [
-        ({"eval_every": 150}, "eval_every", "log_every"),
-        ({"checkpoint_every": 150}, "checkpoint_every", "log_every"),
+        ({"eval_every": 150, "steps_per_dispatch": 100}, "eval_every", "steps_per_dispatch"),
+        ({"checkpoint_every": 150, "steps_per_dispatch": 100}, "checkpoint_every", "steps_per_dispatch"),
         ({"steps": 1001, "steps_per_dispatch": 2}, "steps", "steps_per_dispatch"),
         ({"log_every": 5, "steps_per_dispatch": 2}, "log_every", "steps_per_dispatch"),
         ({"model.bn_group_size": 48}, "batch_size", "model.bn_group_size"),

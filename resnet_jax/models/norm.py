@@ -15,7 +15,7 @@ class BatchNorm(nn.Module):
     on ImageNet, 64 on CIFAR-10); the running statistics then follow the mean over the groups. The running variance is
     the biased one.
 
-    Raises UserError when a training batch is not divisible by ``group_size``.
+    A training batch of at most ``group_size`` is one group. Raises UserError when a larger one is not divisible by it.
     """
 
     use_running_average: bool
@@ -38,7 +38,7 @@ class BatchNorm(nn.Module):
             return (x * factor + offset).astype(self.dtype)
 
         batch = x.shape[0]
-        group = self.group_size or batch
+        group = min(self.group_size or batch, batch)
         if batch % group:
             raise UserError(
                 f"a training batch of {batch} is not divisible by bn_group_size {group}; change one of the two"

@@ -115,11 +115,12 @@ def _run_steps(
                 writer.advance(stride)
 
             last = done >= config.steps
-            if done % config.log_every == 0 or last:
+            evaluating = done % config.eval_every == 0 or last
+            saving = done % config.checkpoint_every == 0 or evaluating
+            if done % config.log_every == 0 or saving:
                 log.hold(done, metrics)
             stopping = checkpoint.stop_requested(checkpoints, done, received)
-            evaluating = done % config.eval_every == 0 or last
-            if not (evaluating or stopping or done % config.checkpoint_every == 0):
+            if not (saving or stopping):
                 continue
             check_finite(metrics)
             record, evaluation = log.fetch(), None

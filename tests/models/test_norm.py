@@ -134,6 +134,12 @@ def test_training_batch_that_the_group_size_does_not_divide_is_a_user_error():
     assert "\n" not in str(caught.value)
 
 
+def test_batch_smaller_than_the_group_is_one_group():
+    x, variables = draw((6, 2, 2, CHANNELS)), draw_variables()
+    grouped, whole = (train(variables, x, group_size=size)[0] for size in (64, None))
+    np.testing.assert_array_equal(grouped, whole)
+
+
 def test_group_size_does_not_matter_in_evaluation():
     x, variables = draw((10, 2, 2, CHANNELS)), draw_variables()
     grouped = BatchNorm(use_running_average=True, group_size=4).apply(variables, x)

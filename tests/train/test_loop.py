@@ -186,6 +186,16 @@ def test_several_steps_a_dispatch_leave_the_same_record(tmp_path, finished):
         np.testing.assert_allclose(record["train_loss"], other["train_loss"], rtol=1e-3)
 
 
+def test_evaluations_and_checkpoints_between_two_logged_steps_are_recorded_too(tmp_path, finished):
+    workdir, state = finished
+    other = train(tiny_config(log_every=8, eval_every=10, checkpoint_every=5), tmp_path)
+    assert_same_state(other.variables, state.variables)
+    records = {record["step"]: record for record in read_metrics(tmp_path / "metrics.jsonl")}
+    assert list(records) == [5, 8, 10, 15, 16, 20]
+    (*_, last) = read_metrics(workdir / "metrics.jsonl")
+    assert records[20]["test_error"] == last["test_error"]
+
+
 def test_held_out_examples_are_the_validation_set(tmp_path):
     config = tiny_config(**{"data.holdout": 100, "steps": 10})
     train(config, tmp_path)
