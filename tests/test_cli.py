@@ -186,7 +186,10 @@ def test_a_wrong_argument_is_named(refuse, flag, fault):
         (["--config.schedule.name=linear"], "config.schedule.name is 'linear'"),
         (["--config.schedule.name=step", "--config.schedule.boundaries=('a',)"], "config.schedule.boundaries"),
         (["--config.optimizer.decay=none"], "config.optimizer.decay is 'none'"),
-        (["--config.eval_every=75"], "config.eval_every 75 is not a multiple of config.log_every 50"),
+        (
+            ["--config.eval_every=75", "--config.steps_per_dispatch=50"],
+            "config.eval_every 75 is not a multiple of config.steps_per_dispatch 50",
+        ),
         (["--config.data.std=(1.0, 1.0, 1.0)"], "config.data.std is set but not read"),
     ],
 )

@@ -66,20 +66,19 @@ class ResNet(nn.Module):
 
     def _stage(self, x: jax.Array, index: int, num_blocks: int, norm: partial) -> jax.Array:
         block = BottleneckBlock if self.bottleneck else BasicBlock
-        fields: partial[dict[str, Any]] = partial(
-            dict,
-            filters=self.width * 2**index,
-            shortcut=self.shortcut,
-            norm=norm,
-            stride_placement=self.stride_placement,
-            zero_init_last_bn=self.zero_init_last_bn,
-            dtype=self.dtype,
-        )
+        fields: dict[str, Any] = {
+            "filters": self.width * 2**index,
+            "shortcut": self.shortcut,
+            "norm": norm,
+            "stride_placement": self.stride_placement,
+            "zero_init_last_bn": self.zero_init_last_bn,
+            "dtype": self.dtype,
+        }
         # Inside a scan the loop itself keeps the recomputation apart from the forward pass.
         unrolled = nn.remat(block) if self.remat else block
         looped = nn.remat(block, prevent_cse=False) if self.remat else block
         name = f"stage{index + 1}"
-        x = unrolled(**fields(strides=1 if index == 0 else 2, name=f"{name}_block1"))(x)
+        x = unrolled(**fields, strides=1 if index == 0 else 2, name=f"{name}_block1")(x)
         if self.scan_blocks and num_blocks > 1:
             loop = nn.scan(
                 lambda module, carry, _: (module(carry), None),
@@ -87,8 +86,8 @@ class ResNet(nn.Module):
                 split_rngs={"params": True},
                 length=num_blocks - 1,
             )
-            x, _ = loop(looped(**fields(strides=1, name=f"{name}_blocks")), x, None)
+            x, _ = loop(looped(**fields, strides=1, name=f"{name}_blocks"), x, None)
         else:
             for i in range(1, num_blocks):
-                x = unrolled(**fields(strides=1, name=f"{name}_block{i + 1}"))(x)
+                x = unrolled(**fields, strides=1, name=f"{name}_block{i + 1}")(x)
         return x
