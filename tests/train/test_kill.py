@@ -2,6 +2,7 @@
 
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -16,11 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RANDOM_KILLS = 10
 KILLS_AT_A_SAVE = 5
 STEPS = 1600
+BATCH_SIZE = 16
 
 
 def start(workdir: Path, environment: dict[str, str]) -> subprocess.Popen:
     settings = {
-        "model.stage_sizes": "(1,)", "model.width": 4, "batch_size": 16, "steps": STEPS, "log_every": 10,
+        "model.stage_sizes": "(1,)", "model.width": 4, "batch_size": BATCH_SIZE, "steps": STEPS, "log_every": 10,
         "eval_every": 100, "checkpoint_every": 20,
     }  # fmt: skip
     command = [sys.executable, "train.py", "--config", "configs/quickstart.py", "--workdir", str(workdir)]
@@ -65,6 +67,9 @@ def test_killed_run_ends_like_one_never_killed(tmp_path):
     wait_for(lambda: read_metrics(undisturbed / "metrics.jsonl"), process, interval=0.01)
     seconds_to_first_record = time.monotonic() - begun
     finish(process)
+    speeds = [record["images_per_second"] for record in read_metrics(undisturbed / "metrics.jsonl")]
+    # At most 150 steps a kill, on a fast machine too, so that the run is not through before the last.
+    seconds_of_training = 150 * BATCH_SIZE / statistics.median(speeds)
 
     checkpoints = killed / "checkpoints"
 
@@ -88,15 +93,16 @@ def test_killed_run_ends_like_one_never_killed(tmp_path):
         else:
             done = len(read_metrics(killed / "metrics.jsonl"))
             wait_for(lambda done=done: len(read_metrics(killed / "metrics.jsonl")) > done, process, interval=0.01)
-            time.sleep(rng.uniform(0, 0.7))
+            time.sleep(rng.uniform(0, seconds_of_training))
         assert kill(process), "the run ended before it could be killed"
 
     kills_in_a_save = 0
-    for _ in range(KILLS_AT_A_SAVE):
+    for number in range(KILLS_AT_A_SAVE):
         process = start(killed, environment)
         old = being_saved()
         wait_for(lambda old=old: being_saved() - old, process, interval=0.001)
-        time.sleep(rng.uniform(0, 0.1))  # Up to the renaming, and the removal of older checkpoints.
+        if number:  # The first at once; the others up to the renaming, and the removal of older checkpoints.
+            time.sleep(rng.uniform(0, 0.1))
         assert kill(process), "the run ended before it could be killed"
         kills_in_a_save += bool(being_saved())
     finish(start(killed, environment))
