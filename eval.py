@@ -1,6 +1,7 @@
 """Scores a network: python eval.py --config configs/resnet20_cifar10.py (--workdir DIR | --torch_weights FILE)
 
-Prints a line to read and, last, a line of JSON. Errors are in percent.
+Several --workdir and --torch_weights make an ensemble. Prints a line to read and, last, a line of JSON. Errors are in
+percent.
 """
 
 import signal
@@ -12,26 +13,45 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from resnet_jax import cli
+from resnet_jax import cli, parallel
+from resnet_jax.evaluation import protocols
+from resnet_jax.evaluation.records import append_result, write_scores
 from resnet_jax.evaluation.score import score
 from resnet_jax.writers import to_json
 
 flags.adopt_module_key_flags(cli)
-WORKDIR = flags.DEFINE_string("workdir", None, "Score a checkpoint of this run.")
-TORCH_WEIGHTS = flags.DEFINE_string("torch_weights", None, "Score the PyTorch weights in this file.")
-CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which checkpoint of --workdir.")
-SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which examples.")
+WORKDIR = flags.DEFINE_multi_string("workdir", [], "Score a checkpoint of this run.")
+TORCH_WEIGHTS = flags.DEFINE_multi_string("torch_weights", [], "Score PyTorch weights: FILE, or MODEL=FILE.")
+CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which checkpoint of each --workdir.")
+SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Which examples.")
+PROTOCOL = flags.DEFINE_enum("protocol", "single", protocols.NAMES, "The views of each photograph.")
+RESULTS_CSV = flags.DEFINE_string("results_csv", None, "Add a line to this table of results.")
+SCORES_CSV = flags.DEFINE_string("scores_csv", None, "Write the best classes of each image here.")
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Score with a config the run did not have.")
 
 
 def main(config: ConfigDict) -> None:
-    workdir, weights = (Path(flag.value) if flag.value else None for flag in (WORKDIR, TORCH_WEIGHTS))
-    result = score(config, workdir, weights, CHECKPOINT.value, SPLIT.value, ALLOW_CONFIG_CHANGE.value)
+    result, scores, data = score(
+        config,
+        [Path(workdir) for workdir in WORKDIR.value],
+        TORCH_WEIGHTS.value,
+        CHECKPOINT.value,
+        SPLIT.value,
+        PROTOCOL.value,
+        ALLOW_CONFIG_CHANGE.value,
+    )
+    if not parallel.is_main_process():
+        return
     print(
-        f"{config.model.name} on {config.data.name} {result['split']}: top-1 error {result['top1_error']:.2f} %, "
-        f"top-5 error {result['top5_error']:.2f} %, loss {result['loss']:.4f}, {result['num_examples']} examples"
+        f"{result['model']} on {result['data']} {result['split']}, {result['protocol']}: "
+        f"top-1 error {result['top1_error']:.2f} %, top-5 error {result['top5_error']:.2f} %, "
+        f"loss {result['loss']:.4f}, {result['num_examples']} examples"
     )
     print(to_json(result))
+    if RESULTS_CSV.value:
+        append_result(Path(RESULTS_CSV.value), result)
+    if SCORES_CSV.value:
+        write_scores(Path(SCORES_CSV.value), scores, data, result["split"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,30 @@
 """Deep residual learning for image recognition, in JAX. arXiv 1512.03385."""
 
-from resnet_jax.interop.torch_weights import load_torch
-from resnet_jax.models import create_model, list_models
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["create_model", "list_models", "load_torch"]
+if TYPE_CHECKING:
+    from resnet_jax.evaluation.networks import load_run
+    from resnet_jax.interop.torch_weights import load_torch, save_torch
+    from resnet_jax.models import create_model, list_models
+
+__all__ = ["create_model", "list_models", "load_run", "load_torch", "save_torch"]
+
+_MODULES = {
+    "create_model": "models",
+    "list_models": "models",
+    "load_run": "evaluation.networks",
+    "load_torch": "interop.torch_weights",
+    "save_torch": "interop.torch_weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use, so that a program that needs only the data does not wait for the rest."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'resnet_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"resnet_jax.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -20,8 +20,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a multi-host job.")
 
 
-def run(main: Callable[[ConfigDict], None]) -> None:
-    """Parses the flags and calls ``main(config)``.
+def run(main: Callable[..., None], positional: str | None = None) -> None:
+    """Parses the flags and calls ``main(config)``, or ``main(config, arguments)`` where ``positional`` names them.
 
     A fault that the user can mend is one line on stderr and exit status 2; a run that a signal stopped in good order
     exits with 128 + the signal's number. Anything else is our own fault and keeps its traceback.
@@ -30,7 +30,9 @@ def run(main: Callable[[ConfigDict], None]) -> None:
     def checked_main(argv: list[str]) -> None:
         logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it raises, with tracebacks; we report them.
         try:
-            if len(argv) > 1:
+            if positional and len(argv) == 1:
+                raise UserError(f"{positional} is missing; name at least one after the flags")
+            if not positional and len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
             if not flags.FLAGS["config"].present:
                 raise UserError("--config is missing; give a file of configs/, such as configs/quickstart.py")
@@ -41,7 +43,7 @@ def run(main: Callable[[ConfigDict], None]) -> None:
                 )
             if _DISTRIBUTED.value:
                 parallel.start_distributed()
-            main(_CONFIG.value)
+            main(_CONFIG.value, *([argv[1:]] if positional else []))
         except UserError as error:
             _fail(str(error))
         except OSError as error:  # A full disk, a folder where a file should be, a share that went away.

@@ -5,12 +5,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from resnet_jax import recipes
+from resnet_jax.data import resident, streaming
+from resnet_jax.data.streaming import training_box
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.models import create_model
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.train.schedules import make_schedule, sgd
+
+_PHOTOGRAPHS = "config.data.name is one of " + ", ".join(streaming.NAMES)
+_STREAMED_KEYS = ("crop", "crop_size", "eval_shorter_side", "max_unreadable", "threads", "workers")
+
+
+def _streamed(config: ConfigDict) -> bool:
+    return config.data.name in streaming.NAMES
+
 
 # Keys that only some settings read: key -> (what must hold, in words, and the test of it).
 _READ_ONLY_IF = {
@@ -18,20 +30,43 @@ _READ_ONLY_IF = {
     "model.stride_placement": ("the model has bottleneck blocks", lambda c: create_model(c.model.name).bottleneck),
     "data.mean": ("config.data.normalization is 'channel'", lambda c: c.data.normalization == "channel"),
     "data.std": ("config.data.normalization is 'channel'", lambda c: c.data.normalization == "channel"),
+    "data.holdout": ("config.data.name is one of " + ", ".join(resident.NAMES), lambda c: not _streamed(c)),
+    **{f"data.{key}": (_PHOTOGRAPHS, lambda c: _streamed(c)) for key in _STREAMED_KEYS},
+    "data.shorter_side": (
+        "config.data.crop is 'scale_jitter', of photographs",
+        lambda c: _streamed(c) and c.data.crop == "scale_jitter",
+    ),
+    "data.area": (
+        "config.data.crop is 'random_resized', of photographs",
+        lambda c: _streamed(c) and c.data.crop == "random_resized",
+    ),
     "schedule.boundaries": ("config.schedule.name is 'step'", lambda c: c.schedule.name == "step"),
-    "schedule.factor": ("config.schedule.name is 'step'", lambda c: c.schedule.name == "step"),
+    "schedule.factor": (
+        "config.schedule.name is 'step' or 'plateau'",
+        lambda c: c.schedule.name in ("step", "plateau"),
+    ),
+    "schedule.patience": ("config.schedule.name is 'plateau'", lambda c: c.schedule.name == "plateau"),
     "schedule.warmup_learning_rate": ("config.schedule.warmup_error is above 0", lambda c: c.schedule.warmup_error > 0),
 }
-_ELEMENTS = {"data.mean": float, "data.std": float, "schedule.boundaries": int, "model.stage_sizes": int}
+_ELEMENTS = {
+    "data.mean": float,
+    "data.std": float,
+    "data.shorter_side": int,
+    "data.area": float,
+    "schedule.boundaries": int,
+    "model.stage_sizes": int,
+}
 # fmt: off
 _POSITIVE = (  # A new key with a range belongs in one of these, or in ``validate``.
     "steps", "batch_size", "eval_batch_size", "steps_per_dispatch", "log_every", "eval_every", "checkpoint_every",
-    "keep_checkpoints",
+    "keep_checkpoints", "accumulate_steps", "data.crop_size", "data.eval_shorter_side", "schedule.patience",
 )
 _NOT_NEGATIVE = (
     "seed", "data.pad", "data.holdout", "optimizer.learning_rate", "optimizer.momentum", "optimizer.weight_decay",
-    "schedule.factor", "schedule.warmup_error", "schedule.warmup_learning_rate",
+    "schedule.factor", "schedule.warmup_error", "schedule.warmup_learning_rate", "bn_recompute_batches",
+    "data.pca_std", "data.max_unreadable", "data.threads", "data.workers",
 )
+_BELOW_ONE = ("label_smoothing", "ema_decay")
 # fmt: on
 
 
@@ -61,22 +96,56 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     for key in _NOT_NEGATIVE:
         if not 0 <= values[key] < float("inf"):
             raise UserError(f"config.{key} is {values[key]!r}; it must be a finite number, 0 or above")
+    for key in _BELOW_ONE:
+        if not 0 <= values[key] < 1:
+            raise UserError(f"config.{key} is {values[key]!r}; it must be from 0 to below 1")
+    if config.schedule.name == "plateau" and not 0 < config.schedule.factor < 1:
+        raise UserError(f"config.schedule.factor is {config.schedule.factor}; at a plateau it must be between 0 and 1")
+    make_schedule(config)
+    sgd(jnp.float32(0), config)
+    if _streamed(config):
+        training_box(config)
+        _validate_crops(config.data)
     if config.schedule.warmup_error > 1:
         raise UserError(f"config.schedule.warmup_error is {config.schedule.warmup_error}; it is a fraction, at most 1")
-    if config.batch_size % num_devices:
+    unit = num_devices * config.accumulate_steps
+    if config.batch_size % unit:
+        parts = f" times {config.accumulate_steps} accumulate_steps" if config.accumulate_steps > 1 else ""
         raise UserError(
-            f"config.batch_size {config.batch_size} is not divisible by the {num_devices} devices; "
-            f"use {max(1, config.batch_size // num_devices) * num_devices}"
+            f"config.batch_size {config.batch_size} is not divisible by the {num_devices} devices{parts}; "
+            f"use {max(1, config.batch_size // unit) * unit}"
         )
     group = config.model.bn_group_size
     intervals = ("steps", "log_every", "eval_every", "checkpoint_every")
     multiples = [(key, "steps_per_dispatch") for key in intervals]
+    part = config.batch_size // config.accumulate_steps  # Batch statistics are over groups of it.
     multiples += [("batch_size", "model.bn_group_size")] if group and config.batch_size > group else []
+    if group and config.accumulate_steps > 1 and part % group:
+        raise UserError(
+            f"a part of a batch, config.batch_size / config.accumulate_steps = {part}, is not a multiple of "
+            f"config.model.bn_group_size {group}; change one of the three"
+        )
     for key, unit in multiples:
         if values[key] % values[unit]:
             raise UserError(
                 f"config.{key} {values[key]} is not a multiple of config.{unit} {values[unit]}; change one of the two"
             )
+
+
+def _validate_crops(data: ConfigDict) -> None:
+    for key in ("shorter_side", "area"):
+        if len(data[key]) != 2 or not 0 < data[key][0] <= data[key][1]:
+            raise UserError(
+                f"config.data.{key} is {data[key]!r}; it must be a range: two values above 0, the less first"
+            )
+    if data.area[1] > 1:
+        raise UserError(f"config.data.area is {data.area!r}; it is a part of the photograph, at most 1")
+    least = {"eval_shorter_side": data.eval_shorter_side}
+    if data.crop == "scale_jitter":
+        least["shorter_side"] = data.shorter_side[0]
+    for key, value in least.items():
+        if value < data.crop_size:
+            raise UserError(f"config.data.{key} {data[key]} is below config.data.crop_size {data.crop_size}; raise it")
 
 
 def unknown_key(key: str) -> str:

@@ -60,6 +60,11 @@ def to_global(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(place, tree)
 
 
+def from_local(tree: Any, sharding: NamedSharding) -> Any:
+    """Places host arrays on the mesh. Every process passes its own equal part of the global batch."""
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), tree)
+
+
 def wait_for_all(name: str) -> None:
     """Returns once every process of the job has called it with this name."""
     if jax.process_count() > 1:

@@ -3,6 +3,8 @@
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+IMAGENET_TRAIN_EXAMPLES = 1_281_167
+
 
 def base() -> ml_collections.ConfigDict:
     """Every key there is, with its default. Recipes change values and add none; ``config.validate`` enforces it."""
@@ -11,12 +13,16 @@ def base() -> ml_collections.ConfigDict:
     config.data_dir = placeholder(str)  # Prepared data sets; default $TFDS_DATA_DIR, then TFDS's own.
     config.steps = 64_000
     config.batch_size = 128  # Over all devices.
+    config.accumulate_steps = 1  # Gradients are averaged over so many parts of a batch, one after the other.
     config.eval_batch_size = 500
     config.steps_per_dispatch = 1  # Steps in one call; more hide the host's latency on an accelerator.
     config.log_every = 100  # In steps, like the next two; steps_per_dispatch must divide all of them.
     config.eval_every = 1_000
     config.checkpoint_every = 1_000
     config.keep_checkpoints = 2  # The latest so many, besides the best.
+    config.label_smoothing = 0.0
+    config.ema_decay = 0.0  # Of a moving average of the variables, which evaluations then use; 0: off.
+    config.bn_recompute_batches = 0  # Batch statistics are computed anew over so many batches at the end; 0: off.
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "resnet20"
@@ -28,18 +34,30 @@ def base() -> ml_collections.ConfigDict:
     config.model.stage_sizes = placeholder(tuple)
     config.model.dtype = placeholder(str)
     config.model.bn_group_size = placeholder(int)
+    config.model.bn_momentum = placeholder(float)
     config.model.zero_init_last_bn = placeholder(bool)
     config.model.remat = placeholder(bool)
     config.model.scan_blocks = placeholder(bool)
 
     config.data = ml_collections.ConfigDict()
-    config.data.name = "cifar10"
-    config.data.holdout = 0  # Training examples held out for validation; the evaluations in training then use those.
-    config.data.normalization = "per_pixel_mean"  # Or "channel", with the two below, for RGB in [0, 1].
-    config.data.mean = (0.4914, 0.4822, 0.4465)  # CIFAR-10's training set.
-    config.data.std = (0.2470, 0.2435, 0.2616)
-    config.data.pad = 4  # Random crop out of this much padding; 0 for none.
+    config.data.name = "cifar10"  # Or another of data.resident.NAMES or data.streaming.NAMES.
+    config.data.normalization = "per_pixel_mean"  # Or "channel": with the two below, for RGB in [0, 1].
+    config.data.mean = placeholder(tuple)  # Of R, G and B; where None, those of the data set.
+    config.data.std = placeholder(tuple)
     config.data.flip = True
+    config.data.pad = 4  # Random crop out of this much padding; 0 for none.
+    # Of data sets that live on the device.
+    config.data.holdout = 0  # Training examples held out for validation; the evaluations in training then use those.
+    # Of photographs, which are streamed.
+    config.data.crop = "scale_jitter"  # Or "random_resized".
+    config.data.crop_size = 224
+    config.data.shorter_side = (256, 480)  # The range that "scale_jitter" draws from.
+    config.data.area = (0.08, 1.0)  # The part of the photograph that "random_resized" takes, as a range.
+    config.data.eval_shorter_side = 256  # What a centre crop or ten crops of crop_size are cut from.
+    config.data.pca_std = 0.0  # Of the colour augmentation's weights; 0: off.
+    config.data.max_unreadable = 10  # Photographs that cannot be decoded before the run stops.
+    config.data.threads = 0  # That decode; 0: one for each core.
+    config.data.workers = 0  # Processes that decode, with so many threads each; 0: threads of this process.
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 0.1
@@ -48,9 +66,10 @@ def base() -> ml_collections.ConfigDict:
     config.optimizer.decay = "all"  # Or "kernels".
 
     config.schedule = ml_collections.ConfigDict()
-    config.schedule.name = "step"  # Or "cosine" or "constant".
+    config.schedule.name = "step"  # Or "plateau", "cosine" or "constant".
     config.schedule.boundaries = (32_000, 48_000)
-    config.schedule.factor = 0.1
+    config.schedule.factor = 0.1  # At each boundary, or at each plateau.
+    config.schedule.patience = 5  # Evaluations without a lower error that make a plateau.
     config.schedule.warmup_steps = 0  # Linear, from 0.
     config.schedule.warmup_error = (
         0.0  # Hold warmup_learning_rate until the training error (a fraction) is below; 0: off.
@@ -73,6 +92,62 @@ def cifar10_paper(model: str) -> ml_collections.ConfigDict:
     if model == "resnet1202":
         # The activations of a batch of 128 take 3 GiB with it and 18 GiB without (benchmarks/depth.py).
         config.model.remat = True
+    return config
+
+
+def imagenet_paper(model: str, shortcut: str | None = None) -> ml_collections.ConfigDict:
+    """Section 3.4 for an ImageNet network by name, with another shortcut than its own where one is given.
+
+    At most 60e4 steps of batch 256; the learning rate is divided by 10 when the validation error plateaus. The paper
+    does not say how it saw a plateau: here, five evaluations, each of about one epoch, without a lower error. From the
+    authors' released note: batch statistics over 32 images, and computed anew over a large batch after training.
+    """
+    config = _imagenet(model, batch_size=256, steps=600_000)
+    if shortcut:
+        config.model.shortcut = shortcut
+    config.model.bn_group_size = 32
+    config.bn_recompute_batches = 200
+    config.data.pca_std = 0.1
+    config.schedule.name = "plateau"
+    return config
+
+
+def imagenet_baseline(model: str) -> ml_collections.ConfigDict:
+    """The present-day baseline, 90 epochs: what came after the paper and is in common use.
+
+    Strides in the 3x3 convolution (v1.5), bfloat16, batch 1024 with the learning rate scaled with it and warmed up over
+    five epochs (Goyal et al., arXiv 1706.02677), zero-initialised last batch normalisation (same), cosine schedule,
+    label smoothing and no weight decay on scales and biases (He et al., arXiv 1812.01187), random resized crops.
+    """
+    batch_size = 1024
+    epoch = IMAGENET_TRAIN_EXAMPLES // batch_size
+    config = _imagenet(model, batch_size, steps=90 * epoch)
+    config.eval_every = epoch
+    config.checkpoint_every = 250
+    config.model.bn_group_size = 128  # As on eight devices.
+    config.model.stride_placement = "v1.5"
+    config.model.dtype = "bfloat16"
+    config.model.zero_init_last_bn = True
+    config.data.normalization = "channel"
+    config.data.crop = "random_resized"
+    config.optimizer.learning_rate = 0.1 * batch_size / 256
+    config.optimizer.decay = "kernels"
+    config.schedule.name = "cosine"
+    config.schedule.warmup_steps = 5 * epoch
+    config.label_smoothing = 0.1
+    return config
+
+
+def _imagenet(model: str, batch_size: int, steps: int) -> ml_collections.ConfigDict:
+    config = base()
+    config.model.name = model
+    config.batch_size = batch_size
+    config.eval_batch_size = 256
+    config.steps = steps
+    config.eval_every = 5_000
+    config.checkpoint_every = 1_000
+    config.data.name = "imagenet2012"
+    config.data.pad = 0
     return config
 
 

@@ -1,18 +1,24 @@
 """Bad input to the programs: exit status 2, one line that names the fault, and no file touched."""
 
+import csv
 import importlib.util
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
+import PIL.Image
 import pytest
-from absl import logging
+from absl import flags, logging
 from absl.testing import flagsaver
 
 from resnet_jax import cli
-from resnet_jax.evaluation.score import score
+from resnet_jax.interop.torch_weights import save_torch
+from resnet_jax.models import create_model
 from resnet_jax.train.loop import train
 from resnet_jax.train.signals import Stopped
 
@@ -36,7 +42,7 @@ def the_error(stderr):
 
 
 def run_program(program, *arguments, cwd, devices=1):
-    """Runs train.py or eval.py as a user would, to its error."""
+    """Runs train.py, eval.py or predict.py as a user would, to its error."""
     variables = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     variables |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     before = snapshot(cwd)
@@ -76,11 +82,16 @@ def test_eval_names_a_workdir_without_a_run(tmp_path):
     assert "there is no run in nothing" in error
 
 
+def test_predict_names_a_photograph_that_is_not_there(tmp_path):
+    error = run_program("predict.py", "--config", QUICKSTART, "--workdir", "run", "cat.jpg", cwd=tmp_path)
+    assert "there is no file or folder cat.jpg" in error
+
+
 @pytest.fixture
 def run_here(monkeypatch):
     """Runs a main function as the programs do, but in this process."""
 
-    def run(main, *arguments):
+    def run(main, *arguments, positional=None):
         argv = ["program", *arguments]
         monkeypatch.setattr(sys, "argv", argv)
         # absl's own run also installs its log handler, for good.
@@ -88,7 +99,7 @@ def run_here(monkeypatch):
         verbosity = logging.get_verbosity()
         try:
             with flagsaver.flagsaver():
-                cli.run(main)
+                cli.run(main, positional)
         finally:
             logging.set_verbosity(verbosity)
 
@@ -99,11 +110,11 @@ def run_here(monkeypatch):
 def refuse(run_here, tmp_path, capsys):
     """Runs a main function to its error."""
 
-    def run(main, *arguments):
+    def run(main, *arguments, **keywords):
         capsys.readouterr()
         before = snapshot(tmp_path)
         with pytest.raises(SystemExit) as caught:
-            run_here(main, *arguments)
+            run_here(main, *arguments, **keywords)
         assert caught.value.code == 2
         assert snapshot(tmp_path) == before
         captured = capsys.readouterr()
@@ -218,28 +229,148 @@ def test_a_workdir_that_cannot_be_made_is_named(refuse, tmp_path):
     assert f"cannot write to workdir {workdir}" in error
 
 
-def test_a_score_needs_exactly_one_source_of_weights(refuse, tmp_path):
-    arguments = ("--config", QUICKSTART)
-    assert "give either --workdir or --torch_weights" in refuse(lambda config: score(config), *arguments)
-    both = tmp_path / "run", tmp_path / "weights.pth"
-    assert "give either --workdir or --torch_weights" in refuse(lambda config: score(config, *both), *arguments)
+@pytest.fixture
+def load_main(monkeypatch):
+    """The main function of a program; its flags and its handling of Ctrl-C go with the test."""
+    known, handler = set(flags.FLAGS), signal.getsignal(signal.SIGINT)
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"program_{name}", ROOT / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        return module.main
+
+    yield load
+    signal.signal(signal.SIGINT, handler)
+    for name in set(flags.FLAGS) - known:
+        delattr(flags.FLAGS, name)
 
 
-def test_a_score_of_weights_that_are_not_there_names_the_file(refuse, tmp_path):
-    path = tmp_path / "weights.pth"
-    assert str(path) in refuse(lambda config: score(config, None, path), "--config", QUICKSTART)
+# With the normalisation that published weights want, or a note would say so.
+TINY = (
+    *("--config", QUICKSTART, "--config.model.stage_sizes=(1,)", "--config.model.width=4"),
+    "--config.data.normalization=channel",
+)
 
 
-def test_a_score_of_a_split_that_is_not_there_names_it(refuse, tmp_path):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    main = lambda config: score(config, tmp_path / "run", split="validation")  # noqa: E731
-    assert "there is no split 'validation'" in refuse(main, "--config", QUICKSTART)
+@pytest.fixture
+def weights(tmp_path):
+    """Two files of weights for the model of TINY."""
+    model = create_model("resnet20", stage_sizes=(1,), width=4)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+
+    def draw(leaf):
+        drawn = rng.normal(0, 0.2, leaf.shape) if len(leaf.shape) > 1 else rng.uniform(0.5, 1.5, leaf.shape)
+        return drawn.astype(np.float32)
+
+    for path in paths:
+        variables = jax.tree.map(draw, shapes)
+        save_torch(variables, path, model=model)
+    return [str(path) for path in paths]
 
 
-def test_a_score_of_a_run_that_never_saved_says_so(refuse, tmp_path):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    error = refuse(lambda config: score(config, tmp_path / "run"), "--config", QUICKSTART)
-    assert f"there is no latest checkpoint in {tmp_path / 'run'}" in error
+def test_eval_prints_the_errors_and_keeps_them_and_the_scores(run_here, load_main, weights, tmp_path, capsys):
+    a, b = weights
+    results, scores = tmp_path / "results.csv", tmp_path / "scores.csv"
+    main = load_main("eval")
+    run_here(main, *TINY, "--torch_weights", a, "--results_csv", str(results), "--scores_csv", str(scores))
+    run_here(main, *TINY, f"--torch_weights={a}", f"--torch_weights=resnet20={b}", f"--results_csv={results}")
+    text, record, _, ensemble = capsys.readouterr().out.splitlines()
+    record, ensemble = json.loads(record), json.loads(ensemble)
+    assert text == (
+        f"resnet20 on digits test, single: top-1 error {record['top1_error']:.2f} %, "
+        f"top-5 error {record['top5_error']:.2f} %, loss {record['loss']:.4f}, 360 examples"
+    )
+    assert (record["model"], record["data"], record["weights"]) == ("resnet20", "digits", a)
+    assert (ensemble["model"], ensemble["weights"]) == ("resnet20 + resnet20", f"{a} + resnet20={b}")
+    assert record["loss"] != ensemble["loss"]
+    with results.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, result in zip(rows, (record, ensemble), strict=True):
+        assert row == {key: "" if value is None else str(value) for key, value in result.items()}
+    with scores.open(newline="") as file:
+        ranks = [int(row["rank"]) for row in csv.DictReader(file)]
+    assert len(ranks) == 360
+    assert round(100 * sum(rank > 1 for rank in ranks) / 360, 4) == record["top1_error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ([], "give a --workdir or --torch_weights, or several for an ensemble"),
+        (["--torch_weights=no_such.pth"], "there is no file no_such.pth"),
+        (["--torch_weights=resnet18=no_such.pth"], "there is no file no_such.pth"),
+        (["--workdir=no_such"], "there is no run in no_such"),
+        (["--torch_weights={weights}", "--workdir=no_such"], "there is no run in no_such"),
+        (["--torch_weights={weights}", "--split=validation"], "there is no split 'validation'"),
+        (["--torch_weights={weights}", "--protocol=ten_crop"], "protocol ten_crop is for photographs"),
+        (["--torch_weights={weights}", "--config.model.width=8"], "a.safetensors does not fit resnet20"),
+        (["--torch_weights={weights}", "--config.eval_batch_size=0"], "config.eval_batch_size is 0"),
+        (["--torch_weights={weights}", "--split=everything"], "split"),
+        (["--torch_weights={weights}", "--protocol=eleven_crop"], "protocol"),
+        (["--torch_weights={weights}", "--checkpoint=worst"], "checkpoint"),
+        (["--torch_weights={weights}", "stray.jpg"], "unexpected argument 'stray.jpg'"),
+    ],
+)
+def test_eval_names_what_is_wrong(refuse, load_main, weights, arguments, fault):
+    assert fault in refuse(load_main("eval"), *TINY, *(argument.format(weights=weights[0]) for argument in arguments))
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """Two photographs in a folder of the working directory."""
+    rng = np.random.default_rng(0)
+    monkeypatch.chdir(tmp_path)
+    paths = [Path("pets/cat.jpg"), Path("pets/dog.png")]
+    paths[0].parent.mkdir()
+    for path in paths:
+        PIL.Image.fromarray(rng.integers(256, size=(40, 50, 3), dtype=np.uint8)).save(path)
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("flags_last", [False, True])
+def test_predict_prints_the_best_classes_of_each_photograph(
+    run_here, load_main, weights, photographs, tmp_path, capsys, flags_last
+):
+    cat, dog = photographs
+    named = [dog, "pets"]  # A file and a folder.
+    given = [*TINY, "--torch_weights", weights[0], "--save_dir", str(tmp_path / "pictures")]
+    run_here(load_main("predict"), *(named + given if flags_last else given + named), positional="IMAGE")
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[i] for i in range(0, 18, 6)] == [dog, cat, dog]
+    assert len(lines) == 18
+    assert lines[0:6] == lines[12:18] != [lines[0], *lines[7:12]]
+    percent = [float(line.split("%")[0]) for line in lines[1:6]]
+    assert percent == sorted(percent, reverse=True) and 0 < sum(percent) <= 100.05
+    assert {line.split("%  ")[1] for line in lines[1:6]} < {str(digit) for digit in range(10)}
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["pets_cat.jpg.png", "pets_dog.png.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--torch_weights={weights}"], "IMAGE is missing"),
+        (["--torch_weights={weights}", "{image}", "no_such.jpg"], "there is no file or folder no_such.jpg"),
+        (["--torch_weights={weights}", "{folder}"], "there are no photographs in {folder}"),
+        (["{image}"], "give either --workdir or --torch_weights"),
+        (["--torch_weights={weights}", "--workdir=no_such", "{image}"], "give either --workdir or --torch_weights"),
+        (["--torch_weights=no_such.pth", "{image}"], "there is no file no_such.pth"),
+        (["--workdir=no_such", "{image}"], "there is no run in no_such"),
+        (["--torch_weights={weights}", "--checkpoint=worst", "{image}"], "checkpoint"),
+        (["--torch_weights={weights}", "--config.model.name=resnet21", "{image}"], "did you mean"),
+        (["--torch_weights={weights}", "--split=test", "{image}"], "split"),
+    ],
+)
+def test_predict_names_what_is_wrong(refuse, load_main, weights, photographs, tmp_path, arguments, fault):
+    (tmp_path / "empty").mkdir()
+    places = {"weights": weights[0], "image": photographs[0], "folder": tmp_path / "empty"}
+    error = refuse(
+        load_main("predict"), *TINY, *(argument.format(**places) for argument in arguments), positional="IMAGE"
+    )
+    assert fault.format(**places) in error
 
 
 def test_a_run_that_a_signal_stopped_ends_with_the_status_of_the_signal(run_here, capsys):

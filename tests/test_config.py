@@ -1,10 +1,13 @@
 import importlib.util
 import json
+import re
 from contextlib import contextmanager
-from pathlib import Path
+from itertools import product
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
@@ -13,17 +16,9 @@ from resnet_jax import parallel, recipes
 from resnet_jax.config import flatten, make_model, refuse_change, validate
 from resnet_jax.data.resident import load_dataset
 from resnet_jax.errors import UserError
-from resnet_jax.models.resnet import ResNet
 from resnet_jax.train import loop
 
-CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+PHOTOGRAPHS = {"data.name": "folder"}
 
 
 def changed(values, config=None):
@@ -40,38 +35,6 @@ def refusal(values, num_devices=1):
         validate(changed(values), num_devices)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def test_there_are_configs():
-    assert len(CONFIGS) > 1
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_file_is_valid_and_makes_its_model(path):
-    config = load(path)
-    validate(config, num_devices=2)
-    assert isinstance(make_model(config, num_classes=10), ResNet)
-
-
-@pytest.mark.parametrize("name", ["resnet110", "plain110", "resnet1202"])
-def test_the_paper_recipe_warms_the_deepest_networks_up(name):
-    # Section 4.2: 0.01 until the training error is below 80 %.
-    config = recipes.cifar10_paper(name)
-    assert (config.schedule.warmup_error, config.schedule.warmup_learning_rate) == (0.8, 0.01)
-    assert recipes.cifar10_paper("resnet56").schedule.warmup_error == 0
-
-
-def test_the_paper_recipe_holds_the_numbers_of_section_4_2():
-    config = recipes.cifar10_paper("resnet20")
-    assert (config.batch_size, config.steps) == (128, 64_000)
-    assert (config.optimizer.learning_rate, config.optimizer.momentum, config.optimizer.weight_decay) == (
-        0.1,
-        0.9,
-        1e-4,
-    )
-    assert (config.schedule.name, config.schedule.boundaries, config.schedule.factor) == ("step", (32_000, 48_000), 0.1)
-    assert (config.data.pad, config.data.flip, config.data.normalization) == (4, True, "per_pixel_mean")
-    assert config.model.bn_group_size == config.batch_size // 2  # Two GPUs.
 
 
 @pytest.mark.parametrize(
@@ -114,12 +77,32 @@ def test_a_missing_section_is_named():
         ("model.stage_sizes", 3, "tuple"),
         ("data.flip", 1, "bool"),
         ("data.mean", 0.5, "tuple"),
+        ("data.shorter_side", 256, "tuple"),
+        ("data.crop", 224, "str"),
+        ("data.workers", None, "int"),
+        ("accumulate_steps", 2.0, "int"),
+        ("label_smoothing", "0.1", "float"),
+        ("ema_decay", "no", "float"),
+        ("model.bn_momentum", "0.9", "float"),
         ("optimizer.learning_rate", "0.1", "float"),
         ("data_dir", 3, "str"),
     ],
 )
 def test_a_value_of_another_type_is_refused(key, value, type_name):
     assert refusal({key: value}) == f"config.{key} is {value!r}; it must be of type {type_name}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "type_name"),
+    [
+        ("data.shorter_side", (256.0, 480), "int"),
+        ("data.area", ("0.08", 1.0), "float"),
+        ("data.mean", (0.5, None, 0.5), "float"),
+        ("schedule.boundaries", (10.5,), "int"),
+    ],
+)
+def test_a_tuple_with_a_value_of_another_type_is_refused(key, value, type_name):
+    assert refusal({key: value}) == f"config.{key} is {value!r}; its values must be of type {type_name}"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +113,16 @@ def test_a_value_of_another_type_is_refused(key, value, type_name):
         {"model.stage_sizes": [1, 2]},
         {"data_dir": "/data"},
         {"data.normalization": "channel", "data.mean": [0.5, 0.5, 0.5]},
+        {"data.normalization": "channel", "data.mean": None, "data.std": None},
         {"schedule.warmup_error": 0.5, "schedule.warmup_learning_rate": 0.05},
+        {"schedule.name": "plateau", "schedule.patience": 1, "schedule.factor": 0.5},
+        {"label_smoothing": 0, "ema_decay": 0.9999, "bn_recompute_batches": 10, "accumulate_steps": 4},
+        {"label_smoothing": 0.1, "model.bn_momentum": 0, "data.pca_std": 0.1},
+        {**PHOTOGRAPHS, "data.max_unreadable": 0, "data.threads": 4, "data.workers": 2},
+        {**PHOTOGRAPHS, "data.shorter_side": [224, 224], "data.eval_shorter_side": 224},
+        {**PHOTOGRAPHS, "data.crop": "random_resized", "data.area": (1, 1.0)},
+        # Random resized crops do not read the range of shorter sides, which may then be below the crop.
+        {**PHOTOGRAPHS, "data.crop": "random_resized", "data.crop_size": 288, "data.eval_shorter_side": 320},
     ],
 )
 def test_values_of_the_right_kind_are_accepted(values):
@@ -142,17 +134,22 @@ def test_values_of_the_right_kind_are_accepted(values):
     [
         "steps",
         "batch_size",
+        "accumulate_steps",
         "eval_batch_size",
         "steps_per_dispatch",
         "log_every",
         "eval_every",
         "checkpoint_every",
         "keep_checkpoints",
+        "data.crop_size",
+        "data.eval_shorter_side",
+        "schedule.patience",
     ],
 )
 @pytest.mark.parametrize("value", [0, -100])
 def test_a_count_below_one_is_refused(key, value):
-    assert refusal({key: value}) == f"config.{key} is {value}; it must be at least 1"
+    values = {**PHOTOGRAPHS, "schedule.name": "plateau", "schedule.boundaries": recipes.base().schedule.boundaries}
+    assert refusal({**values, key: value}) == f"config.{key} is {value}; it must be at least 1"
 
 
 @pytest.mark.parametrize(
@@ -167,10 +164,71 @@ def test_a_count_below_one_is_refused(key, value):
         ("optimizer.momentum", -0.9),
         ("optimizer.weight_decay", float("inf")),
         ("schedule.warmup_error", -0.5),
+        ("bn_recompute_batches", -1),
+        ("data.pca_std", -0.1),
+        ("data.pca_std", float("nan")),
+        ("data.max_unreadable", -1),
+        ("data.threads", -1),
+        ("data.workers", -1),
     ],
 )
 def test_a_number_that_is_negative_or_not_finite_is_refused(key, value):
-    assert refusal({key: value}) == f"config.{key} is {value!r}; it must be a finite number, 0 or above"
+    assert (
+        refusal({**PHOTOGRAPHS, key: value} if key != "data.holdout" else {key: value})
+        == f"config.{key} is {value!r}; it must be a finite number, 0 or above"
+    )
+
+
+@pytest.mark.parametrize("key", ["label_smoothing", "ema_decay"])
+@pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_fraction_that_is_not_from_0_to_below_1_is_refused(key, value):
+    assert refusal({key: value}) == f"config.{key} is {value!r}; it must be from 0 to below 1"
+
+
+@pytest.mark.parametrize("factor", [0, 1, 1.5])
+def test_a_plateau_must_lower_the_rate_and_leave_some_of_it(factor):
+    message = f"config.schedule.factor is {factor}; at a plateau it must be between 0 and 1"
+    assert refusal({"schedule.name": "plateau", "schedule.factor": float(factor)}).replace(".0;", ";") == message
+    validate(changed({"schedule.name": "step", "schedule.factor": factor}), num_devices=1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("shorter_side", (480, 256)),
+        ("shorter_side", (0, 256)),
+        ("shorter_side", (256,)),
+        ("shorter_side", (256, 300, 480)),
+        ("shorter_side", ()),
+        ("area", (1.0, 0.08)),
+        ("area", (0, 1.0)),
+        ("area", (float("nan"), 1.0)),
+        ("area", (0.5,)),
+    ],
+)
+def test_what_is_no_range_is_refused(key, value):
+    crop = {"shorter_side": "scale_jitter", "area": "random_resized"}[key]
+    message = refusal({**PHOTOGRAPHS, "data.crop": crop, f"data.{key}": value})
+    assert message == f"config.data.{key} is {value!r}; it must be a range: two values above 0, the less first"
+
+
+def test_a_part_of_a_photograph_is_at_most_the_whole():
+    message = refusal({**PHOTOGRAPHS, "data.crop": "random_resized", "data.area": (0.5, 1.1)})
+    assert message == "config.data.area is (0.5, 1.1); it is a part of the photograph, at most 1"
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"data.eval_shorter_side": 223}, "eval_shorter_side 223"),
+        ({"data.shorter_side": (223, 480)}, r"shorter_side \(223, 480\)"),
+        ({"data.crop": "random_resized", "data.eval_shorter_side": 223}, "eval_shorter_side 223"),
+    ],
+)
+def test_a_photograph_is_not_resized_to_less_than_its_crop(values, key):
+    assert re.fullmatch(
+        rf"config\.data\.{key} is below config\.data\.crop_size 224; raise it", refusal(PHOTOGRAPHS | values)
+    )
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused_with_one_they_can():
@@ -178,6 +236,38 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_with_one_they_can():
     assert "config.batch_size 100 is not divisible by the 8 devices" in message and message.endswith("use 96")
     validate(changed({"batch_size": 96}), num_devices=8)
     assert refusal({"batch_size": 3}, num_devices=8).endswith("use 8")
+
+
+def test_a_part_of_a_batch_that_the_devices_cannot_share_is_refused_with_a_batch_that_they_can():
+    message = refusal({"batch_size": 96, "accumulate_steps": 5}, num_devices=8)
+    assert "config.batch_size 96 is not divisible by the 8 devices times 5 accumulate_steps" in message
+    assert message.endswith("use 80")
+    validate(changed({"batch_size": 80, "accumulate_steps": 5}), num_devices=8)
+    assert refusal({"batch_size": 8, "accumulate_steps": 2}, num_devices=8).endswith("use 16")
+
+
+def test_batch_norm_groups_must_make_up_each_part_of_a_batch():
+    accepted = 0
+    for batch_size, devices, parts, group in product((24, 48, 64), (1, 2, 8), (1, 2, 3, 4), (2, 6, 8, 12, 16, 24, 100)):
+        config = changed({"batch_size": batch_size, "accumulate_steps": parts, "model.bn_group_size": group})
+        shared = batch_size % (devices * parts) == 0
+        # A whole batch below the size of a group is one group; a part would be a smaller group than one asks for.
+        grouped = batch_size // parts % group == 0 or (parts == 1 and batch_size < group)
+        if shared and grouped:
+            validate(config, devices)
+            accepted += 1
+        else:
+            with pytest.raises(UserError, match=r"is not (divisible by|a multiple of)"):
+                validate(config, devices)
+    assert 30 < accepted < 200
+
+
+def test_a_part_of_a_batch_that_is_not_a_multiple_of_the_groups_is_named():
+    message = refusal({"batch_size": 128, "accumulate_steps": 2, "model.bn_group_size": 48})
+    assert (
+        "config.batch_size / config.accumulate_steps = 64, is not a multiple of config.model.bn_group_size 48"
+        in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,6 +294,26 @@ def test_keys_that_must_divide_one_another_are_named_with_their_values(values, k
         ({"schedule.name": "cosine", "schedule.boundaries": (1,)}, "schedule.boundaries", "config.schedule.name is"),
         ({"schedule.name": "constant", "schedule.factor": 0.5}, "schedule.factor", "config.schedule.name is 'step'"),
         ({"schedule.warmup_learning_rate": 0.02}, "schedule.warmup_learning_rate", "config.schedule.warmup_error"),
+        ({"schedule.patience": 3}, "schedule.patience", "config.schedule.name is 'plateau'"),
+        ({"schedule.name": "plateau", "schedule.boundaries": (1,)}, "schedule.boundaries", "config.schedule.name is"),
+        ({"schedule.name": "cosine", "schedule.factor": 0.5}, "schedule.factor", "'step' or 'plateau'"),
+        ({"model.stride_placement": "v1.5"}, "model.stride_placement", "the model has bottleneck blocks"),
+        ({"data.name": "digits", "data_dir": "/data"}, "data_dir", "config.data.name is not 'digits'"),
+        ({"data.crop": "random_resized"}, "data.crop", "imagenet2012, folder, packed"),
+        ({"data.crop_size": 32}, "data.crop_size", "imagenet2012, folder, packed"),
+        ({"data.eval_shorter_side": 300}, "data.eval_shorter_side", "imagenet2012, folder, packed"),
+        ({"data.max_unreadable": 0}, "data.max_unreadable", "imagenet2012, folder, packed"),
+        ({"data.threads": 2}, "data.threads", "imagenet2012, folder, packed"),
+        ({"data.workers": 2}, "data.workers", "imagenet2012, folder, packed"),
+        ({"data.shorter_side": (300, 400)}, "data.shorter_side", "config.data.crop is 'scale_jitter', of photographs"),
+        ({"data.area": (0.5, 1.0)}, "data.area", "config.data.crop is 'random_resized', of photographs"),
+        (
+            {**PHOTOGRAPHS, "data.crop": "random_resized", "data.shorter_side": (300, 400)},
+            "data.shorter_side",
+            "config.data.crop is 'scale_jitter'",
+        ),
+        ({**PHOTOGRAPHS, "data.area": (0.5, 1.0)}, "data.area", "config.data.crop is 'random_resized'"),
+        ({**PHOTOGRAPHS, "data.holdout": 10}, "data.holdout", "digits, cifar10, cifar100"),
     ],
 )
 def test_a_key_that_is_set_but_would_not_be_read_is_refused(values, key, condition):
@@ -221,6 +331,7 @@ def test_a_key_that_is_set_but_would_not_be_read_is_refused(values, key, conditi
         ("stage_sizes", (1, 2)),
         ("dtype", "bfloat16"),
         ("bn_group_size", 4),
+        ("bn_momentum", 0.5),
         ("zero_init_last_bn", True),
         ("remat", True),
         ("scan_blocks", True),
@@ -337,32 +448,50 @@ def keys_read(config, workdir, monkeypatch):
         return recorder.keys
 
 
-def test_every_key_is_read_by_the_program(tmp_path, monkeypatch):
+# Read whatever the settings are: model keys all together, and a rate that is chosen on the device.
+ALWAYS_READ = {"model.stride_placement", "schedule.warmup_learning_rate"}
+
+
+def write_photographs(root):
+    for split, label in product(("train", "val"), ("cat", "dog")):
+        (root / split / label).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.random.default_rng(number).integers(0, 256, (40, 44, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(root / split / label / f"{number}.jpg")
+
+
+def test_every_key_is_read_by_the_program_or_refused_if_it_is_set(tmp_path, monkeypatch):
     tiny = {
         "model.stage_sizes": (1,),
         "model.width": 4,
-        "data.name": "digits",
         "steps": 2,
-        "batch_size": 8,
+        "batch_size": 4,
         "log_every": 1,
-        "eval_every": 2,
+        "eval_every": 1,
         "checkpoint_every": 2,
     }
-    read = keys_read(changed(tiny), tmp_path / "step", monkeypatch)
-    # What depends on a setting is not read without it, which also shows that the recorder does not take in everything.
-    assert not read & {"data.mean", "data.std", "data_dir"}
-    cosine = {"schedule.name": "cosine", "data.normalization": "channel"}
-    other = keys_read(changed(tiny | cosine), tmp_path / "cosine", monkeypatch)
-    assert not other & {"schedule.boundaries", "schedule.factor", "data_dir"}
-    read |= other
+    write_photographs(tmp_path / "data")
+    crops = {"data.crop_size": 32, "data.eval_shorter_side": 36}
+    photographs = tiny | crops | PHOTOGRAPHS | {"data_dir": str(tmp_path / "data"), "data.pad": 0}
+    runs = {
+        "digits": tiny | {"data.name": "digits"},
+        "streamed": photographs | {"schedule.name": "plateau", "data.shorter_side": (36, 48)},
+        "resized": photographs
+        | {"schedule.name": "cosine", "data.crop": "random_resized", "data.normalization": "channel"},
+    }
+    every_key, read = set(flatten(recipes.base())), set()
+    for name, values in runs.items():
+        config = changed(values)
+        found = keys_read(config, tmp_path / name, monkeypatch) & every_key
+        # What a run does not read is just what may not be set for it.
+        refused = {key for key, (_, holds) in config_module._READ_ONLY_IF.items() if not holds(config)}
+        assert every_key - found == refused - ALWAYS_READ, name
+        read |= found
+    assert read == every_key
 
-    # Only data sets that must be prepared have a folder.
+
+def test_prepared_data_sets_that_live_on_the_device_have_a_folder_too(tmp_path, monkeypatch):
     config = changed({"data_dir": str(tmp_path / "nothing")})
-    with monkeypatch.context() as patch:
-        recorder = ReadRecorder(config, patch)
-        patch.setattr(importlib.util, "find_spec", lambda name: None)  # No TensorFlow, or it would be prepared.
-        with pytest.raises(UserError, match="nothing"):
-            load_dataset(config)
-        read |= recorder.keys
-
-    assert set(flatten(recipes.base())) - read == set()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # No TensorFlow, or it would be prepared.
+    with pytest.raises(UserError, match="nothing"):
+        load_dataset(config)

@@ -1,38 +1,40 @@
-"""Device code between the uint8 images and the network: normalisation, random crop and flip."""
+"""Device code between the normalised images and the network in training: colour, random crop and flip."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.data.resident import Split
-from resnet_jax.errors import UserError
+# Principal components of ImageNet's RGB values in [0, 1], in the figures that Torch's ResNet recipe made common:
+# eigenvalues, and eigenvectors as columns.
+_PCA_VALUES = np.array([0.2175, 0.0188, 0.0045], np.float32)
+_PCA_VECTORS = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], np.float32
+)
 
 
-def normalization(config: ConfigDict, train: Split) -> tuple[np.ndarray, np.ndarray]:
-    """The (mean, std) that ``normalize`` uses, for images scaled to [0, 1], float32.
+def augment(config: ConfigDict, key: jax.Array, images: jax.Array, std: np.ndarray) -> jax.Array:
+    """The training view of normalised images (N, H, W, 3), as config.data says; ``std`` is what divided them.
 
-    "per_pixel_mean": the mean image (H, W, 3) of the training split in use, and 1 (section 4.2).
-    "channel": config.data.mean and config.data.std, (3,) each.
+    On CIFAR-10 the paper pads, crops and flips (section 4.2). Padding comes after the mean is subtracted, so that the
+    border is the mean and not black. On photographs, which come cropped, it shifts colours and flips (section 3.4).
     """
-    kind = config.data.normalization
-    if kind == "per_pixel_mean":
-        mean = train.images.mean(axis=0, dtype=np.float64) / 255
-        return mean.astype(np.float32), np.ones((), np.float32)
-    if kind == "channel":
-        mean, std = (np.array(value, np.float32) for value in (config.data.mean, config.data.std))
-        for key, value in (("mean", mean), ("std", std)):
-            if value.shape != (3,):
-                raise UserError(f"config.data.{key} is {config.data[key]!r}; it must have three values, for R, G and B")
-        if not (std > 0).all():
-            raise UserError(f"config.data.std is {config.data.std!r}; its values must be above 0")
-        return mean, std
-    raise UserError(f"config.data.normalization is {kind!r}; it must be 'per_pixel_mean' or 'channel'")
+    crop_key, flip_key = jax.random.split(key)
+    data = config.data
+    if data.pca_std:
+        images = images + pca_color(jax.random.fold_in(key, 2), len(images), data.pca_std) / std
+    images = random_crop(crop_key, images, data.pad)
+    return random_flip(flip_key, images) if data.flip else images
 
 
-def normalize(images: jax.Array, mean: np.ndarray, std: np.ndarray) -> jax.Array:
-    """uint8 images (N, H, W, 3) to float32: scaled to [0, 1], minus ``mean``, over ``std``."""
-    return (images.astype(jnp.float32) / 255 - mean) / std
+def pca_color(key: jax.Array, count: int, std: float) -> jax.Array:
+    """The colour shift of each image, (N, 1, 1, 3), for RGB in [0, 1] (AlexNet, section 4.1; the paper's section 3.4).
+
+    The sum of the principal components of ImageNet's colours, each times its eigenvalue and a normal draw of standard
+    deviation ``std`` (0.1 there).
+    """
+    weights = std * jax.random.normal(key, (count, 3))
+    return ((weights * _PCA_VALUES) @ _PCA_VECTORS.T)[:, None, None, :]
 
 
 def random_crop(key: jax.Array, images: jax.Array, pad: int) -> jax.Array:
@@ -53,13 +55,3 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     """Mirrors each image (N, H, W, C) left to right with probability 1/2."""
     flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1, :], images)
-
-
-def augment(key: jax.Array, images: jax.Array, pad: int, flip: bool) -> jax.Array:
-    """The paper's CIFAR-10 training view of normalised images: padded, cropped and flipped (section 4.2).
-
-    Padding comes after the mean is subtracted, so that the border is the mean and not black.
-    """
-    crop_key, flip_key = jax.random.split(key)
-    images = random_crop(crop_key, images, pad)
-    return random_flip(flip_key, images) if flip else images

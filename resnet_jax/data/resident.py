@@ -1,10 +1,10 @@
 """Data sets that fit on the device: uint8 images stay there, and a step gathers its batch by index."""
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -33,7 +33,12 @@ class Dataset(NamedTuple):
     train: Split
     validation: Split | None
     test: Split
-    num_classes: int
+    class_names: list[str]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, 3)."""
+        return self.train.images.shape[1:]
 
     def split(self, name: str) -> Split:
         """The split called "train", "validation" or "test". Raises UserError if there is none."""
@@ -44,20 +49,19 @@ class Dataset(NamedTuple):
 
 
 def load_dataset(config: ConfigDict) -> Dataset:
-    """Loads config.data.name into host memory, holding config.data.holdout training examples out for validation.
+    """Loads config.data.name, one of ``NAMES``, into host memory.
 
-    The held-out examples are a fixed random draw, the same for every seed. The paper holds out 5,000 of CIFAR-10's
-    50,000 (section 4.2).
+    config.data.holdout training examples are held out for validation. They are a fixed random draw, the same for every
+    seed. The paper holds out 5,000 of CIFAR-10's 50,000 (section 4.2).
     """
     name, holdout = config.data.name, config.data.holdout
     if name == "digits":
-        train, test, num_classes = Split(*digits.load("train")), Split(*digits.load("test")), 10
-    elif name in NAMES:
+        train, test = Split(*digits.load("train")), Split(*digits.load("test"))
+        class_names = [str(digit) for digit in range(10)]
+    else:
         builder = tfds_source.open_builder(name, config.data_dir)
         train, test = (_load_tfds_split(builder, split) for split in ("train", "test"))
-        num_classes = builder.info.features["label"].num_classes
-    else:
-        raise UserError(f"config.data.name is {name!r}; it must be one of {', '.join(NAMES)}")
+        class_names = tfds_source.class_names(builder)
     if not 0 <= holdout < len(train):
         raise UserError(f"config.data.holdout is {holdout}; it must be from 0 to {len(train) - 1}")
     validation = None
@@ -66,7 +70,7 @@ def load_dataset(config: ConfigDict) -> Dataset:
         kept, held = np.sort(order[holdout:]), np.sort(order[:holdout])
         validation = Split(train.images[held], train.labels[held])
         train = Split(train.images[kept], train.labels[kept])
-    return Dataset(train, validation, test, num_classes)
+    return Dataset(train, validation, test, class_names)
 
 
 def _load_tfds_split(builder: Any, split: str) -> Split:
@@ -83,23 +87,9 @@ def _load_tfds_split(builder: Any, split: str) -> Split:
     return Split(*cached_arrays(f"{builder.name}-{split}", tfds_source.split_files(builder, split), decode))
 
 
-def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> np.ndarray:
-    """Which examples step ``step`` (from 0) trains on: (batch_size,) int32.
-
-    Each pass over the data is a new permutation, a function of (seed, epoch); batches run on across the end of a pass,
-    so every example is seen exactly once a pass whatever the batch size.
-    """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, offsets = np.divmod(positions, num_examples)
-    orders = {epoch: _epoch_order(seed, int(epoch), num_examples) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)], np.int32)
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(num_examples)
-
-
 def gather(split: Split, indices: jax.Array) -> dict[str, jax.Array]:
-    """The batch {"image": (B, H, W, 3) uint8, "label": (B,)} at ``indices``, on the device."""
-    return {"image": split.images[indices], "label": split.labels[indices]}
+    """The batch {"image": (B, H, W, 3) uint8, "label": (B,)} at ``indices``, on the device.
+
+    Where an index is -1 the label is, too, and the image is any.
+    """
+    return {"image": split.images[indices], "label": jnp.where(indices < 0, -1, split.labels[indices])}

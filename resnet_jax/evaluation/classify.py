@@ -1,77 +1,123 @@
-"""Exact error rates of a classifier: every example counts once, at any batch size and device count."""
+"""Scores and exact error rates of a classifier: every example counts once, at any batch size and device count."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from resnet_jax import parallel
-from resnet_jax.data.augment import normalize
-from resnet_jax.data.resident import Split, gather
+from resnet_jax.data.dataset import Data
+from resnet_jax.data.feed import evaluation_inputs
+from resnet_jax.data.normalization import Normalization
+from resnet_jax.data.resident import Dataset, Split, gather
+from resnet_jax.errors import UserError
+from resnet_jax.evaluation.protocols import scorer, views
 from resnet_jax.models.resnet import ResNet
 
-EvalStep = Callable[[Any, Split, jax.Array, jax.Array], dict[str, jax.Array]]
 
+class Scores(NamedTuple):
+    """What a network says of each example of a split, in the split's order.
 
-def make_eval_step(model: ResNet, mean: np.ndarray, std: np.ndarray, mesh: Mesh) -> EvalStep:
-    """Compiles ``(variables, split, indices, mask) -> sums`` over the examples of (B,) ``indices`` where ``mask`` is 1.
-
-    The sums are loss, top1_errors, top5_errors and num_examples, scalars. An example is a top-5 error when five or
-    more classes score higher than its own.
+    log_probs: (N, num_classes) float32. labels: (N,) int32, -1 for a photograph that cannot be decoded.
+    shapes: the batch shapes that occurred; one program was compiled for each.
     """
 
-    def eval_step(variables: Any, split: Split, indices: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        batch = gather(split, indices)
-        images = normalize(batch["image"], mean, std)
-        logits = jnp.asarray(model.apply(variables, images, train=False))
-        labels = batch["label"]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-        # Among equal scores the lower class index comes first, as in a sorted list of the classes.
-        before = (logits > own) | ((logits == own) & (jnp.arange(logits.shape[-1]) < labels[:, None]))
-        # A score that is not a number beats nothing: such an example is wrong, not right.
-        rank = jnp.where(jnp.isnan(own[:, 0]), logits.shape[-1], before.sum(axis=-1))
-        return {
-            "loss": jnp.sum(losses * mask),
-            "top1_errors": jnp.sum((rank >= 1) * mask),
-            "top5_errors": jnp.sum((rank >= 5) * mask),
-            "num_examples": jnp.sum(mask),
-        }
-
-    return jax.jit(eval_step, out_shardings=parallel.replicated(mesh))
+    log_probs: np.ndarray
+    labels: np.ndarray
+    shapes: set[tuple[int, ...]]
 
 
-def evaluate(eval_step: EvalStep, variables: Any, split: Split, batch_size: int, mesh: Mesh) -> dict[str, float]:
-    """Runs ``eval_step`` over a split on the mesh: num_examples, top1_error and top5_error in percent, mean loss."""
-    sharding = parallel.sharded_batch(mesh)
-    totals: Any = None
-    batches = list(masked_batches(len(split), batch_size, mesh.size))
-    for indices, mask in tqdm(batches, "evaluating", delay=1, leave=False, disable=not parallel.is_main_process()):
-        sums = eval_step(variables, split, *parallel.to_global((indices, mask), sharding))
-        totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
-    totals = jax.device_get(totals)
-    count = int(totals["num_examples"])
+Evaluator = Callable[[Any], Scores]
+
+
+def make_evaluator(
+    config: ConfigDict,
+    model: ResNet,
+    normalization: Normalization,
+    data: Data,
+    split: str,
+    mesh: Mesh,
+    protocol: str = "single",
+) -> Evaluator:
+    """``variables -> Scores`` of a split under a protocol of ``protocols.NAMES``; compiles on its first call.
+
+    Raises UserError for a protocol or split that there is not.
+    """
+    scales = views(protocol, config, data, split)
+    score = scorer(protocol, config)
+    count = len(data.split(split))
+    resident = parallel.to_global(data.split(split), parallel.replicated(mesh)) if isinstance(data, Dataset) else None
+
+    def eval_step(variables: Any, resident: Split | None, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        if resident is not None:
+            batch = batch | gather(resident, batch["index"])
+        log_probs = score(model, normalization, variables, batch["image"], batch.get("size"))
+        return {"log_probs": log_probs, "label": batch["label"], "index": batch["index"]}
+
+    # Replicated, because every process of a job counts the errors for itself.
+    compiled = jax.jit(eval_step, out_shardings=parallel.replicated(mesh))
+
+    def evaluate(variables: Any) -> Scores:
+        labels, shapes = np.full(count, -1, np.int32), set()
+        previous: Any = None
+
+        def keep(result: Any, log_probs: np.ndarray) -> int:
+            """Puts the scores of a batch in their places; returns how many there are."""
+            if result is None:
+                return 0
+            result = jax.device_get(result)
+            found = result["label"] >= 0
+            rows = result["index"][found]
+            log_probs[rows], labels[rows] = result["log_probs"][found], result["label"][found]
+            return len(rows)
+
+        total = np.full((count, model.num_classes), -np.inf, np.float32)
+        disable = not parallel.is_main_process()
+        with tqdm(total=count * len(scales), desc="evaluating", delay=1, leave=False, disable=disable) as bar:
+            for passes in scales:
+                log_probs = np.full_like(total, -np.inf)
+                for view, batch_size in passes:
+                    for batch in evaluation_inputs(config, data, split, view, batch_size, mesh):
+                        result = compiled(variables, resident, batch)
+                        shapes.add(batch.get("image", batch["index"]).shape)
+                        bar.update(keep(previous, log_probs))  # While the device computes this one.
+                        previous = result
+                    bar.update(keep(previous, log_probs))
+                    previous = None
+                total = log_add(total, log_probs)
+        return Scores(total - np.float32(np.log(len(scales))), labels, shapes)
+
+    return evaluate
+
+
+def log_add(total: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
+    """The logarithm of the sum of probabilities. Scores that are not numbers stay so, without a warning."""
+    with np.errstate(invalid="ignore"):
+        return np.logaddexp(total, log_probs)
+
+
+def error_rates(scores: Scores) -> dict[str, float]:
+    """{"num_examples", "top1_error" and "top5_error" in percent, "loss"} of the examples that have a label.
+
+    An example is a top-5 error when five or more classes score higher than its own; among equal scores the lower class
+    index comes first, as in a sorted list of the classes. A score that is not a number beats nothing.
+
+    Raises UserError if there are no examples.
+    """
+    found = scores.labels >= 0
+    log_probs, labels = scores.log_probs[found], scores.labels[found, None]
+    if not len(labels):
+        raise UserError("there is not one readable example in the split; correct config.data_dir")
+    own = np.take_along_axis(log_probs, labels, axis=1)
+    before = (log_probs > own) | ((log_probs == own) & (np.arange(log_probs.shape[1]) < labels))
+    rank = np.where(np.isnan(own[:, 0]), log_probs.shape[1], before.sum(axis=1))
     return {
-        "num_examples": count,
-        "top1_error": round(100 * int(totals["top1_errors"]) / count, 4),
-        "top5_error": round(100 * int(totals["top5_errors"]) / count, 4),
-        "loss": float(totals["loss"]) / count,
+        "num_examples": len(labels),
+        "top1_error": round(100 * float((rank >= 1).mean()), 4),
+        "top5_error": round(100 * float((rank >= 5).mean()), 4),
+        "loss": -float(own.mean(dtype=np.float64)),
     }
-
-
-def masked_batches(num_examples: int, batch_size: int, num_devices: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices (B,) and mask (B,), int32, that cover 0..num_examples-1 once, the last batch padded with masked ones.
-
-    B is ``batch_size``, or ``num_examples`` if that is less, rounded up to a multiple of ``num_devices``.
-    """
-    size = min(batch_size, num_examples)
-    size = -(-size // num_devices) * num_devices
-    for start in range(0, num_examples, size):
-        positions = np.arange(start, start + size)
-        mask = positions < num_examples
-        yield np.where(mask, positions, 0).astype(np.int32), mask.astype(np.int32)

@@ -1,4 +1,4 @@
-"""PyTorch's published ResNet weights as this project's variables."""
+"""PyTorch's ResNet weights as this project's variables, and the other way round."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,81 +10,142 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.errors import UserError, one_line
+from resnet_jax.interop.torch_files import read_torch_file, write_torch_file
+from resnet_jax.interop.torch_keys import (
+    HEAD_KERNEL,
+    STEM_KERNEL,
+    misfits,
+    to_flax_layout,
+    to_torch_layout,
+    torch_key,
+    variable_shapes,
+)
 from resnet_jax.models import create_model
-from resnet_jax.models.stacking import stack_blocks
+from resnet_jax.models.conv import he_normal
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_MODULES = {"stem_conv": "conv1", "stem_bn": "bn1", "projection_conv": "downsample.0", "projection_bn": "downsample.1"}
+_HEADS = ("fc", "linear")
+# Training programs put the state dict under one of these. Where there are averaged weights, those are the ones scored.
+_NESTED = ("state_dict_ema", "state_dict", "model")
+# Wrappers of the network: data parallelism, training frameworks.
+_PREFIXES = ("module.", "model.")
 
 
 def load_torch(
-    name: str, source: str | Path | Mapping[str, Any], num_classes: int | None = None, **overrides: Any
+    name: str,
+    source: str | Path | Mapping[str, Any],
+    num_classes: int | None = None,
+    *,
+    new_head: bool = False,
+    greyscale: bool = False,
+    seed: int = 0,
+    **overrides: Any,
 ) -> dict[str, Any]:
     """Variables {"params", "batch_stats"} for ``create_model(name, num_classes, **overrides)`` from PyTorch weights.
 
     Args:
         name: a model of ``list_models()``.
         source: a .pth, .pt, .th or .tar file (needs PyTorch), a .safetensors file, or a state dict of arrays or
-            tensors. It may be nested under "state_dict", and its keys may begin with "module.". The keys are
-            torchvision's: conv1, bn1, layer{1..}.{0..}.conv{1..}, .bn{1..}, .downsample.{0,1}, and "fc" or "linear".
+            tensors. It may be nested under "state_dict_ema", "state_dict" or "model" (the first of them counts), and
+            its keys may all begin with "module." or "model.". The keys are those of torchvision and timm: conv1, bn1,
+            layer{1..}.{0..}.conv{1..}, .bn{1..}, .downsample.{0,1}, and "fc" or "linear".
         num_classes: default as many as the weights have.
-        **overrides: as for ``create_model``.
+        new_head: leave the weights' classifier aside and start a new one for ``num_classes``, as the model's own
+            initialisation does: normal with standard deviation sqrt(2 / features), biases 0.
+        greyscale: for images of one channel, (N, H, W, 1). The stem's kernel (h, w, 3, width) is summed over its
+            input channels to (h, w, 1, width), which gives what the colour network gives for the grey image as each
+            of R, G and B. The mean and deviation of the normalisation must then be one for all three. A stem of one
+            channel is taken as it is.
+        seed: of the new classifier.
+        **overrides: as for ``create_model``. The weights do not say where a bottleneck strides: those of torchvision
+            and timm need stride_placement="v1.5".
 
-    Raises UserError if the file cannot be read, or if any key is missing, left over or of another shape; all of them
-    are listed.
+    Raises UserError if the file cannot be read, or if any key is missing, left over or of another shape. All of them
+    are listed, or the first few of a kind where there are many.
     """
-    state_dict = _read(Path(source)) if isinstance(source, (str, Path)) else source
-    nested = state_dict.get("state_dict")
-    if isinstance(nested, Mapping):
-        state_dict = nested
     origin = source if isinstance(source, (str, Path)) else "the state dict"
-    weights = {}
-    for key, value in state_dict.items():
-        name_of_weight = str(key).removeprefix("module.")
-        if not name_of_weight.endswith("num_batches_tracked"):
-            weights[name_of_weight] = _to_array(value, f"{key} in {origin}")
+    weights = _arrays(read_torch_file(Path(source)) if isinstance(source, (str, Path)) else source, f"{origin}")
     head = "linear" if "linear.weight" in weights else "fc"
     if num_classes is None and f"{head}.weight" in weights:
         num_classes = max(1, len(np.atleast_1d(weights[f"{head}.weight"])))
-
     model = create_model(name, num_classes, **overrides)
-    unrolled = model.clone(scan_blocks=False)
-    template = jax.eval_shape(lambda: unrolled.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
-    variables, problems = {}, []
-    for path, leaf in flax.traverse_util.flatten_dict(template).items():
-        key = _torch_key(path, head)
-        if key not in weights:
-            problems.append(f"{key} is missing")
-            continue
-        array = _to_flax_layout(weights.pop(key), path)
-        if array.shape != leaf.shape:
-            problems.append(f"{key} gives shape {array.shape} where {name} has {leaf.shape}")
-        variables[path] = jnp.asarray(array, jnp.float32)
-    problems += [f"{key} has no place in {name}" for key in weights]
+    shapes = variable_shapes(model.clone(scan_blocks=False), channels=1 if greyscale else 3)
+
+    stem = weights.get("conv1.weight", np.empty(0))
+    if greyscale and stem.shape[1:2] == (3,):
+        weights["conv1.weight"] = stem.sum(axis=1, keepdims=True)
+    if new_head:
+        kernel = np.asarray(he_normal(jax.random.key(seed), shapes[HEAD_KERNEL], jnp.float32))
+        weights[f"{head}.weight"] = to_torch_layout(kernel, HEAD_KERNEL)
+        weights[f"{head}.bias"] = np.zeros(kernel.shape[1], np.float32)
+
+    places = {torch_key(place, head): place for place in shapes}
+    arrays = {key: to_flax_layout(value, places.get(key, (key,))) for key, value in weights.items()}
+    problems = misfits(
+        {key: array.shape for key, array in arrays.items()}, {key: shapes[place] for key, place in places.items()}, name
+    )
     if problems:
-        raise UserError(f"{origin} does not fit {name}: {'; '.join(problems)}; use the model that it was saved from")
+        mend = "use the model that it was saved from"
+        if all(problem.startswith(f"{head}.") for problem in problems):
+            mend += ", or new_head=True for a new classifier"
+        elif all(problem.startswith("conv1.") for problem in problems) and stem.shape[1:2] == (1,):
+            mend += ", or greyscale=True for images of one channel"
+        raise UserError(f"{origin} does not fit {name}: {'; '.join(problems)}; {mend}")
+    variables = {place: jnp.asarray(arrays[key]) for key, place in places.items()}
     loaded = flax.traverse_util.unflatten_dict(variables)
     return stack_blocks(loaded) if model.scan_blocks else loaded
 
 
-def _torch_key(path: tuple[str, ...], head: str) -> str:
-    """("params", "stage2_block1", "conv1", "kernel") -> "layer2.0.conv1.weight"."""
-    _, *modules, leaf = path
-    names = []
-    for module in modules:
-        if module.startswith("stage"):
-            stage, block = module.removeprefix("stage").split("_block")
-            names.append(f"layer{stage}.{int(block) - 1}")
-        else:
-            names.append(head if module == "head" else _MODULES.get(module, module))
-    return ".".join([*names, _LEAVES[leaf]])
+def save_torch(variables: Mapping[str, Any], destination: str | Path, *, model: ResNet, head: str = "fc") -> None:
+    """Writes variables {"params", "batch_stats"} of ``model`` as a state dict that torchvision and timm load strictly.
+
+    Args:
+        variables: as ``model.init`` makes and ``load_torch`` gives them. The stem's input channels may be any number.
+        destination: a .pth, .pt or .th file (needs PyTorch), or a .safetensors file. A file that is there is replaced
+            once the new one is whole.
+        model: a network of ``create_model``. Those with option C's shortcuts or without shortcuts get the same keys,
+            though torchvision has no such network.
+        head: what the classifier is called: "fc", or "linear" as in the public CIFAR-10 checkpoints.
+
+    The tensors are float32, and ``num_batches_tracked``, which PyTorch counts and this project does not, is 0 (int64).
+    In PyTorch stride_placement "v1.5" is torchvision's bottleneck; "v1" needs a network that strides alike.
+
+    Raises UserError if the variables do not fit the model, naming what is missing, left over or of another shape, or
+    if the file cannot be written.
+    """
+    if head not in _HEADS:
+        raise UserError(f"head is {head!r}; it must be {' or '.join(map(repr, _HEADS))}")
+    given = flax.traverse_util.flatten_dict(dict(jax.device_get(variables)))
+    stem = np.shape(given.get(STEM_KERNEL))
+    shapes = variable_shapes(model, channels=stem[2] if len(stem) == 4 else 3)
+    problems = misfits(
+        {"/".join(place): np.shape(leaf) for place, leaf in given.items()},
+        {"/".join(place): shape for place, shape in shapes.items()},
+        "the model",
+    )
+    if problems:
+        raise UserError(f"the variables do not fit the model: {'; '.join(problems)}; give the model they were made for")
+    unrolled = unstack_blocks(flax.traverse_util.unflatten_dict(given))
+    state_dict = {}
+    for place, leaf in flax.traverse_util.flatten_dict(unrolled).items():
+        key = torch_key(place, head)
+        state_dict[key] = np.array(to_torch_layout(leaf, place), np.float32, order="C")
+        if key.endswith("running_var"):
+            state_dict[key.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
+    write_torch_file(Path(destination), state_dict)
 
 
-def _to_flax_layout(array: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
-    """Convolutions from (O, I, h, w) to (h, w, I, O), the classifier from (O, I) to (I, O)."""
-    if path[-1] != "kernel":
-        return array
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.transpose()
+def _arrays(state_dict: Mapping[str, Any], origin: str) -> dict[str, np.ndarray]:
+    """Float32 arrays by torchvision's keys, without the counters of batches."""
+    nested = [state_dict[key] for key in _NESTED if isinstance(state_dict.get(key), Mapping)]
+    weights = {str(key): value for key, value in (nested[0] if nested else state_dict).items()}
+    weights = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+    arrays = {key: _to_array(value, f"{key} in {origin}") for key, value in weights.items()}
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in arrays):
+            arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
+    return arrays
 
 
 def _to_array(value: Any, where: str) -> np.ndarray:
@@ -95,23 +156,3 @@ def _to_array(value: Any, where: str) -> np.ndarray:
         return np.asarray(value).astype(np.float32)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where} is not a tensor ({one_line(error)}); give a state dict of weights") from None
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(f"there is no file {path} of PyTorch weights; correct the path")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return load_file(path)
-        import torch
-
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except ModuleNotFoundError as error:
-        raise UserError(f"reading {path} needs {error.name}: pip install {error.name}") from None
-    except Exception as error:  # Unpickling a damaged file can raise anything.
-        raise UserError(f"{path} cannot be read as PyTorch weights ({one_line(error)}); fetch it again") from None
-    if not isinstance(loaded, Mapping):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict; save model.state_dict() instead")
-    return loaded

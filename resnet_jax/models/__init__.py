@@ -81,6 +81,9 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
         value = fields.get(field)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"model field {field} is {value!r}; it must be a positive integer")
+    momentum = fields.get("bn_momentum", 0.9)
+    if isinstance(momentum, bool) or not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+        raise UserError(f"model field bn_momentum is {momentum!r}; it must be a number from 0 to below 1")
     for field in ("bottleneck", "zero_init_last_bn", "remat", "scan_blocks"):
         if not isinstance(fields.get(field, False), bool):
             raise UserError(f"model field {field} is {fields[field]!r}; it must be True or False")

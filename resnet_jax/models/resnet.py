@@ -22,6 +22,7 @@ class ResNet(nn.Module):
     stride_placement: "v1" or "v1.5"; read by bottleneck blocks only.
     dtype: of the computation. Parameters, batch statistics and logits are float32 in any case.
     bn_group_size: examples that share batch statistics in training; None is the whole global batch.
+    bn_momentum: how much of the running statistics each training batch keeps.
     zero_init_last_bn: start every block as its shortcut (not in the paper).
     remat: recompute each block's activations in the backward pass, which trades a forward pass for memory.
     scan_blocks: compile the equal blocks of a stage once and loop over them. Compile time then does not grow with
@@ -37,6 +38,7 @@ class ResNet(nn.Module):
     stride_placement: str = "v1"
     dtype: jnp.dtype = jnp.float32
     bn_group_size: int | None = None
+    bn_momentum: float = 0.9
     zero_init_last_bn: bool = False
     remat: bool = False
     scan_blocks: bool = False
@@ -49,7 +51,13 @@ class ResNet(nn.Module):
         the result is a dict of each stage's output instead: "C1" is the stem's (before the max-pool), "C2" the first
         stage's, and so on to "C5" (ImageNet) or "C4" (CIFAR), each (N, H', W', channels) in ``dtype``.
         """
-        norm = partial(BatchNorm, use_running_average=not train, group_size=self.bn_group_size, dtype=self.dtype)
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
+            group_size=self.bn_group_size,
+            momentum=self.bn_momentum,
+            dtype=self.dtype,
+        )
         size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
         x = Conv(self.width, size, strides, dtype=self.dtype, name="stem_conv")(images)
         x = nn.relu(norm(name="stem_bn")(x))

@@ -2,27 +2,30 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnet_jax import parallel
 from resnet_jax.analysis.curves import plot_errors
 from resnet_jax.config import make_model, refuse_change, validate
-from resnet_jax.data.augment import normalization
-from resnet_jax.data.resident import Dataset, batch_indices, load_dataset
+from resnet_jax.data.dataset import Data, evaluation_split, load_data
+from resnet_jax.data.feed import training_inputs
+from resnet_jax.data.normalization import Normalization, normalization
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation.classify import EvalStep, evaluate, make_eval_step
+from resnet_jax.evaluation.classify import Evaluator, error_rates, make_evaluator
 from resnet_jax.train import checkpoint
+from resnet_jax.train.bn_statistics import recompute_batch_stats
 from resnet_jax.train.metrics_log import MetricsLog, check_finite
 from resnet_jax.train.signals import Stopped, stop_signals
-from resnet_jax.train.state import TrainState, init_state
-from resnet_jax.train.step import ResidentStep, make_resident_step
-from resnet_jax.train.workdir import locked, prepare_workdir
+from resnet_jax.train.state import TrainState, init_state, step_plateau
+from resnet_jax.train.step import TrainStep, make_train_step
+from resnet_jax.train.workdir import locked, prepare_workdir, refuse_other_classes
 from resnet_jax.writers import MetricsWriter
 
 
@@ -40,13 +43,15 @@ def train(config: ConfigDict, workdir: Path, allow_config_change: bool = False) 
     validate(config, mesh.size)
     if not allow_config_change:
         refuse_change(config, workdir / "config.json")
-    dataset = load_dataset(config)
-    model = make_model(config, dataset.num_classes)
-    image_shape = dataset.train.images.shape[1:]
-    template = jax.eval_shape(lambda: init_state(config, model, image_shape, mesh))
-    mean, std = normalization(config, dataset.train)
-    resident_step = make_resident_step(config, model, mean, std, mesh)
-    eval_step = make_eval_step(model, mean, std, mesh)
+    data = load_data(config)
+    model = make_model(config, len(data.class_names))
+    template = jax.eval_shape(lambda: init_state(config, model, data.image_shape, mesh))
+    refuse_other_classes(workdir, data.class_names)
+    stored = workdir / "normalization.npz"
+    resumed = stored.exists() and not allow_config_change
+    normalize = Normalization.load(stored) if resumed else normalization(config, data)
+    train_step = make_train_step(config, model, normalize, mesh)
+    evaluate = make_evaluator(config, model, normalize, data, evaluation_split(data), mesh)
     main_process = parallel.is_main_process()
 
     with locked(workdir) if main_process else nullcontext():
@@ -54,7 +59,7 @@ def train(config: ConfigDict, workdir: Path, allow_config_change: bool = False) 
         try:
             state = checkpoint.restore_latest(checkpoints, template, mesh, set_aside=True)
             if state is None:
-                state = init_state(config, model, image_shape, mesh)
+                state = init_state(config, model, data.image_shape, mesh)
             start = int(state.step)
             if start % config.steps_per_dispatch:
                 raise UserError(
@@ -63,12 +68,13 @@ def train(config: ConfigDict, workdir: Path, allow_config_change: bool = False) 
                 )
             writer = None
             if main_process:
-                prepare_workdir(workdir, config)
+                prepare_workdir(workdir, config, normalize, data.class_names)
                 writer = MetricsWriter(workdir, start, config.steps)
                 if start:
                     print(f"going on from step {start} in {workdir}", file=sys.stderr)
             try:
-                state = _run_steps(config, mesh, dataset, resident_step, eval_step, state, checkpoints, writer)
+                recompute = partial(recompute_batch_stats, config, model, normalize, data, mesh)
+                state = _run_steps(config, mesh, data, train_step, recompute, evaluate, state, checkpoints, writer)
             finally:
                 if writer:
                     writer.close()
@@ -84,33 +90,26 @@ def train(config: ConfigDict, workdir: Path, allow_config_change: bool = False) 
 def _run_steps(
     config: ConfigDict,
     mesh: Mesh,
-    dataset: Dataset,
-    resident_step: ResidentStep,
-    eval_step: EvalStep,
+    data: Data,
+    train_step: TrainStep,
+    recompute_batch_stats: Callable[[TrainState], TrainState],
+    evaluate: Evaluator,
     state: TrainState,
     checkpoints: checkpoint.Checkpoints,
     writer: MetricsWriter | None,
 ) -> TrainState:
-    eval_name = "test" if dataset.validation is None else "validation"
-    train_split, eval_split = parallel.to_global((dataset.train, dataset.split(eval_name)), parallel.replicated(mesh))
-    index_sharding = parallel.sharded_batch(mesh, axis=1)
     start, stride = int(state.step), config.steps_per_dispatch
+    split, inputs = training_inputs(config, data, mesh, start, config.steps)
     log = MetricsLog(writer, start, config.batch_size)
     previous = None
 
     with stop_signals() as received:
-        for first in range(start, config.steps, stride):
-            batches = [
-                batch_indices(config.seed, step, len(dataset.train), config.batch_size)
-                for step in range(first, first + stride)
-            ]
-            indices = parallel.to_global(np.stack(batches), index_sharding)
-            state, metrics = resident_step(state, train_split, indices)
+        for done, batches in zip(range(start + stride, config.steps + 1, stride), inputs, strict=True):
+            state, metrics = train_step(state, split, batches)
             # One call ahead of the device keeps it busy; further ahead, a stop would have to wait for all of them.
             jax.block_until_ready(previous)
             previous = metrics
             log.write(log.fetch())  # The metrics of the call before.
-            done = first + stride
             if writer:
                 writer.advance(stride)
 
@@ -124,9 +123,14 @@ def _run_steps(
                 continue
             check_finite(metrics)
             record, evaluation = log.fetch(), None
+            if last and config.bn_recompute_batches:
+                state = recompute_batch_stats(state)
             if evaluating:
-                evaluation = evaluate(eval_step, state.variables, eval_split, config.eval_batch_size, mesh)
-                record |= {f"{eval_name}_error": evaluation["top1_error"], f"{eval_name}_loss": evaluation["loss"]}
+                evaluation = error_rates(evaluate(state.variables))
+                name = evaluation_split(data)
+                record |= {f"{name}_error": evaluation["top1_error"], f"{name}_loss": evaluation["loss"]}
+                if config.schedule.name == "plateau":
+                    state = step_plateau(config, state, evaluation["top1_error"], mesh)
             # The record must be on disk before the checkpoint: a kill in between then leaves no gap in it.
             log.write(record)
             checkpoint.save(checkpoints, done, state, evaluation)

@@ -19,6 +19,7 @@ def make_schedule(config: ConfigDict) -> Schedule:
     "step": config.optimizer.learning_rate, times ``factor`` at each of ``boundaries`` (section 4.2: 32k and 48k).
     "cosine": from the learning rate to 0 at config.steps along half a cosine.
     "constant": the learning rate throughout.
+    "plateau": the same, before ``plateau_reducer`` scales it.
     ``warmup_steps`` makes any of them climb linearly from 0 first.
     """
     peak, schedule = config.optimizer.learning_rate, config.schedule
@@ -33,14 +34,26 @@ def make_schedule(config: ConfigDict) -> Schedule:
     elif schedule.name == "cosine":
         decay = optax.cosine_decay_schedule(peak, config.steps - warmup)
         main = lambda step: decay(step - warmup)  # noqa: E731
-    elif schedule.name == "constant":
+    elif schedule.name in ("constant", "plateau"):
         main = optax.constant_schedule(peak)
     else:
-        raise UserError(f"config.schedule.name is {schedule.name!r}; it must be 'step', 'cosine' or 'constant'")
+        raise UserError(
+            f"config.schedule.name is {schedule.name!r}; it must be 'step', 'plateau', 'cosine' or 'constant'"
+        )
     if warmup == 0:
         return main
     # The first step already moves: (step + 1) / warmup of the peak.
     return lambda step: jnp.where(step < warmup, peak * (step + 1) / warmup, main(step))
+
+
+def plateau_reducer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+    """The "plateau" schedule: its state's ``scale`` multiplies the learning rate (section 3.4).
+
+    Update it once an evaluation with ``value=`` the error. After config.schedule.patience evaluations without a new
+    least error (by a relative 1e-4) the scale is multiplied by config.schedule.factor. It stands apart from the
+    optimizer's chain, where it would count steps.
+    """
+    return optax.contrib.reduce_on_plateau(factor=config.schedule.factor, patience=config.schedule.patience)
 
 
 def sgd(learning_rate: jax.Array, config: ConfigDict) -> optax.GradientTransformation:

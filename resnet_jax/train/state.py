@@ -1,16 +1,18 @@
 """Everything a training run is, at one step."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnet_jax import parallel
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.train.schedules import sgd
+from resnet_jax.train.schedules import plateau_reducer, sgd
 
 
 @flax.struct.dataclass
@@ -19,6 +21,8 @@ class TrainState:
 
     step: updates done so far.
     params, batch_stats: the model's variables. opt_state: the momentum.
+    ema: exponential moving average of the variables, {"params", "batch_stats"}; {} without config.ema_decay.
+    plateau: of ``schedules.plateau_reducer``; its scale multiplies the learning rate and is 1 for other schedules.
     train_error: exponential mean of the batches' top-1 error, in [0, 1], that the warm-up rule reads.
     warming_up: whether the rule of section 4.2 still holds the learning rate down.
     sums: loss and errors summed over the steps of the current logging interval, and their number.
@@ -29,6 +33,8 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema: Any
+    plateau: Any
     train_error: jax.Array
     warming_up: jax.Array
     sums: dict[str, jax.Array]
@@ -36,8 +42,8 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What ``model.apply`` takes to evaluate: the moving average where there is one."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def init_state(config: ConfigDict, model: ResNet, image_shape: tuple[int, ...], mesh: Mesh) -> TrainState:
@@ -51,6 +57,8 @@ def init_state(config: ConfigDict, model: ResNet, image_shape: tuple[int, ...], 
             params=variables["params"],
             batch_stats=variables["batch_stats"],
             opt_state=sgd(jnp.float32(0), config).init(variables["params"]),
+            ema=variables if config.ema_decay else {},
+            plateau=optax.contrib.reduce_on_plateau().init(jnp.float32(0)),  # The same for any setting of it.
             train_error=jnp.float32(1),
             warming_up=jnp.bool_(config.schedule.warmup_error > 0),
             sums={"loss": jnp.float32(0), "error": jnp.float32(0), "count": jnp.float32(0)},
@@ -58,3 +66,15 @@ def init_state(config: ConfigDict, model: ResNet, image_shape: tuple[int, ...], 
         )
 
     return jax.jit(init, out_shardings=parallel.replicated(mesh))()
+
+
+def step_plateau(config: ConfigDict, state: TrainState, error: float, mesh: Mesh) -> TrainState:
+    """The state after an evaluation under the "plateau" schedule. ``error`` is top-1, in percent."""
+
+    def update(plateau: Any, value: jax.Array) -> Any:
+        return plateau_reducer(config).update({}, plateau, value=value)[1]
+
+    sharding = parallel.replicated(mesh)
+    return dataclasses.replace(
+        state, plateau=jax.jit(update, out_shardings=sharding)(state.plateau, jnp.float32(error))
+    )

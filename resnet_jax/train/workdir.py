@@ -13,13 +13,15 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax.errors import UserError
+from resnet_jax.data.normalization import Normalization
+from resnet_jax.errors import UserError, one_line
 from resnet_jax.files import replace_atomically
 
 PACKAGES = (
     "resnet_jax",
     "jax",
     "jaxlib",
+    "grain",
     "flax",
     "optax",
     "orbax-checkpoint",
@@ -30,8 +32,11 @@ PACKAGES = (
 )
 
 
-def prepare_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Writes ``config.json`` and ``environment.json``; an earlier config is kept as ``config.N.json``.
+def prepare_workdir(workdir: Path, config: ConfigDict, normalize: Normalization, class_names: list[str]) -> None:
+    """Writes what tells how the run came about and what using its checkpoints takes.
+
+    ``config.json`` (an earlier one is kept as ``config.N.json``), ``environment.json``, ``normalization.npz`` and
+    ``class_names.json``.
 
     Raises UserError if the folder cannot be written.
     """
@@ -45,8 +50,29 @@ def prepare_workdir(workdir: Path, config: ConfigDict) -> None:
             _write(workdir / f"config.{number}.json", path.read_text())
         _write(path, text)
         _write(workdir / "environment.json", json.dumps(_environment(), indent=2) + "\n")
+        _write(workdir / "class_names.json", json.dumps(class_names, indent=0) + "\n")
+        normalize.save(workdir / "normalization.npz")
     except OSError as error:
         raise _not_writable(workdir, error) from None
+
+
+def refuse_other_classes(workdir: Path, class_names: list[str]) -> None:
+    """Raises UserError if the run in ``workdir`` has other classes, or the same in another order."""
+    path = workdir / "class_names.json"
+    if path.exists() and read_class_names(workdir) != class_names:
+        raise UserError(f"the data have other classes than {path}; use the run's own data, or another workdir")
+
+
+def read_class_names(workdir: Path) -> list[str]:
+    """The class names of a run, in the order of their labels. Raises UserError if they cannot be read."""
+    path = workdir / "class_names.json"
+    try:
+        names = json.loads(path.read_text())
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("it is not a list of names")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({one_line(error)}); restore it") from None
+    return names
 
 
 @contextmanager

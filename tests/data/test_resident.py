@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import recipes
-from resnet_jax.data.resident import Dataset, Split, batch_indices, gather, load_dataset
+from resnet_jax.data.resident import Dataset, Split, gather, load_dataset
 from resnet_jax.errors import UserError
 
 
@@ -11,31 +11,6 @@ def digits_config(holdout=0, seed=0):
     config.data.holdout = holdout
     config.seed = seed
     return config
-
-
-@pytest.mark.parametrize(("num_examples", "batch_size"), [(12, 4), (10, 3), (7, 7), (5, 12)])
-def test_every_example_is_seen_exactly_once_a_pass(num_examples, batch_size):
-    passes = 6
-    steps = -(-passes * num_examples // batch_size)
-    batches = [batch_indices(3, step, num_examples, batch_size) for step in range(steps)]
-    assert {batch.shape for batch in batches} == {(batch_size,)}
-    assert {batch.dtype for batch in batches} == {np.dtype(np.int32)}
-    order = np.concatenate(batches)[: passes * num_examples].reshape(passes, num_examples)
-    np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(num_examples), (passes, 1)))
-
-
-def test_batches_are_a_function_of_seed_and_step():
-    steps = list(range(9))
-    forward = {step: batch_indices(5, step, 100, 30) for step in steps}
-    for step in reversed(steps):
-        np.testing.assert_array_equal(batch_indices(5, step, 100, 30), forward[step])
-    assert not np.array_equal(batch_indices(6, 0, 100, 30), forward[0])
-
-
-def test_each_epoch_has_its_own_order():
-    orders = [batch_indices(0, epoch, 100, 100).tolist() for epoch in range(4)]
-    assert len({tuple(order) for order in orders}) == 4
-    assert list(range(100)) not in orders
 
 
 def test_holdout_takes_that_many_examples_out_of_the_training_set():
@@ -67,16 +42,16 @@ def test_a_holdout_of_the_whole_training_set_is_refused():
         load_dataset(digits_config(holdout=size))
 
 
-def test_an_unknown_data_set_names_the_known_ones():
-    config = digits_config()
-    config.data.name = "svhn"
-    with pytest.raises(UserError, match=r"config\.data\.name is 'svhn'; it must be one of digits, cifar10, cifar100"):
-        load_dataset(config)
+def test_digits_are_named_and_have_the_shape_of_an_image():
+    dataset = load_dataset(digits_config())
+    assert dataset.class_names == list("0123456789")
+    assert dataset.image_shape == dataset.train.images[0].shape == dataset.test.images[0].shape
+    assert set(dataset.train.labels.tolist()) == set(range(10))
 
 
 def test_split_gives_each_part_by_name_and_refuses_an_absent_one():
     train, test = (Split(np.zeros((n, 2, 2, 3), np.uint8), np.zeros(n, np.int32)) for n in (3, 2))
-    dataset = Dataset(train, None, test, num_classes=10)
+    dataset = Dataset(train, None, test, class_names=[])
     assert dataset.split("train") is train
     assert dataset.split("test") is test
     for name in ("validation", "dev"):
@@ -90,3 +65,10 @@ def test_gather_takes_images_and_labels_at_the_indices():
     batch = gather(Split(images, labels), np.array([4, 0, 4]))
     np.testing.assert_array_equal(batch["image"], [images[4], images[0], images[4]])
     np.testing.assert_array_equal(batch["label"], [40, 0, 40])
+
+
+def test_gather_gives_label_minus_1_where_there_is_no_example():
+    split = Split(np.zeros((3, 2, 2, 3), np.uint8), np.array([7, 8, 9], np.int32))
+    batch = gather(split, np.array([2, -1, 0, -1], np.int32))
+    np.testing.assert_array_equal(batch["label"], np.array([9, -1, 7, -1], np.int32), strict=True)
+    assert batch["image"].shape == (4, 2, 2, 3)

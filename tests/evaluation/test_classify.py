@@ -1,125 +1,221 @@
+import re
+
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
-from resnet_jax import parallel
-from resnet_jax.data.resident import Split
-from resnet_jax.evaluation.classify import evaluate, make_eval_step, masked_batches
+from resnet_jax.data.dataset import load_data
+from resnet_jax.data.normalization import Normalization
+from resnet_jax.errors import UserError
+from resnet_jax.evaluation import classify
+from resnet_jax.evaluation.classify import Scores, error_rates, make_evaluator
 
-NUM_EXAMPLES = 83
+NUM_EXAMPLES = 84
+NORMALIZATION = Normalization(np.array([0.5, 0.4, 0.3], np.float32), np.array([0.2, 0.25, 0.3], np.float32))
 
 
-class TableModel:
-    """Looks an example's logits up in a table, by the number that its first pixel spells in base 256."""
+def scores(logits, labels):
+    return Scores(np.array(jax.nn.log_softmax(np.asarray(logits, np.float32))), np.asarray(labels, np.int32), set())
+
+
+def slow_error_rates(log_probs, labels):
+    """Top-1 and top-5 error in percent and mean loss, one example at a time and by sorting."""
+    top1, top5, loss, count = 0, 0, 0.0, 0
+    for row, label in zip(log_probs.tolist(), labels, strict=True):
+        if label == -1:
+            continue
+        ranking = sorted(range(len(row)), key=lambda c: -row[c])  # Stable: of equals the lower class first.
+        top1 += label != ranking[0]
+        top5 += label not in ranking[:5]
+        loss -= row[label]
+        count += 1
+    return {
+        "num_examples": count,
+        "top1_error": round(100 * top1 / count, 4),
+        "top5_error": round(100 * top5 / count, 4),
+        "loss": pytest.approx(loss / count, rel=1e-9),
+    }
+
+
+@pytest.mark.parametrize("num_classes", [2, 4, 5, 6, 12, 1000])
+def test_error_rates_are_those_of_a_slow_loop(num_classes):
+    rng = np.random.default_rng(0)
+    found = scores(rng.normal(size=(NUM_EXAMPLES, num_classes)), rng.integers(num_classes, size=NUM_EXAMPLES))
+    rates = error_rates(found)
+    assert rates == slow_error_rates(found.log_probs, found.labels)
+    assert rates["top1_error"] > 0
+    assert (rates["top5_error"] > 0) == (num_classes > 5)
+
+
+def test_ties_among_few_values_agree_with_a_stable_sort():
+    rng = np.random.default_rng(1)
+    found = scores(rng.integers(3, size=(NUM_EXAMPLES, 12)), rng.integers(12, size=NUM_EXAMPLES))
+    rates = error_rates(found)
+    assert rates == slow_error_rates(found.log_probs, found.labels)
+    assert 0 < rates["top5_error"] < rates["top1_error"] < 100
+
+
+def test_of_equal_scores_the_lower_class_wins():
+    rates = error_rates(scores(np.zeros((12, 12)), np.arange(12)))
+    # Of twelve equal classes only class 0 is first, and only 0 to 4 are among five.
+    assert (rates["top1_error"], rates["top5_error"]) == (round(100 * 11 / 12, 4), round(100 * 7 / 12, 4))
+
+
+def test_scores_that_are_not_numbers_are_errors_and_beat_nothing():
+    log_probs = np.zeros((4, 12), np.float32)
+    log_probs[:, 0] = 1  # Right for label 0.
+    log_probs[1] = np.nan
+    log_probs[2, 0] = np.nan
+    log_probs[3, 1:] = np.nan
+    rates = error_rates(Scores(log_probs, np.zeros(4, np.int32), set()))
+    assert (rates["top1_error"], rates["top5_error"]) == (50, 50)
+    assert np.isnan(rates["loss"])
+
+
+def test_examples_without_a_label_are_left_out():
+    rng = np.random.default_rng(2)
+    found = scores(rng.normal(size=(NUM_EXAMPLES, 12)), rng.integers(-1, 12, size=NUM_EXAMPLES))
+    found.log_probs[found.labels == -1] = -np.inf  # As the evaluator leaves them.
+    rates = error_rates(found)
+    assert 0 < rates["num_examples"] < NUM_EXAMPLES
+    assert rates == slow_error_rates(found.log_probs, found.labels)
+
+
+@pytest.mark.parametrize("labels", [[], [-1, -1]])
+def test_no_examples_are_a_user_error(labels):
+    with pytest.raises(UserError, match="not one readable example"):
+        error_rates(scores(np.zeros((len(labels), 12)), labels))
+
+
+class Linear:
+    """The simplest network: every class scores a weighted sum of all pixels."""
+
+    def __init__(self, num_classes):
+        self.num_classes = num_classes
 
     def apply(self, variables, images, train):
         assert not train
-        # Normalised with mean 0 and standard deviation 1/255, the pixels are their uint8 values again.
-        digits = images[:, 0, 0, :2].round().astype(int)
-        return variables["logits"][digits[:, 0] + 256 * digits[:, 1]]
+        return images.reshape(len(images), -1) @ variables["kernel"]
 
 
-def run(logits, labels, batch_size, mesh):
-    count = len(labels)
-    images = np.zeros((count, 2, 2, 3), np.uint8)
-    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.arange(count) % 256, np.arange(count) // 256
-    eval_step = make_eval_step(TableModel(), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32), mesh)
-    split, variables = parallel.to_global(
-        (Split(images, np.asarray(labels, np.int32)), {"logits": np.asarray(logits, np.float32)}),
-        parallel.replicated(mesh),
-    )
-    return evaluate(eval_step, variables, split, batch_size, mesh)
+def linear(num_classes, pixels):
+    """A network that says of each image what ``expected_log_probs`` says."""
+    rng = np.random.default_rng(3)
+    return Linear(num_classes), {"kernel": rng.normal(0, pixels**-0.5, (pixels, num_classes)).astype(np.float32)}
 
 
-def slow_scores(logits, labels):
-    """Top-1 error, top-5 error in percent and mean loss, one example at a time and by sorting."""
-    top1, top5, loss = 0, 0, 0.0
-    for scores, label in zip(logits.astype(np.float64), labels, strict=True):
-        ranking = sorted(range(len(scores)), key=lambda c: -scores[c])  # Stable: of equals the lower class first.
-        top1 += label != ranking[0]
-        top5 += label not in ranking[:5]
-        loss += np.log(np.exp(scores).sum()) - scores[label]
-    return 100 * top1 / len(labels), 100 * top5 / len(labels), loss / len(labels)
+def expected_log_probs(variables, images):
+    logits = ((images / 255 - NORMALIZATION.mean) / NORMALIZATION.std).reshape(len(images), -1) @ variables["kernel"]
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def random_problem(num_classes, num_examples=NUM_EXAMPLES):
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(num_examples, num_classes)), rng.integers(num_classes, size=num_examples)
+@pytest.fixture
+def seen(monkeypatch):
+    """The index of every example that an evaluator is shown, as it goes."""
+    inputs, indices = classify.evaluation_inputs, []
+
+    def spied(*args):
+        for batch in inputs(*args):
+            there = batch["index"] if "label" not in batch else np.where(batch["label"] < 0, -1, batch["index"])
+            indices.extend(index for index in np.asarray(there).tolist() if index >= 0)
+            yield batch
+
+    monkeypatch.setattr(classify, "evaluation_inputs", spied)
+    return indices
 
 
-@pytest.mark.parametrize("batch_size", [1, 10, NUM_EXAMPLES, 500])
-def test_errors_and_loss_are_those_of_a_slow_loop_at_any_batch_size(mesh, batch_size):
-    logits, labels = random_problem(num_classes=12)
-    top1, top5, loss = slow_scores(logits, labels)
-    assert 0 < top5 < top1 < 100
-    found = run(logits, labels, batch_size, mesh)
-    assert found["num_examples"] == NUM_EXAMPLES
-    # The counts are whole numbers, so the percentages agree to the digits they are rounded to.
-    assert (found["top1_error"], found["top5_error"]) == (round(top1, 4), round(top5, 4))
-    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+@pytest.mark.parametrize("batch_size", [1, 12, 30, 500])
+def test_every_resident_example_is_scored_once_at_any_batch_size(mesh, seen, digits_config, batch_size):
+    config = digits_config(eval_batch_size=batch_size)
+    data = load_data(config)
+    # The training split is longer than the test split, so that a mix-up of the two would show.
+    small = data._replace(test=jax.tree.map(lambda array: array[:NUM_EXAMPLES], data.test))
+    model, variables = linear(10, small.test.images[0].size)
+    evaluate = make_evaluator(config, model, NORMALIZATION, small, "test", mesh)
+    for _ in range(2):
+        seen.clear()
+        found = evaluate(variables)
+        assert seen == list(range(NUM_EXAMPLES))
+        np.testing.assert_allclose(found.log_probs, expected_log_probs(variables, small.test.images), atol=1e-4)
+        np.testing.assert_array_equal(found.labels, small.test.labels)
+        assert (found.log_probs.dtype, found.labels.dtype) == (np.float32, np.int32)
+    size = -(-min(batch_size, NUM_EXAMPLES) // mesh.size) * mesh.size
+    assert found.shapes == {(size,)}
+    assert error_rates(found) == slow_error_rates(found.log_probs, found.labels)
 
 
-@pytest.mark.parametrize("num_classes", [2, 5])
-def test_with_five_classes_or_fewer_the_right_one_is_always_among_five(mesh, num_classes):
-    logits, labels = random_problem(num_classes)
-    top1, _, _ = slow_scores(logits, labels)
-    found = run(logits, labels, 20, mesh)
-    assert (found["top1_error"], found["top5_error"]) == (round(top1, 4), 0)
+def write_photographs(root, count, size=8):
+    """Two classes of photographs that are as large as the crop, without loss: (N, size, size, 3) and labels."""
+    images = np.random.default_rng(4).integers(256, size=(count, size, size, 3), dtype=np.uint8)
+    labels = np.sort(np.arange(count) % 2)
+    for folder in ("train", "val"):
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = root / folder / f"class{label}" / f"{i:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(image).save(path)
+    return images, labels
 
 
-def test_of_equal_scores_the_lower_class_wins(mesh):
-    logits, labels = np.zeros((12, 12)), np.arange(12)
-    found = run(logits, labels, 5, mesh)
-    # Of twelve equal classes only class 0 is first, and only 0 to 4 are among five.
-    assert found["top1_error"] == round(100 * 11 / 12, 4)
-    assert found["top5_error"] == round(100 * 7 / 12, 4)
+@pytest.mark.parametrize("batch_size", [10, 23, 60])
+def test_every_photograph_is_scored_once_at_any_batch_size(mesh, seen, tmp_path, folder_config, batch_size):
+    images, labels = write_photographs(tmp_path, 23)
+    crop = {"data.crop_size": 8, "data.eval_shorter_side": 8}
+    config = folder_config(tmp_path, eval_batch_size=batch_size, **crop)
+    model, variables = linear(2, images[0].size)
+    found = make_evaluator(config, model, NORMALIZATION, load_data(config), "validation", mesh)(variables)
+    assert seen == list(range(23))
+    np.testing.assert_allclose(found.log_probs, expected_log_probs(variables, images), atol=1e-5)
+    np.testing.assert_array_equal(found.labels, labels)
+    size = -(-min(batch_size, 23) // mesh.size) * mesh.size
+    assert found.shapes == {(size, 8, 8, 3)}
 
 
-def test_ties_among_few_values_agree_with_a_stable_sort(mesh):
-    rng = np.random.default_rng(1)
-    logits, labels = rng.integers(3, size=(NUM_EXAMPLES, 12)), rng.integers(12, size=NUM_EXAMPLES)
-    top1, top5, _ = slow_scores(logits, labels)
-    found = run(logits, labels, 20, mesh)
-    assert (found["top1_error"], found["top5_error"]) == (round(top1, 4), round(top5, 4))
+@pytest.fixture
+def damaged(tmp_path, folder_config):
+    """(images, labels, config) of photographs of which the fourth is empty and the last cut short."""
+    images, labels = write_photographs(tmp_path, 11)
+    (tmp_path / "val/class0/003.png").write_bytes(b"")
+    last = tmp_path / "val/class1/010.png"
+    last.write_bytes(last.read_bytes()[:-60])
+    return images, labels, folder_config(tmp_path, **{"data.crop_size": 8, "data.eval_shorter_side": 8})
 
 
-def test_scores_that_are_not_numbers_are_errors(mesh):
-    logits = np.zeros((4, 12))
-    logits[:, 0] = 1  # Right for label 0.
-    logits[1] = np.nan
-    logits[2, 0] = np.nan
-    found = run(logits, np.zeros(4, int), 3, mesh)
-    assert (found["top1_error"], found["top5_error"]) == (50, 50)
+def test_photographs_that_cannot_be_decoded_are_named_and_left_out(mesh, damaged, capsys):
+    images, labels, config = damaged
+    config.eval_batch_size, config.data.max_unreadable = 4, 2
+    model, variables = linear(2, images[0].size)
+    found = make_evaluator(config, model, NORMALIZATION, load_data(config), "validation", mesh)(variables)
+    expected = expected_log_probs(variables, images)
+    labels[[3, 10]], expected[[3, 10]] = -1, -np.inf
+    np.testing.assert_array_equal(found.labels, labels)
+    np.testing.assert_allclose(found.log_probs, expected, atol=1e-5)
+    assert error_rates(found) == slow_error_rates(found.log_probs, found.labels)
+    named = re.findall(r"warning: (\S+) \(.*\) cannot be decoded", capsys.readouterr().err)
+    assert named == ["val/class0/003.png", "val/class1/010.png"]
+
+
+def test_too_many_photographs_that_cannot_be_decoded_are_a_user_error(damaged, mesh):
+    images, _, config = damaged
+    config.data.max_unreadable = 1
+    model, variables = linear(2, images[0].size)
+    evaluate = make_evaluator(config, model, NORMALIZATION, load_data(config), "validation", mesh)
+    with pytest.raises(UserError, match=r"2 photographs cannot be decoded, more than config\.data\.max_unreadable 1"):
+        evaluate(variables)
+
+
+def test_a_network_that_is_not_finite_makes_errors_and_no_warning(mesh, digits_config):
+    config = digits_config()
+    data = load_data(config)
+    model, variables = linear(10, data.test.images[0].size)
+    evaluate = make_evaluator(config, model, NORMALIZATION, data, "test", mesh)
+    found = error_rates(evaluate({"kernel": np.full_like(variables["kernel"], np.nan)}))
+    assert (found["num_examples"], found["top1_error"], found["top5_error"]) == (360, 100, 100)
     assert np.isnan(found["loss"])
 
 
-@pytest.mark.parametrize("num_examples", [1, 7, 8, 83])
-@pytest.mark.parametrize("batch_size", [1, 8, 30, 100])
-@pytest.mark.parametrize("num_devices", [1, 3, 8])
-def test_masked_batches_cover_each_example_once_in_equal_batches_the_devices_can_share(
-    num_examples, batch_size, num_devices
-):
-    batches = list(masked_batches(num_examples, batch_size, num_devices))
-    indices, mask = (np.stack(arrays) for arrays in zip(*batches, strict=True))
-    size = indices.shape[1]
-    assert size % num_devices == 0
-    assert min(batch_size, num_examples) <= size < min(batch_size, num_examples) + num_devices
-    assert len(batches) == -(-num_examples // size)
-    assert set(np.unique(mask)) <= {0, 1}
-    np.testing.assert_array_equal(indices[mask == 1], np.arange(num_examples))
-    assert indices.min() >= 0 and indices.max() < num_examples
-    assert (indices.dtype, mask.dtype) == (np.int32, np.int32)
-
-
-def test_eval_step_sums_only_where_the_mask_is_one():
-    mesh = parallel.data_mesh(jax.devices()[:1])
-    images = np.zeros((3, 2, 2, 3), np.uint8)
-    images[:, 0, 0, 0] = np.arange(3)
-    split = Split(images, np.array([0, 1, 1], np.int32))
-    logits = np.array([[2.0, 1.0], [2.0, 1.0], [1.0, 2.0]], np.float32)
-    eval_step = make_eval_step(TableModel(), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32), mesh)
-    arrays = parallel.to_global((split, np.array([2, 1, 0]), np.array([1, 1, 0])), parallel.replicated(mesh))
-    sums = eval_step(parallel.to_global({"logits": logits}, parallel.replicated(mesh)), *arrays)
-    assert (int(sums["num_examples"]), int(sums["top1_errors"]), int(sums["top5_errors"])) == (2, 1, 0)
-    # log(1 + exp(-1)) where right and log(1 + exp(1)) where wrong, by a difference of one in the scores.
-    np.testing.assert_allclose(sums["loss"], np.log1p(np.exp(-1)) + np.log1p(np.exp(1)), rtol=1e-6)
+@pytest.mark.parametrize("split", ["validation", "nonsense"])
+def test_a_split_that_there_is_not_is_a_user_error(mesh, digits_config, split):
+    config = digits_config()
+    with pytest.raises(UserError, match=f"there is no split '{split}'"):
+        make_evaluator(config, Linear(10), NORMALIZATION, load_data(config), split, mesh)

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -221,6 +222,19 @@ def test_bn_group_size_that_does_not_divide_the_batch_is_a_user_error():
         jax.eval_shape(partial(train, SMALL.clone(bn_group_size=3)), variables, images(4))
 
 
+@pytest.mark.parametrize("momentum", [0, 0.6])
+def test_bn_momentum_is_how_much_of_the_running_statistics_every_layer_keeps(momentum):
+    variables, x = draw_variables(SMALL), images()
+    logits, usual = jax.jit(partial(train, SMALL))(variables, x)
+    model = create_model("resnet20", 5, stage_sizes=(3, 2), width=4, bn_momentum=momentum)
+    again, updated = jax.jit(partial(train, model))(variables, x)
+    np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-6)
+    old = variables["batch_stats"]
+    batch = jax.tree.map(lambda new, before: (new - 0.9 * before) / 0.1, usual["batch_stats"], old)
+    expected = jax.tree.map(lambda before, of_batch: momentum * before + (1 - momentum) * of_batch, old, batch)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-4), updated["batch_stats"], expected)
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_statistics_and_logits_in_float32():
     variables, x = draw_variables(SMALL), images()
     model = SMALL.clone(dtype=jnp.bfloat16)
@@ -298,6 +312,12 @@ def test_create_model_takes_the_number_of_classes_and_dtypes_by_name():
         ("resnet20", {"width": 16.0}, "width is 16.0"),
         ("resnet20", {"width": True}, "width is True"),
         ("resnet20", {"bn_group_size": -32}, "bn_group_size is -32"),
+        ("resnet20", {"bn_momentum": 1}, "bn_momentum is 1; it must be a number from 0 to below 1"),
+        ("resnet20", {"bn_momentum": -0.1}, "bn_momentum is -0.1"),
+        ("resnet20", {"bn_momentum": math.nan}, "bn_momentum is nan"),
+        ("resnet20", {"bn_momentum": "0.9"}, "bn_momentum is '0.9'"),
+        ("resnet20", {"bn_momentum": True}, "bn_momentum is True"),
+        ("resnet20", {"bn_momentum": None}, "bn_momentum is None"),
         ("resnet20", {"stage_sizes": ()}, r"stage_sizes is \(\)"),
         ("resnet20", {"stage_sizes": 3}, "stage_sizes is 3"),
         ("resnet20", {"stage_sizes": (2, 0)}, r"stage_sizes is \(2, 0\)"),

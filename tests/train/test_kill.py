@@ -18,6 +18,7 @@ RANDOM_KILLS = 10
 KILLS_AT_A_SAVE = 5
 STEPS = 1600
 BATCH_SIZE = 16
+STREAMED_STEPS = 250
 
 
 def start(workdir: Path, environment: dict[str, str]) -> subprocess.Popen:
@@ -40,9 +41,9 @@ def wait_for(condition, process: subprocess.Popen, interval: float) -> None:
         time.sleep(interval)
 
 
-def final_state(workdir: Path) -> dict[str, np.ndarray]:
+def final_state(workdir: Path, step: int = STEPS) -> dict[str, np.ndarray]:
     with ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore(workdir.absolute() / "checkpoints" / str(STEPS) / "state")
+        state = checkpointer.restore(workdir.absolute() / "checkpoints" / str(step) / "state")
     return state
 
 
@@ -115,5 +116,53 @@ def test_killed_run_ends_like_one_never_killed(tmp_path):
         np.testing.assert_array_equal(result[name], value, err_msg=name)
     records, expected_records = (read_metrics(folder / "metrics.jsonl") for folder in (killed, undisturbed))
     assert [record["step"] for record in records] == list(range(10, STEPS + 1, 10))
+    for record, other in zip(records, expected_records, strict=True):
+        assert {**record, "images_per_second": 0} == {**other, "images_per_second": 0}
+
+
+def start_streamed(workdir: Path, photographs: Path, environment: dict[str, str]) -> subprocess.Popen:
+    settings = {
+        "data.name": "folder", "data_dir": str(photographs), "data.crop_size": 32, "data.shorter_side": "(36, 48)",
+        "data.eval_shorter_side": 36, "model.stage_sizes": "(1,)", "model.width": 4, "batch_size": 8,
+        "eval_batch_size": 8, "steps": STREAMED_STEPS, "log_every": 5, "eval_every": 50, "checkpoint_every": 20,
+        "ema_decay": 0.99, "bn_recompute_batches": 3,
+    }  # fmt: skip
+    command = [sys.executable, "train.py", "--config", "configs/resnet18_imagenet.py", "--workdir", str(workdir)]
+    command += [f"--config.{key}={value}" for key, value in settings.items()]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_run_on_photographs_sees_the_same_batches_again(tmp_path, photographs):
+    seed = random.randrange(10**6)
+    print(f"random.seed({seed})")  # Shown when the test fails.
+    rng = random.Random(seed)
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(start_streamed(undisturbed, photographs, environment))
+
+    def steps_done() -> int:
+        return max((record["step"] for record in read_metrics(killed / "metrics.jsonl")), default=0)
+
+    for first, last in ((20, 120), (120, 230)):  # Any moment of these steps, most of them between two checkpoints.
+        process, step = start_streamed(killed, photographs, environment), rng.randrange(first, last)
+        wait_for(lambda step=step: steps_done() >= step, process, interval=0.001)
+        time.sleep(rng.uniform(0, 0.02))
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.kill()
+        process.communicate()
+    process = start_streamed(killed, photographs, environment)
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages[-2000:]
+    assert "going on from step" in messages
+
+    expected = dict(leaves(final_state(undisturbed, STREAMED_STEPS)))
+    result = dict(leaves(final_state(killed, STREAMED_STEPS)))
+    assert result.keys() == expected.keys() and len(expected) > 10
+    for name, value in expected.items():
+        np.testing.assert_array_equal(result[name], value, err_msg=name)
+    # Each record has the losses of the batches since the one before.
+    records, expected_records = (read_metrics(folder / "metrics.jsonl") for folder in (killed, undisturbed))
+    assert [record["step"] for record in records] == list(range(5, STREAMED_STEPS + 1, 5))
     for record, other in zip(records, expected_records, strict=True):
         assert {**record, "images_per_second": 0} == {**other, "images_per_second": 0}

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 
 from resnet_jax import recipes
 from resnet_jax.errors import UserError
-from resnet_jax.train.schedules import make_schedule, sgd
+from resnet_jax.train.schedules import make_schedule, plateau_reducer, sgd
 
 
 def config_with(**schedule):
@@ -44,11 +46,12 @@ def test_cosine_falls_from_the_learning_rate_to_zero_at_the_last_step(warmup):
     np.testing.assert_allclose(rates(config, steps), expected, rtol=1e-5, atol=1e-8)
 
 
-def test_constant_stays():
-    np.testing.assert_allclose(rates(config_with(name="constant"), [0, 1, 63_999]), 0.1, rtol=1e-6)
+@pytest.mark.parametrize("name", ["constant", "plateau"])
+def test_constant_stays_and_so_does_plateau_before_it_is_scaled(name):
+    np.testing.assert_allclose(rates(config_with(name=name), [0, 1, 63_999]), 0.1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["step", "cosine", "constant"])
+@pytest.mark.parametrize("name", ["step", "plateau", "cosine", "constant"])
 def test_warm_up_climbs_linearly_and_the_first_step_moves(name):
     config = config_with(name=name, warmup_steps=4)
     np.testing.assert_allclose(rates(config, range(5)), [0.025, 0.05, 0.075, 0.1, 0.1], rtol=1e-6)
@@ -63,6 +66,56 @@ def test_warm_up_does_not_shift_the_boundaries():
 def test_a_wrong_schedule_is_refused_by_its_key(key, value):
     with pytest.raises(UserError, match=rf"config\.schedule\.{key} is {value!r}"):
         make_schedule(config_with(**{key: value}))
+
+
+def plateau_scales(errors, patience, factor):
+    """The scale after each evaluation, by a plain loop."""
+    least, waited, scale = math.inf, 0, 1.0
+    for error in errors:
+        if error < least * (1 - 1e-4):  # Not so for NaN.
+            least, waited = error, 0
+        else:
+            waited += 1
+        if waited == patience:
+            scale, waited = scale * factor, 0
+        yield scale
+
+
+def reduced(errors, patience, factor):
+    """The same by the program."""
+    reducer = plateau_reducer(config_with(name="plateau", patience=patience, factor=factor))
+    update = jax.jit(lambda state, error: reducer.update({}, state, value=error)[1])
+    state = reducer.init(jnp.float32(0))
+    for error in errors:
+        state = update(state, jnp.float32(error))
+        yield float(state.scale)
+
+
+@pytest.mark.parametrize(("patience", "factor"), [(1, 0.8), (2, 0.5), (5, 0.1)])
+def test_the_plateau_reducer_is_the_plain_loop_on_random_errors(patience, factor):
+    # Errors of few values, so that equal ones are frequent, on their way down; some evaluations give no number.
+    rng = np.random.default_rng(patience)
+    errors = np.round(90 * 0.97 ** np.arange(150) + rng.integers(-3, 4, 150))
+    errors[rng.random(150) < 0.05] = math.nan
+    expected = list(plateau_scales(errors, patience, factor))
+    np.testing.assert_allclose(list(reduced(errors, patience, factor)), expected, rtol=1e-5)
+    assert len(set(expected)) > 3
+
+
+@pytest.mark.parametrize(
+    ("errors", "scales"),
+    [
+        ([50, 40, 40, 40, 40], [1, 1, 1, 0.1, 0.1]),  # Equal is not lower; after a cut the count begins anew.
+        ([50, 60, 40, 60, 39, 60, 60], [1, 1, 1, 1, 1, 1, 0.1]),
+        ([50, 49.999, 49.998, 49.9], [1, 1, 0.1, 0.1]),  # Lower by less than 1e-4 of it is not lower.
+        ([50, 49.99, 49.98, 49.97], [1, 1, 1, 1]),
+        ([math.nan, math.nan, 50, math.nan, 60], [1, 0.1, 0.1, 0.1, 0.01]),  # NaN is no new least error.
+        ([0, 0, 0], [1, 1, 0.1]),
+    ],
+)
+def test_two_evaluations_without_a_new_least_error_are_a_plateau(errors, scales):
+    np.testing.assert_allclose(list(plateau_scales(errors, 2, 0.1)), scales, rtol=1e-6)
+    np.testing.assert_allclose(list(reduced(errors, 2, 0.1)), scales, rtol=1e-6)
 
 
 def test_a_wrong_decay_is_refused():

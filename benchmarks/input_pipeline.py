@@ -1,0 +1,149 @@
+"""Photographs a second through the input pipeline, beside tf.data, in turn in one run.
+
+    taskset -c 0 python -m benchmarks.input_pipeline --data_dir DIR
+
+DIR holds ImageNet, or a sample of it, as TFDS prepares it. All sides make the same Inception-style crops of the same
+photographs in the same order, resized to 224 x 224 uint8, in batches of 64, on as many threads as ``taskset`` leaves
+cores. tf.data reads a TFRecord file that is written for the purpose, in just that order, and cuts with
+``decode_and_crop_jpeg``. The pack is written for the purpose, too; its size is printed. Needs TensorFlow
+(``pip install ".[prepare]"``); without it, the ratios to tf.data are left out.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import recipes
+from resnet_jax.data.images import image_size
+from resnet_jax.data.order import example_indices
+from resnet_jax.data.packed import open_pack, write_pack
+from resnet_jax.data.source import Source
+from resnet_jax.data.streaming import (
+    ChooseBox,
+    Loading,
+    Share,
+    TrainChunks,
+    load_photographs,
+    training_batches,
+    training_box,
+)
+
+BATCH_SIZE, SIZE, SEED = 64, 224, 0
+Stream = Iterator[np.ndarray]
+
+
+def our_stream(config: ConfigDict, source: Source, threads: int) -> Stream:
+    """Batches of images of the trainer's own pipeline."""
+    chunks = TrainChunks(source, SEED, BATCH_SIZE, training_box(config), SIZE, Share())
+    batches = training_batches(chunks, 0, 1_000_000, Loading(threads, workers=0), limit=10)
+    return (batch["image"] for batch in batches)
+
+
+def tf_data_stream(path: Path, threads: int) -> Stream:
+    """Batches of tf.data, over and over the file that ``write_tfrecords`` wrote."""
+    import tensorflow as tf
+
+    features = {"image": tf.io.FixedLenFeature([], tf.string), "box": tf.io.FixedLenFeature([4], tf.int64)}
+
+    def load(serialized: Any) -> Any:
+        record = tf.io.parse_single_example(serialized, features)
+        image = tf.image.decode_and_crop_jpeg(record["image"], tf.cast(record["box"], tf.int32), channels=3)
+        return tf.cast(tf.image.resize(image, (SIZE, SIZE)), tf.uint8)
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    stream = tf.data.TFRecordDataset(str(path)).repeat().map(load, num_parallel_calls=threads, deterministic=True)
+    stream = stream.batch(BATCH_SIZE, drop_remainder=True).prefetch(2).with_options(options)
+    return stream.as_numpy_iterator()
+
+
+def write_tfrecords(path: Path, source: Source, choose_box: ChooseBox, count: int) -> None:
+    """The first ``count`` photographs of training, with the boxes that our pipeline cuts out of them."""
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for position, index in enumerate(example_indices(SEED, np.arange(count), len(source))):
+            image = source[int(index)]["image"]
+            box = choose_box(np.random.default_rng((SEED, position)), *image_size(image))
+            feature = {
+                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
+                "box": tf.train.Feature(int64_list=tf.train.Int64List(value=box)),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+
+
+def measure(make_stream: Callable[[], Stream], seconds: float) -> float:
+    """Images/s once the pipeline is full."""
+    stream = make_stream()
+    for _ in itertools.islice(stream, 8):  # What was made ahead of time is not counted.
+        pass
+    start, images = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        images += len(next(stream))
+    return images / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shorter_side", type=int, default=480, help="of the pack")
+    arguments = parser.parse_args()
+    config = recipes.imagenet_baseline("resnet50")
+    config.data_dir = arguments.data_dir
+    photographs = load_photographs(config)
+    source, threads = photographs.train, len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        write_pack(source, Path(folder), "train", arguments.shorter_side, photographs.class_names)
+        pack = open_pack(Path(folder), "train")
+        bytes_a_photograph = (Path(folder) / "train.bin").stat().st_size / len(pack)
+        encoded = statistics.mean(len(source[i]["image"]) for i in range(min(1000, len(source))))
+        sides: dict[str, Callable[[], Stream]] = {
+            "JPEG": partial(our_stream, config, source, threads),
+            "pack": partial(our_stream, config, pack, threads),
+        }
+        try:
+            write_tfrecords(Path(folder) / "tfrecord", source, training_box(config), count=20 * BATCH_SIZE)
+            sides["tf.data"] = partial(tf_data_stream, Path(folder) / "tfrecord", threads)
+            pairs = zip(next(sides["JPEG"]()), next(sides["tf.data"]()), strict=True)
+            apart = statistics.mean(float(np.abs(ours.astype(int) - theirs).mean()) for ours, theirs in pairs)
+            print(f"the same crops: {apart:.1f} of 255 levels between ours and tf.data's, on average")
+        except ModuleNotFoundError:
+            print('TensorFlow is not installed (pip install ".[prepare]"): no comparison')
+        speeds: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(arguments.rounds):
+            for name, make_stream in sides.items():
+                speeds[name].append(measure(make_stream, arguments.seconds))
+            print(f"round {number + 1}: " + ", ".join(f"{name} {speeds[name][-1]:.0f}" for name in sides), flush=True)
+
+    print(f"\n{platform.processor() or platform.machine()}, {threads} threads on as many cores, {len(source)} ", end="")
+    print(f"photographs of {encoded / 1000:.0f} kB on average, medians of {arguments.rounds}\n")
+    print(
+        "| | images/s (min-max) | images/s per core | ratio to tf.data | disk per photograph |\n|---|---|---|---|---|"
+    )
+    for name, values in speeds.items():
+        beside = speeds.get("tf.data", [float("nan")] * len(values))
+        ratio = statistics.median(a / b for a, b in zip(values, beside, strict=True))
+        disk = bytes_a_photograph if name == "pack" else encoded
+        print(
+            f"| {name} | {statistics.median(values):.0f} ({min(values):.0f}-{max(values):.0f}) "
+            f"| {statistics.median(values) / threads:.0f} | {ratio:.2f} | {disk / 1000:.0f} kB |"
+        )
+    print(json.dumps({"threads": threads, "images_per_second": speeds}))
+
+
+if __name__ == "__main__":
+    main()

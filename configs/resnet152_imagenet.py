@@ -1,0 +1,12 @@
+"""ResNet-152 on ImageNet with the paper's recipe (section 3.4).
+
+Command:   python train.py --config configs/resnet152_imagenet.py --workdir runs/resnet152
+Hardware:  meant for 8 GPUs, as the paper's, or what stands for them; the recipe has not been run here
+Published: 21.43 % top-1, 5.71 % top-5 error, ten crops (Table 3)
+"""
+
+from resnet_jax import recipes
+
+
+def get_config():
+    return recipes.imagenet_paper("resnet152")

@@ -1,0 +1,93 @@
+"""Photographs in a folder of class folders: ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg. Imports no jax."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from resnet_jax.data.class_names import readable_names
+from resnet_jax.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_SPLITS = {"train": ("train",), "validation": ("validation", "val")}
+
+
+class FolderSource:
+    """``len`` and ``[i]`` giving {"image": the file's bytes, "label": int, "name": path below the root}.
+
+    ``class_names`` are in the order of the labels. Can be pickled.
+    """
+
+    def __init__(self, root: Path, files: list[str], labels: np.ndarray, class_names: list[str]) -> None:
+        self.class_names = class_names
+        self._root = root
+        self._files = files
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        name = self._files[i]
+        try:
+            image = (self._root / name).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"photograph {self._root / name} cannot be read ({error.strerror}); put it back, or start again without"
+            ) from error
+        return {"image": image, "label": int(self._labels[i]), "name": name}
+
+
+def open_folder(root: Path, split: Literal["train", "validation"]) -> FolderSource:
+    """The photographs of ROOT/train, or of ROOT/validation or ROOT/val, at any depth below their class folders.
+
+    Sorted by class, then by path. Hidden files and those without one of ``SUFFIXES`` (in either case) are left out.
+    Labels number the sorted class folders of train where there is one, so they mean the same in both splits. Raises
+    UserError for a missing folder, a class that train lacks, or no photographs at all.
+    """
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; give one that holds train/CLASS/*.jpg and val/CLASS/*.jpg")
+    folder, train = _split_folder(root, split), _split_folder(root, "train")
+    if folder is None:
+        wanted = " or ".join(str(root / name) for name in _SPLITS[split])
+        raise UserError(f"there is no folder {wanted}; it must hold a folder of photographs for each class")
+    try:
+        present, classes = _class_folders(folder), _class_folders(train or folder)
+        if not present:
+            raise UserError(f"there are no class folders in {folder}; put the photographs in {folder}/CLASS/")
+        unknown = sorted(set(present) - set(classes))
+        if unknown:
+            raise UserError(f"class {unknown[0]!r} of {folder} is not one of {train}; rename or remove that folder")
+        files, labels = [], []
+        for name in tqdm(present, f"listing {folder.name}", unit=" classes", delay=1, leave=False):
+            found = sorted(os.path.relpath(path, root) for path in _photographs(folder / name))
+            files += found
+            labels += [classes.index(name)] * len(found)
+    except OSError as error:
+        raise UserError(f"folder {error.filename} cannot be read ({error.strerror}); mend its permissions") from error
+    if not files:
+        raise UserError(f"there are no photographs in {folder}; they must end in one of {', '.join(SUFFIXES)}")
+    return FolderSource(root, files, np.array(labels, np.int32), readable_names(classes))
+
+
+def _split_folder(root: Path, split: str) -> Path | None:
+    return next((root / name for name in _SPLITS[split] if (root / name).is_dir()), None)
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _photographs(folder: Path) -> Iterator[str]:
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield os.path.join(parent, name)
+
+
+def _raise(error: OSError) -> None:
+    raise error

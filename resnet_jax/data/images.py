@@ -1,0 +1,133 @@
+"""Photographs, as files or pixels, to uint8 crops of a fixed size."""
+
+import io
+import warnings
+from collections.abc import Callable
+from operator import index
+
+import cv2
+import numpy as np
+import PIL.Image
+
+from resnet_jax.data import turbojpeg
+from resnet_jax.errors import one_line
+
+Image = bytes | np.ndarray  # An encoded file, or pixels (H, W, 3) uint8 RGB.
+Box = tuple[int, int, int, int]  # Top, left, height and width in pixels of the upright image.
+
+_ORIENTATION = 0x0112  # The Exif tag, and how its values are turned upright; 1 is upright.
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+
+cv2.setNumThreads(1)  # Many images are decoded at a time; more threads within one would compete with those.
+
+# Pillow warns of large images and of damaged metadata, which do not matter here. Once for all, and not around each
+# call, because warnings.catch_warnings is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class UnreadableImage(ValueError):
+    """An encoded image that cannot be decoded; the message is a short reason in one line."""
+
+
+def image_size(image: Image) -> tuple[int, int]:
+    """(height, width) of an image seen upright, from its header. Raises UnreadableImage."""
+    if isinstance(image, np.ndarray):
+        return _checked_pixels(image).shape[:2]
+    return _upright_size(_open(image))
+
+
+def crop_and_resize(
+    image: Image, choose_box: Callable[[int, int], Box], size: tuple[int, int] | None = None, fast: bool = False
+) -> np.ndarray:
+    """The box that ``choose_box(height, width)`` gives for the upright image, resized to ``size``: (h, w, 3) uint8 RGB.
+
+    ``size`` is (height, width); None leaves the box as it is. Shrinking averages over the box's pixels. ``fast``, for
+    training, decodes a JPEG at the smallest scale that is large enough, which rounds the box outwards to whole pixels
+    of that scale, and interpolates between neighbours up to a factor of two. Transparency is dropped.
+
+    Raises UnreadableImage for a file that cannot be decoded and ValueError for a box that is not inside the image.
+    """
+    if isinstance(image, np.ndarray):
+        pixels = _checked_pixels(image)
+        return _resize(_cut(pixels, _checked_box(choose_box, *pixels.shape[:2])), size, fast)
+    file = _open(image)
+    box = _checked_box(choose_box, *_upright_size(file))
+    crop = turbojpeg.decode_region(image, box, size if fast else None) if _orientation(file) not in _TURNS else None
+    return _resize(_cut(_decode(file), box) if crop is None else crop, size, fast)
+
+
+def _checked_pixels(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"pixels are {image.dtype} of shape {image.shape}; they must be uint8 of shape (H, W, 3)")
+    return image
+
+
+def _checked_box(choose_box: Callable[[int, int], Box], height: int, width: int) -> Box:
+    top, left, box_height, box_width = box = tuple(map(index, choose_box(height, width)))
+    if min(top, left) < 0 or min(box_height, box_width) < 1 or top + box_height > height or left + box_width > width:
+        raise ValueError(f"box {box} (top, left, height, width) is not inside an image of {height} x {width} pixels")
+    return top, left, box_height, box_width
+
+
+def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:
+    top, left, height, width = box
+    return pixels[top : top + height, left : left + width]
+
+
+def _resize(crop: np.ndarray, size: tuple[int, int] | None, fast: bool) -> np.ndarray:
+    if size is None:
+        return crop.copy()  # Never a view: the image it is cut from may be large, or the caller's own.
+    shrinks = crop.shape[0] >= size[0] and crop.shape[1] >= size[1]
+    near = fast and crop.shape[0] <= 2 * size[0] and crop.shape[1] <= 2 * size[1]
+    averages = shrinks and not near
+    return cv2.resize(crop, size[::-1], interpolation=cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
+
+
+def _open(data: bytes) -> PIL.Image.Image:
+    """The image with its header read, and not yet its pixels."""
+    try:
+        return PIL.Image.open(io.BytesIO(data))
+    except PIL.UnidentifiedImageError as error:  # Its message names a Python object.
+        raise UnreadableImage("it is not an image, or of an unknown format" if data else "it is empty") from error
+    except Exception as error:  # Pillow's parsers raise whatever bad bytes lead them to.
+        raise UnreadableImage(one_line(error)) from error
+
+
+def _orientation(file: PIL.Image.Image) -> int:
+    try:
+        return file.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Damaged metadata do not make the pixels unreadable.
+        return 1
+
+
+def _upright_size(file: PIL.Image.Image) -> tuple[int, int]:
+    # Pillow gives the upright size of TIFF files, and turns their pixels itself.
+    sideways = _orientation(file) in (5, 6, 7, 8) and file.format != "TIFF"
+    return file.size if sideways else file.size[::-1]
+
+
+def _decode(file: PIL.Image.Image) -> np.ndarray:
+    """The upright pixels, (H, W, 3) uint8 RGB."""
+    size = _upright_size(file)
+    try:
+        file.load()
+        turn = _TURNS.get(_orientation(file))
+        upright = file if turn is None else file.transpose(turn)
+        if file.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 and not scale.
+            grey = (np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8)
+            pixels = np.repeat(grey[..., None], 3, axis=2)
+        else:
+            pixels = np.asarray(upright.convert("RGB"))
+    except Exception as error:
+        raise UnreadableImage(one_line(error)) from error
+    if pixels.shape[:2] != size:
+        raise UnreadableImage(f"its pixels are not {size[0]} x {size[1]}, as its header says")
+    return pixels

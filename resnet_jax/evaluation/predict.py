@@ -1,0 +1,118 @@
+"""The best classes of any photographs: what predict.py prints and draws."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from resnet_jax.data import streaming
+from resnet_jax.data.crops import center_box
+from resnet_jax.data.folder import SUFFIXES
+from resnet_jax.data.images import UnreadableImage, crop_and_resize
+from resnet_jax.errors import UserError, one_line
+from resnet_jax.evaluation.networks import Network
+from resnet_jax.evaluation.protocols import score_single
+from resnet_jax.files import replace_atomically
+
+BATCH_SIZE = 16
+
+
+class Prediction(NamedTuple):
+    """The best classes of one photograph, best first, and their probabilities."""
+
+    path: Path
+    classes: list[str]
+    probabilities: list[float]
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files among ``paths``, and the photographs in the folders among them, at any depth, sorted.
+
+    Raises UserError for a path that is neither, and where there are no photographs.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"there is no file or folder {path}; correct the path")
+    if not found:
+        raise UserError(f"there are no photographs in {', '.join(map(str, paths)) or 'no path'}; name files or folders")
+    return found
+
+
+def predict(network: Network, paths: Sequence[Path], top: int = 5) -> Iterator[Prediction]:
+    """The ``top`` best classes of the central crop of each photograph, as evaluation with one crop sees it.
+
+    A file that cannot be decoded is named on stderr and passed over; raises UserError if none can.
+    """
+    data = network.config.data
+    if data.name in streaming.NAMES:
+        shorter_side, crop = data.eval_shorter_side, data.crop_size
+    else:
+        shorter_side = crop = 32  # The size of all resident data sets.
+    box = partial(center_box, shorter_side=shorter_side, crop=crop)
+    score = jax.jit(partial(score_single, network.model, network.normalize))
+    found = False
+    for start in range(0, len(paths), BATCH_SIZE):
+        images = np.zeros((BATCH_SIZE, crop, crop, 3), np.uint8)  # One size of batch, so one compilation.
+        readable: list[Path] = []
+        for path in paths[start : start + BATCH_SIZE]:
+            try:
+                images[len(readable)] = crop_and_resize(path.read_bytes(), box, (crop, crop))
+                readable.append(path)
+            except (UnreadableImage, OSError) as error:
+                print(f"warning: {path} cannot be decoded ({one_line(error)})", file=sys.stderr)
+        if not readable:
+            continue
+        found = True
+        log_probs = np.asarray(score(network.variables, images))
+        for path, row in zip(readable, log_probs, strict=False):
+            best = np.argsort(-row, kind="stable")[:top]
+            yield Prediction(path, [network.class_names[i] for i in best], [float(np.exp(row[i])) for i in best])
+    if not found:
+        raise UserError(f"not one of {len(paths)} files can be decoded; name photographs")
+
+
+def picture_name(path: Path) -> str:
+    """A file name for the picture of a photograph: its path with "_" for what separates folders."""
+    return "_".join(part for part in path.parts if part not in (path.anchor, "..")) + ".png"
+
+
+def draw(prediction: Prediction, path: Path) -> None:
+    """Writes a PNG file: the photograph, and its best classes as bars."""
+    # Not pyplot, which keeps every figure and looks for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    image = crop_and_resize(prediction.path.read_bytes(), lambda height, width: (0, 0, height, width))
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    photograph, bars = figure.subplots(1, 2, width_ratios=(1, 1))
+    photograph.imshow(image)
+    photograph.set_axis_off()
+    photograph.set_title(prediction.path.name, fontsize=9, parse_math=False)
+    places = np.arange(len(prediction.classes))
+    bars.barh(places, prediction.probabilities, color="#4c72b0", height=0.7)
+    bars.set_yticks(places, [_short(name) for name in prediction.classes], parse_math=False)
+    bars.invert_yaxis()
+    bars.set_xlim(0, 1)
+    bars.set_xlabel("probability")
+    for side in ("top", "right"):
+        bars.spines[side].set_visible(False)
+    for place, probability in zip(places, prediction.probabilities, strict=True):
+        bars.text(min(probability, 0.86) + 0.01, place, f"{100 * probability:.1f} %", va="center", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def _short(name: str) -> str:
+    """The first of the names that ImageNet gives a class."""
+    return name.split(",")[0]

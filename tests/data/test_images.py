@@ -1,0 +1,442 @@
+import io
+import runpy
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+from PIL import ImageOps
+
+from resnet_jax.data import crops, images, turbojpeg
+from resnet_jax.data.images import UnreadableImage, crop_and_resize, image_size
+
+# pytest forgets between tests the filter that the module sets.
+pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
+
+HEIGHT, WIDTH = 90, 130
+
+
+@pytest.fixture(params=["turbojpeg", "pillow"])
+def decoder(request, monkeypatch):
+    """Both ways to decode; without the library, the first is the second."""
+    if request.param == "pillow":
+        monkeypatch.setattr(turbojpeg, "library", lambda: None)
+    return request.param
+
+
+def gradient(height=HEIGHT, width=WIDTH):
+    y, x = np.mgrid[:height, :width]
+    return np.stack([20 + 200 * x / width, 20 + 200 * y / height, 220 - 200 * x / width], -1).astype(np.uint8)
+
+
+def encoded(pixels, format="JPEG", mode="RGB", **options):
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).convert(mode).save(file, format, **options)
+    return file.getvalue()
+
+
+def sampled(pixels, sampling):
+    return cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling])[1].tobytes()
+
+
+def ycck(pixels):
+    """A CMYK file that says, in its Adobe segment, that its colours are YCCK."""
+    data = bytearray(encoded(pixels, mode="CMYK"))
+    place = data.index(b"Adobe") + 11
+    assert data[place] == 0
+    data[place] = 2
+    return bytes(data)
+
+
+def oriented(pixels, orientation, format="JPEG", **options):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(pixels, format, exif=exif, **options)
+
+
+def transparent(pixels, format="PNG"):
+    alpha = np.arange(pixels[..., 0].size, dtype=np.uint8).reshape(pixels.shape[:2])
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.dstack([pixels, alpha])).save(file, format, lossless=True, exact=True)
+    return file.getvalue()
+
+
+PHOTOGRAPH = gradient()
+NOISE = np.random.default_rng(0).integers(256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)
+FILES = {
+    "4:4:4": sampled(PHOTOGRAPH, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+    "4:2:2": sampled(PHOTOGRAPH, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422),
+    "4:2:0": sampled(PHOTOGRAPH, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
+    "4:4:0": sampled(PHOTOGRAPH, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440),
+    "4:1:1": sampled(PHOTOGRAPH, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411),
+    "progressive": encoded(PHOTOGRAPH, progressive=True),
+    "grey": encoded(PHOTOGRAPH, mode="L"),
+    "rgb": encoded(PHOTOGRAPH, keep_rgb=True),
+    "cmyk": encoded(PHOTOGRAPH, mode="CMYK"),
+    "ycck": ycck(PHOTOGRAPH),
+    "png": encoded(PHOTOGRAPH, "PNG"),
+    "png, noise": encoded(NOISE, "PNG"),
+    "png, grey and alpha": encoded(PHOTOGRAPH, "PNG", mode="LA"),
+    "png, palette": encoded(PHOTOGRAPH, "PNG", mode="P"),
+    "png, palette and transparency": encoded(PHOTOGRAPH, "PNG", mode="P", transparency=bytes(range(256))),
+    "png, one bit": encoded(PHOTOGRAPH, "PNG", mode="1"),
+    "gif": encoded(PHOTOGRAPH, "GIF", transparency=3),
+    "tiff": encoded(PHOTOGRAPH, "TIFF"),
+    "tiff, sideways": oriented(PHOTOGRAPH, 6, "TIFF"),
+    "bmp": encoded(PHOTOGRAPH, "BMP"),
+    "webp": encoded(PHOTOGRAPH, "WEBP"),
+    **{f"orientation {value}": oriented(PHOTOGRAPH, value) for value in range(10)},
+    "png, orientation 8": oriented(PHOTOGRAPH, 8, "PNG"),
+    "one pixel": encoded(gradient(1, 1)),
+    "tiny": encoded(gradient(20, 30)),
+    "wide": encoded(gradient(300, 5000)),
+    "damaged exif": encoded(PHOTOGRAPH, exif=b"Exif\0\0II*\0\x08\0\0\0\x40\0\x12\x01"),
+    "no exif in the exif": encoded(PHOTOGRAPH, exif=b"Exif\0\0nonsense"),
+}
+
+
+def reference_pixels(data):
+    """The upright image, decoded whole by Pillow."""
+    with PIL.Image.open(io.BytesIO(data)) as file:
+        file.load()
+        return np.asarray(upright(file).convert("RGB")).astype(np.int16)
+
+
+def upright(file):
+    try:
+        return ImageOps.exif_transpose(file)
+    except SyntaxError:  # Damaged Exif data.
+        return file
+
+
+def weights(size, new_size, average):
+    """(new_size, size): how much of each old pixel is in each new one, of a row of pixels."""
+    edges = np.arange(new_size + 1) * size / new_size
+    if average:
+        overlap = np.minimum(edges[1:, None], np.arange(size) + 1) - np.maximum(edges[:-1, None], np.arange(size))
+        return overlap.clip(0) * new_size / size
+    middles = ((edges[1:] + edges[:-1]) / 2 - 0.5).clip(0, size - 1)
+    return (1 - np.abs(middles[:, None] - np.arange(size))).clip(0)
+
+
+def reference_resize(pixels, size):
+    """The slow, obvious way: means over areas where the image shrinks, and bilinear otherwise."""
+    average = size[0] <= pixels.shape[0] and size[1] <= pixels.shape[1]
+    rows, columns = (weights(old, new, average) for old, new in zip(pixels.shape[:2], size, strict=True))
+    return np.einsum("yh,hwc,xw->yxc", rows, pixels, columns, optimize=True)
+
+
+def cut(pixels, box):
+    top, left, height, width = box
+    return pixels[top : top + height, left : left + width]
+
+
+def assert_close(crop, expected, tolerance=2):
+    assert crop.shape == expected.shape
+    assert np.abs(crop - expected).max() <= tolerance
+
+
+def inner_box(height, width):
+    """Off every block's corner, where there is room."""
+    return height // 7, width // 5, -(-height // 2), -(-width // 2)
+
+
+def refuse(*_):
+    raise AssertionError("not to be called")
+
+
+@pytest.mark.parametrize("choose_box", [crops.whole_box, inner_box])
+@pytest.mark.parametrize("name", FILES)
+def test_a_box_without_a_size_is_cut_out_of_the_upright_image(decoder, name, choose_box):
+    data, seen = FILES[name], []
+    expected = reference_pixels(data)
+
+    def choose(*size):
+        seen.append(size)
+        return choose_box(*size)
+
+    crop = crop_and_resize(data, choose)
+    assert seen == [expected.shape[:2]] == [image_size(data)]
+    assert crop.dtype == np.uint8
+    assert_close(crop, cut(expected, choose_box(*expected.shape[:2])))
+
+
+@pytest.mark.parametrize("size", [(28, 44), (45, 65), (90, 130), (60, 40), (20, 200)])
+@pytest.mark.parametrize("name", ["4:4:4", "4:2:0", "png, noise", "orientation 6", "tiny", "one pixel"])
+def test_crops_are_averaged_or_interpolated_to_their_size(decoder, name, size):
+    expected = reference_pixels(FILES[name])
+    box = inner_box(*expected.shape[:2])
+    crop = crop_and_resize(FILES[name], inner_box, size)
+    assert crop.shape == (*size, 3) and crop.dtype == np.uint8
+    assert_close(crop, reference_resize(cut(expected, box), size))
+
+
+@pytest.mark.parametrize("size", [(224, 224), (100, 120), (50, 60), (24, 31), (3, 5)])
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+def test_fast_crops_of_large_boxes_are_about_their_averages(decoder, size, progressive):
+    data = encoded(gradient(500, 700), progressive=progressive)
+    expected = reference_resize(cut(reference_pixels(data), (31, 77, 320, 403)), size)
+    crop = crop_and_resize(data, lambda *_: (31, 77, 320, 403), size, fast=True)
+    assert crop.shape == (*size, 3)
+    assert_close(crop_and_resize(data, lambda *_: (31, 77, 320, 403), size), expected)
+    # A reduced decode ends at whole scaled pixels, which are at most those of the result.
+    pixel = 200 * np.array([403 / 700 / size[1], 320 / 500 / size[0], 403 / 700 / size[1]])
+    assert (np.abs(crop - expected).mean((0, 1)) < 1 + pixel).all()
+
+
+def test_fast_crops_are_decoded_at_a_reduced_scale_and_interpolated(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(turbojpeg, "decode_region", lambda data, box, size=None: sizes.append(size))
+    for fast in (False, True):
+        crop_and_resize(FILES["4:2:0"], inner_box, (20, 30), fast=fast)
+    assert sizes == [None, (20, 30)]
+    stripes = np.zeros((60, 60, 3), np.uint8)
+    stripes[:, 1::3] = 240  # A third of the pixels.
+    exact, fast = (crop_and_resize(stripes, crops.whole_box, (40, 40), fast=fast) for fast in (False, True))
+    assert np.abs(fast - cv2.resize(stripes, (40, 40), interpolation=cv2.INTER_LINEAR).astype(int)).max() == 0
+    assert np.abs(exact - cv2.resize(stripes, (40, 40), interpolation=cv2.INTER_AREA).astype(int)).max() == 0
+    assert (exact != fast).any()
+    assert (crop_and_resize(stripes, crops.whole_box, (20, 20), fast=True) == 80).all()  # Beyond a factor of two.
+
+
+def test_ordinary_jpegs_are_not_decoded_whole(monkeypatch):
+    if turbojpeg.library() is None:
+        pytest.skip("needs the turbojpeg package or a system libturbojpeg 3")
+    monkeypatch.setattr(images, "_decode", refuse)
+    for name in ("4:4:4", "4:2:2", "4:2:0", "4:4:0", "4:1:1", "progressive", "grey", "rgb", "orientation 1", "wide"):
+        assert crop_and_resize(FILES[name], inner_box, (20, 20)).shape == (20, 20, 3)
+    with pytest.raises(AssertionError, match="not to be called"):
+        crop_and_resize(FILES["orientation 2"], inner_box, (20, 20))
+
+
+def test_a_box_is_drawn_once_even_if_the_first_decoder_gives_up(monkeypatch):
+    draws = []
+
+    def choose(height, width):
+        draws.append((height, width))
+        return len(draws), 0, 5, 5
+
+    monkeypatch.setattr(turbojpeg, "decode_region", lambda *_: None)
+    crop = crop_and_resize(FILES["4:4:4"], choose)
+    assert draws == [(HEIGHT, WIDTH)]
+    assert_close(crop, reference_pixels(FILES["4:4:4"])[1:6, :5])
+
+
+def test_transparent_pixels_keep_the_colours_they_are_stored_with():
+    for format in ("PNG", "WEBP", "TIFF"):
+        np.testing.assert_array_equal(crop_and_resize(transparent(PHOTOGRAPH, format), crops.whole_box), PHOTOGRAPH)
+
+
+def test_sixteen_bits_are_reduced_to_eight():
+    deep = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50) * 32
+    for format in ("PNG", "TIFF"):
+        file = io.BytesIO()
+        PIL.Image.fromarray(deep).save(file, format)
+        crop = crop_and_resize(file.getvalue(), crops.whole_box)
+        np.testing.assert_array_equal(crop, np.repeat((deep // 256)[..., None], 3, axis=2))
+    ok, colour = cv2.imencode(".png", np.stack([deep, deep // 2, deep // 4], -1))
+    assert ok
+    crop = crop_and_resize(colour.tobytes(), crops.whole_box)
+    np.testing.assert_array_equal(crop, np.stack([deep // 4, deep // 2, deep], -1) // 256)
+
+
+def png_with_rows_missing():
+    data = FILES["png"]
+    start = data.index(b"IDAT")
+    rows = zlib.compress(bytes(HEIGHT))
+    chunk = b"IDAT" + rows
+    length, check = len(rows).to_bytes(4, "big"), zlib.crc32(chunk).to_bytes(4, "big")
+    return data[: start - 4] + length + chunk + check + data[data.index(b"IEND") - 4 :]
+
+
+BROKEN = {
+    "empty": b"",
+    "text": b"this is not an image\n",
+    "zeros": bytes(5000),
+    "jpeg, start": FILES["4:2:0"][:2],
+    "jpeg, part of the header": FILES["4:2:0"][:100],
+    "jpeg, half": FILES["4:2:0"][: len(FILES["4:2:0"]) // 2],
+    "jpeg, without its end": FILES["4:2:0"][:-20],
+    "progressive, half": FILES["progressive"][: len(FILES["progressive"]) // 2],
+    "png, half": FILES["png"][: len(FILES["png"]) // 2],
+    "png, rows missing": png_with_rows_missing(),
+    "gif, half": FILES["gif"][:400],
+    "tiff, half": FILES["tiff"][: len(FILES["tiff"]) // 2],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_files_that_cannot_be_decoded_are_named_so_in_a_line(decoder, name):
+    # Even where the broken part is not in the box.
+    with pytest.raises(UnreadableImage) as caught:
+        crop_and_resize(BROKEN[name], lambda *_: (0, 0, 1, 1), (8, 8))
+    reason = str(caught.value)
+    assert 0 < len(reason) < 100 and "\n" not in reason and "object at" not in reason
+
+
+@pytest.mark.parametrize("name", ["empty", "text", "zeros", "jpeg, start", "jpeg, part of the header"])
+def test_a_file_without_a_header_has_no_size(name):
+    with pytest.raises(UnreadableImage):
+        image_size(BROKEN[name])
+
+
+@pytest.mark.parametrize("name", ["jpeg, half", "progressive, half", "png, half", "tiff, half"])
+def test_the_size_needs_the_header_only(name):
+    assert image_size(BROKEN[name]) == (HEIGHT, WIDTH)
+
+
+def test_pixels_of_another_size_than_the_header_says_are_refused(monkeypatch):
+    monkeypatch.setattr(images, "_upright_size", lambda file: (HEIGHT + 1, WIDTH))
+    with pytest.raises(UnreadableImage, match=f"not {HEIGHT + 1} x {WIDTH}, as its header says"):
+        crop_and_resize(FILES["png"], crops.whole_box)
+
+
+def test_damage_gives_pixels_or_an_error_and_both_decoders_the_same(monkeypatch):
+    library = turbojpeg.library
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(200):
+        data = bytearray(FILES["4:2:0"])
+        for place in rng.integers(len(data), size=3):
+            data[place] = rng.integers(256)
+        found = []
+        for lib in (library, lambda: None):
+            monkeypatch.setattr(turbojpeg, "library", lib)
+            try:
+                found.append(crop_and_resize(bytes(data), crops.whole_box))
+            except UnreadableImage:
+                found.append(None)
+        outcomes.add(found[0] is None)
+        assert (found[0] is None) == (found[1] is None)
+        if found[0] is not None:
+            assert_close(found[0].astype(int), found[1])
+    assert outcomes == {False, True}
+
+
+@pytest.fixture
+def freshly_imported():
+    """The module's names, imported where every warning is an error."""
+    warnings.simplefilter("error")
+    with pytest.raises(UserWarning, match="EXIF"):
+        PIL.Image.open(io.BytesIO(FILES["damaged exif"])).getexif()
+    return runpy.run_path(images.__file__)
+
+
+@pytest.mark.parametrize("name", ["damaged exif", "png, palette and transparency"])
+def test_pillow_does_not_warn_of_metadata(freshly_imported, name):
+    crop = freshly_imported["crop_and_resize"](FILES[name], crops.whole_box)
+    np.testing.assert_array_equal(crop, crop_and_resize(FILES[name], crops.whole_box))
+
+
+def test_large_images_are_read_without_a_warning(freshly_imported, monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)
+    np.testing.assert_array_equal(freshly_imported["crop_and_resize"](FILES["png"], crops.whole_box), PHOTOGRAPH)
+    assert freshly_imported["image_size"](FILES["png"]) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("name", ["png", "4:2:0"])
+def test_far_too_large_images_are_refused(decoder, monkeypatch, name):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 2 - 1)
+    for use in (image_size, lambda data: crop_and_resize(data, crops.whole_box)):
+        with pytest.raises(UnreadableImage, match="exceeds limit"):
+            use(FILES[name])
+
+
+@pytest.mark.parametrize("size", [None, (20, 30), (200, 300), (200, 30)])
+def test_pixels_are_treated_as_a_file_that_holds_them(size):
+    assert image_size(PHOTOGRAPH) == (HEIGHT, WIDTH)
+    for pixels in (PHOTOGRAPH, PHOTOGRAPH[:, ::-1], PHOTOGRAPH[::2, ::3], PHOTOGRAPH.transpose(1, 0, 2)):
+        crop = crop_and_resize(pixels, inner_box, size)
+        np.testing.assert_array_equal(
+            crop, crop_and_resize(encoded(np.ascontiguousarray(pixels), "PNG"), inner_box, size)
+        )
+        np.testing.assert_allclose(
+            crop, reference_resize(cut(pixels, inner_box(*pixels.shape[:2])), size or crop.shape[:2]), atol=1
+        )
+
+
+def test_a_crop_does_not_share_memory_with_the_pixels():
+    pixels = gradient()
+    for size in (None, (HEIGHT, WIDTH)):
+        crop_and_resize(pixels, crops.whole_box, size)[:] = 0
+    np.testing.assert_array_equal(pixels, PHOTOGRAPH)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((4, 5), np.uint8), np.zeros((4, 5, 4), np.uint8), np.zeros((4, 5, 3), np.float32), np.zeros((4, 5, 1))],
+)
+def test_other_arrays_are_refused(pixels):
+    for use in (image_size, lambda image: crop_and_resize(image, crops.whole_box)):
+        with pytest.raises(ValueError, match=r"must be uint8 of shape \(H, W, 3\)"):
+            use(pixels)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 0, 5), (0, 0, 5, 0), (0, 0, HEIGHT + 1, 5), (0, WIDTH - 4, 5, 5)],
+)
+@pytest.mark.parametrize("image", [FILES["4:2:0"], FILES["png"], PHOTOGRAPH], ids=["jpeg", "png", "pixels"])
+def test_a_box_outside_of_the_image_is_the_callers_mistake(image, box):
+    with pytest.raises(ValueError, match=f"not inside an image of {HEIGHT} x {WIDTH} pixels") as caught:
+        crop_and_resize(image, lambda *_: box, (8, 8))
+    assert not isinstance(caught.value, UnreadableImage)
+
+
+@pytest.mark.parametrize("image", [FILES["4:2:0"], FILES["png"], PHOTOGRAPH], ids=["jpeg", "png", "pixels"])
+def test_boxes_are_integers_of_any_kind(image):
+    crop = crop_and_resize(image, lambda *_: np.array([2, 3, 4, 5]))
+    np.testing.assert_array_equal(crop, crop_and_resize(image, lambda *_: (2, 3, 4, 5)))
+    with pytest.raises(TypeError):
+        crop_and_resize(image, lambda *_: (2.0, 3, 4, 5))
+
+
+def test_errors_of_the_callers_own_are_left_as_they_are():
+    def choose(height, width):
+        raise OSError("mine")
+
+    with pytest.raises(OSError, match="mine"):
+        crop_and_resize(FILES["4:2:0"], choose)
+
+
+def test_eight_threads_give_what_one_gives(decoder):
+    jobs = [(data, size) for data in FILES.values() for size in (None, (24, 24), (7, 9))]
+    expected = [crop_and_resize(data, inner_box, size) for data, size in jobs]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda job: crop_and_resize(job[0], inner_box, job[1]), jobs * 2))
+    for crop, alone in zip(found, expected * 2, strict=True):
+        np.testing.assert_array_equal(crop, alone)
+
+
+@pytest.fixture
+def photographs(prepared_tfds):
+    """Encoded photographs of ImageNet's validation images."""
+    if not (prepared_tfds / "imagenet2012").is_dir():
+        pytest.skip(f"needs imagenet2012 prepared in {prepared_tfds}; set TFDS_DATA_DIR")
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder("imagenet2012", data_dir=prepared_tfds, file_format="array_record")
+    source = builder.as_data_source("validation", decoders={"image": tfds.decode.SkipDecoding()})
+    return [source[i]["image"] for i in range(min(100, len(source)))]
+
+
+def test_photographs_are_what_pillow_decodes(photographs):
+    errors = []
+    for number, data in enumerate(photographs):
+        expected = reference_pixels(data)
+        height, width = expected.shape[:2]
+        assert image_size(data) == (height, width)
+        box = crops.random_resized_box(np.random.default_rng(number), height, width)
+        crop = crop_and_resize(data, lambda *_, box=box: box)
+        assert_close(crop, cut(expected, box))
+        # Whole blocks, because a reduced decode ends at whole scaled pixels. Pillow's is the mean over areas too.
+        top, left, box_height, box_width = blocks = tuple(side // 8 * 8 for side in box)
+        small = crop_and_resize(data, lambda *_, blocks=blocks: blocks, (32, 24))
+        area = (left, top, left + box_width, top + box_height)
+        mean = PIL.Image.fromarray(expected.astype(np.uint8)).resize((24, 32), PIL.Image.Resampling.BOX, area)
+        errors.append(np.abs(small - np.asarray(mean, np.int16)).mean())
+    # A reduced decode keeps more of the finest detail; a shift by one of its pixels would be seen in the mean.
+    assert np.mean(errors) < 4 and max(errors) < 12

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from resnet_jax.data.order import example_indices
+
+
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(12, 4), (10, 3), (7, 7), (5, 12), (1, 3)])
+def test_every_example_is_seen_exactly_once_a_pass(num_examples, batch_size):
+    passes = 6
+    steps = -(-passes * num_examples // batch_size)
+    places = np.arange(steps * batch_size).reshape(steps, batch_size)
+    batches = [example_indices(3, place, num_examples) for place in places]
+    assert {batch.shape for batch in batches} == {(batch_size,)}
+    assert {batch.dtype for batch in batches} == {np.dtype(np.int32)}
+    order = np.concatenate(batches)[: passes * num_examples].reshape(passes, num_examples)
+    np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(num_examples), (passes, 1)))
+
+
+def test_indices_are_a_function_of_the_seed_and_the_place():
+    places = np.arange(350)
+    whole = example_indices(5, places, 100)
+    # One at a time, backwards and from far apart: nothing depends on what was asked before.
+    for place in reversed(range(0, 350, 7)):
+        assert example_indices(5, np.array([place]), 100) == [whole[place]]
+    shuffled = np.random.default_rng(0).permutation(places)
+    np.testing.assert_array_equal(example_indices(5, shuffled, 100), whole[shuffled])
+    assert not np.array_equal(example_indices(6, places, 100), whole)
+
+
+def test_each_pass_of_each_seed_has_its_own_order():
+    orders = np.concatenate([example_indices(seed, np.arange(400), 100).reshape(4, 100) for seed in range(3)]).tolist()
+    assert len({tuple(order) for order in orders}) == 12
+    assert list(range(100)) not in orders
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (60,), (3, 20), (5, 3, 4)])
+def test_places_may_have_any_shape(shape):
+    places = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+    indices = example_indices(1, places, 25)
+    assert indices.shape == shape and indices.dtype == np.int32
+    flat = [int(example_indices(1, np.array([place]), 25)[0]) for place in places.flat]
+    np.testing.assert_array_equal(indices.ravel(), flat)

@@ -1,0 +1,113 @@
+import csv
+
+import numpy as np
+import pytest
+
+from resnet_jax.data.dataset import load_data
+from resnet_jax.errors import UserError
+from resnet_jax.evaluation.classify import Scores, error_rates
+from resnet_jax.evaluation.records import append_result, write_scores
+
+RECORD = {"model": "resnet20", "weights": "a, b", "step": None, "top1_error": 8.75}
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_a_table_of_results_grows_by_one_line_a_run_below_one_header(tmp_path):
+    path = tmp_path / "new" / "folder" / "results.csv"
+    for error in (8.75, 7.5, 6.25):
+        append_result(path, RECORD | {"top1_error": error})
+    lines = [["resnet20", "a, b", "", error] for error in ("8.75", "7.5", "6.25")]
+    assert rows(path) == [["model", "weights", "step", "top1_error"], *lines]
+    assert path.read_bytes().count(b"\n") == 4
+
+
+def test_an_empty_file_gets_a_header(tmp_path):
+    path = tmp_path / "results.csv"
+    path.touch()
+    append_result(path, RECORD)
+    assert rows(path) == [list(RECORD), ["resnet20", "a, b", "", "8.75"]]
+
+
+@pytest.mark.parametrize("header", ["model,weights,step", "model,weights,top1_error,step", "some text", "\n"])
+def test_a_file_with_other_columns_is_refused_and_stays_as_it_is(tmp_path, header):
+    path = tmp_path / "results.csv"
+    path.write_text(f"{header}\n1,2,3\n")
+    with pytest.raises(UserError, match=f"{path} has the columns") as caught:
+        append_result(path, RECORD)
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == f"{header}\n1,2,3\n"
+
+
+def slow_rows(scores, names, class_names, top):
+    """What each line says, by sorting the classes of one image."""
+    found = []
+    for i, (log_probs, label) in enumerate(zip(scores.log_probs.tolist(), scores.labels.tolist(), strict=True)):
+        if label == -1:
+            continue
+        ranking = sorted(range(len(log_probs)), key=lambda c: -log_probs[c])  # Stable: the lower class first.
+        line = [i, names[i], class_names[label], ranking.index(label) + 1, np.exp(log_probs[label])]
+        for best in ranking[:top]:
+            line += [class_names[best], np.exp(log_probs[best])]
+        found.append(line)
+    return found
+
+
+def assert_same_rows(found, expected):
+    assert len(found) == len(expected)
+    for row, line in zip(found, expected, strict=True):
+        for text, value in zip(row, line, strict=True):
+            if isinstance(value, float):
+                assert float(text) == pytest.approx(value, rel=1e-5)
+            else:
+                assert text == str(value)
+
+
+def random_scores(count, num_classes, seed=0):
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.ones(num_classes), size=count)
+    return Scores(
+        np.log(probabilities).astype(np.float32), rng.integers(num_classes, size=count, dtype=np.int32), set()
+    )
+
+
+def test_every_image_has_a_line_with_its_rank_and_its_best_classes(tmp_path, digits_config):
+    data = load_data(digits_config())
+    data = data._replace(class_names=[f'a "{digit}", so to speak' for digit in range(10)])
+    scores = random_scores(360, 10)
+    scores.labels[[5, 359]] = -1
+    scores.log_probs[::2] = scores.log_probs[::2].round()  # Ties, which both rank by class.
+    path = tmp_path / "new" / "scores.csv"
+    write_scores(path, scores, data, "test")
+    header, *found = rows(path)
+    assert header[:5] == ["index", "name", "label", "rank", "probability"]
+    assert header[5:] == [f"{what}{place}" for place in range(1, 6) for what in ("class", "probability")]
+    assert_same_rows(found, slow_rows(scores, [f"test[{i}]" for i in range(360)], data.class_names, top=5))
+    # The ranks are those that the error rates count.
+    ranks, rates = np.array([int(row[3]) for row in found]), error_rates(scores)
+    assert rates["num_examples"] == len(ranks) == 358
+    assert rates["top1_error"] == round(100 * float((ranks > 1).mean()), 4)
+    assert rates["top5_error"] == round(100 * float((ranks > 5).mean()), 4)
+
+
+def test_photographs_are_named_and_fewer_than_five_classes_are_all_there_are(tmp_path, photographs, folder_config):
+    data = load_data(folder_config(photographs.root))
+    scores = random_scores(4, 3)._replace(labels=np.array(photographs.labels, np.int32))
+    scores.labels[1] = -1
+    write_scores(tmp_path / "scores.csv", scores, data, "validation")
+    header, *found = rows(tmp_path / "scores.csv")
+    assert header[5:] == ["class1", "probability1", "class2", "probability2", "class3", "probability3"]
+    names = ["val/ant/lying.png", "val/ant/upright.jpg", "val/bee/square.png", "val/cat/lying.jpg"]
+    assert_same_rows(found, slow_rows(scores, names, ["ant", "bee", "cat"], top=3))
+    assert [row[1] for row in found] == [names[0], *names[2:]]
+
+
+def test_a_file_of_scores_is_replaced(tmp_path, digits_config):
+    data, path = load_data(digits_config()), tmp_path / "scores.csv"
+    path.write_text("old\n" * 1000)
+    write_scores(path, random_scores(360, 10), data, "test")
+    assert len(rows(path)) == 361
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]

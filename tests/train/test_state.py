@@ -1,0 +1,78 @@
+"""The state of a run beside its parameters: what a schedule keeps between evaluations, and through a checkpoint."""
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax import parallel, recipes
+from resnet_jax.config import make_model, validate
+from resnet_jax.train import checkpoint
+from resnet_jax.train.state import init_state, step_plateau
+
+
+def tiny_config(**settings):
+    config = recipes.digits_quickstart()
+    tiny = {"model.stage_sizes": (1,), "model.width": 4, "schedule.name": "plateau", "schedule.patience": 3}
+    config.update_from_flattened_dict({**tiny, **settings})
+    return config
+
+
+def tiny_state(config, mesh):
+    return init_state(config, make_model(config, num_classes=10), (8, 8, 3), mesh)
+
+
+def test_the_initial_state_is_a_function_of_the_seed_on_any_number_of_devices(mesh):
+    state, again = (jax.device_get(tiny_state(tiny_config(), mesh)) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, state, again)
+    one = jax.device_get(tiny_state(tiny_config(), parallel.data_mesh(jax.devices()[:1])))
+    jax.tree.map(np.testing.assert_array_equal, state, one)
+    other = jax.device_get(tiny_state(tiny_config(seed=1), mesh))
+    assert np.abs(state.params["head"]["kernel"] - other.params["head"]["kernel"]).max() > 0.01
+
+
+def test_the_moving_average_starts_at_the_initial_variables(mesh):
+    state = tiny_state(tiny_config(ema_decay=0.99), mesh)
+    jax.tree.map(np.testing.assert_array_equal, state.ema, {"params": state.params, "batch_stats": state.batch_stats})
+    assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {parallel.replicated(mesh)}
+
+
+# Patience 3: the plateaus are complete at the fourth and at the ninth error.
+ERRORS = [50.0, 60.0, 50.0, 50.0, 45.0, 45.0, 40.0, 41.0, 42.0, 43.0]
+SCALES = [1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01]
+
+
+@pytest.mark.parametrize("saved_after", [3, 8])
+def test_evaluations_scale_the_rate_at_a_plateau_also_through_a_checkpoint(tmp_path, mesh, saved_after):
+    config = tiny_config()
+    state, scales = tiny_state(config, mesh), []
+    template = jax.eval_shape(lambda: tiny_state(config, mesh))
+    for number, error in enumerate(ERRORS):
+        if number == saved_after:
+            manager = checkpoint.open_checkpoints(tmp_path, 1)
+            checkpoint.save(manager, 1, state, None)
+            manager.wait_until_finished()
+            state = checkpoint.restore_latest(manager, template, mesh, set_aside=False)
+            manager.close()
+        before, state = state, step_plateau(config, state, error, mesh)
+        scales.append(float(state.plateau.scale))
+        same = before.replace(plateau=state.plateau)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(same), jax.device_get(state))
+    np.testing.assert_allclose(scales, SCALES, rtol=1e-6)
+    assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {parallel.replicated(mesh)}
+
+
+def test_an_error_that_is_not_a_number_is_no_new_least_error(mesh):
+    config = tiny_config()
+    state, scales = tiny_state(config, mesh), []
+    for error in [50.0, float("nan"), float("nan"), float("nan"), 49.0]:
+        state = step_plateau(config, state, error, mesh)
+        scales.append(float(state.plateau.scale))
+    np.testing.assert_allclose(scales, [1, 1, 1, 0.1, 0.1], rtol=1e-6)
+    assert float(state.plateau.best_value) == 49
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0, 2.0])
+def test_a_step_schedule_takes_factors_that_a_plateau_does_not(factor):
+    config = tiny_config(**{"schedule.name": "step", "schedule.factor": factor, "schedule.patience": 5})
+    validate(config, num_devices=1)
+    assert tiny_state(config, parallel.data_mesh(jax.devices()[:1])).plateau.scale == 1
