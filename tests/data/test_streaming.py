@@ -82,8 +82,8 @@ def folder_config(root, name="folder"):
     return config
 
 
-def choose_box(rng, height, width):
-    return crops.scale_jitter_box(rng, height, width, (12, 20), CROP)
+# Nothing of this module's own: a worker process may not be able to import the tests.
+choose_box = partial(crops.scale_jitter_box, shorter_side=(12, 20), crop=CROP)
 
 
 def train_chunks(source, batch_size, share=Share(), choose=choose_box):  # noqa: B008
