@@ -85,7 +85,12 @@ def write_tfrecords(path: Path, source: Source, choose_box: ChooseBox, count: in
 
 
 def measure(make_stream: Callable[[], Stream], seconds: float) -> float:
-    """Images/s once the pipeline is full."""
+    """Images/s once the pipeline is full, and the threads of the last one have ended."""
+    used = 1.0
+    while used > 0.01:
+        before = time.process_time()
+        time.sleep(0.2)
+        used = time.process_time() - before
     stream = make_stream()
     for _ in itertools.islice(stream, 8):  # What was made ahead of time is not counted.
         pass

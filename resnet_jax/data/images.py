@@ -1,6 +1,7 @@
 """Photographs, as files or pixels, to uint8 crops of a fixed size."""
 
 import io
+import math
 import warnings
 from collections.abc import Callable
 from operator import index
@@ -26,6 +27,8 @@ _TURNS = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 
+_EXIF_OR_XMP, _START_OF_SCAN = b"\xff\xe1", b"\xff\xda"  # Markers of a JPEG's segments.
+
 cv2.setNumThreads(1)  # Many images are decoded at a time; more threads within one would compete with those.
 
 # Pillow warns of large images and of damaged metadata, which do not matter here. Once for all, and not around each
@@ -41,27 +44,50 @@ def image_size(image: Image) -> tuple[int, int]:
     """(height, width) of an image seen upright, from its header. Raises UnreadableImage."""
     if isinstance(image, np.ndarray):
         return _checked_pixels(image).shape[:2]
-    return _upright_size(_open(image))
+    return _plain_jpeg_size(image) or _upright_size(_open(image))
 
 
 def crop_and_resize(
-    image: Image, choose_box: Callable[[int, int], Box], size: tuple[int, int] | None = None, fast: bool = False
+    image: Image,
+    choose_box: Callable[[int, int], Box],
+    size: tuple[int, int] | None = None,
+    fast: bool = False,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """The box that ``choose_box(height, width)`` gives for the upright image, resized to ``size``: (h, w, 3) uint8 RGB.
 
     ``size`` is (height, width); None leaves the box as it is. Shrinking averages over the box's pixels. ``fast``, for
     training, decodes a JPEG at the smallest scale that is large enough, which rounds the box outwards to whole pixels
-    of that scale, and interpolates between neighbours up to a factor of two. Transparency is dropped.
+    of that scale, and interpolates between neighbours where the smaller factor is at most two. Transparency is dropped.
+    ``out``, of the shape of ``size``, is where the result goes.
 
     Raises UnreadableImage for a file that cannot be decoded and ValueError for a box that is not inside the image.
     """
     if isinstance(image, np.ndarray):
         pixels = _checked_pixels(image)
-        return _resize(_cut(pixels, _checked_box(choose_box, *pixels.shape[:2])), size, fast)
-    file = _open(image)
-    box = _checked_box(choose_box, *_upright_size(file))
-    crop = turbojpeg.decode_region(image, box, size if fast else None) if _orientation(file) not in _TURNS else None
-    return _resize(_cut(_decode(file), box) if crop is None else crop, size, fast)
+        return _resize(_cut(pixels, _checked_box(choose_box, *pixels.shape[:2])), size, fast, out)
+    shape, turned = _plain_jpeg_size(image), False
+    if shape is None:
+        file = _open(image)
+        shape, turned = _upright_size(file), _orientation(file) in _TURNS
+    box = _checked_box(choose_box, *shape)
+    crop = None if turned else turbojpeg.decode_region(image, box, size if fast else None)
+    return _resize(_cut(_decode(_open(image)), box) if crop is None else crop, size, fast, out)
+
+
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that has no Exif or XMP segment, as most are; None for any other image.
+
+    Pillow takes ten times as long for a header, and is not needed where no orientation can be told.
+    """
+    place = 2  # After the start of the image: segments of a marker (2 bytes), their length (2) and content.
+    while (marker := data[place : place + 2]) not in (_EXIF_OR_XMP, _START_OF_SCAN):
+        if marker[:1] != b"\xff":
+            return None
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    size = None if marker == _EXIF_OR_XMP else turbojpeg.jpeg_size(data)
+    too_large = size is not None and size[0] * size[1] > 2 * (PIL.Image.MAX_IMAGE_PIXELS or math.inf)
+    return None if too_large else size  # Pillow says what is wrong with it.
 
 
 def _checked_pixels(image: np.ndarray) -> np.ndarray:
@@ -82,13 +108,13 @@ def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:
     return pixels[top : top + height, left : left + width]
 
 
-def _resize(crop: np.ndarray, size: tuple[int, int] | None, fast: bool) -> np.ndarray:
+def _resize(crop: np.ndarray, size: tuple[int, int] | None, fast: bool, out: np.ndarray | None) -> np.ndarray:
     if size is None:
         return crop.copy()  # Never a view: the image it is cut from may be large, or the caller's own.
     shrinks = crop.shape[0] >= size[0] and crop.shape[1] >= size[1]
-    near = fast and crop.shape[0] <= 2 * size[0] and crop.shape[1] <= 2 * size[1]
+    near = fast and (crop.shape[0] <= 2 * size[0] or crop.shape[1] <= 2 * size[1])
     averages = shrinks and not near
-    return cv2.resize(crop, size[::-1], interpolation=cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
+    return cv2.resize(crop, size[::-1], out, interpolation=cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
 
 
 def _open(data: bytes) -> PIL.Image.Image:

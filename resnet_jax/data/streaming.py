@@ -135,15 +135,17 @@ class TrainChunks:
         for row, index in enumerate(example_indices(self.seed, positions, len(self.source))):
             # Of the place in the run, not of the chunk: the crops do not depend on the number of processes.
             rng = np.random.default_rng((self.seed, int(positions[row])))
-            images[row], labels[row] = self._readable(int(index), rng, unreadable)
+            labels[row] = self._read_into(images[row], int(index), rng, unreadable)
         return {"image": images, "label": labels, "unreadable": unreadable}
 
-    def _readable(self, index: int, rng: np.random.Generator, unreadable: list[str]) -> tuple[np.ndarray, int]:
+    def _read_into(self, crop: np.ndarray, index: int, rng: np.random.Generator, unreadable: list[str]) -> int:
+        """Fills ``crop`` from the first readable photograph from ``index`` on, and gives its label."""
         for offset in range(len(self.source)):
             record = self.source[(index + offset) % len(self.source)]
             try:
-                size = (self.crop_size, self.crop_size)
-                return crop_and_resize(record["image"], partial(self.choose_box, rng), size, fast=True), record["label"]
+                choose_box = partial(self.choose_box, rng)
+                crop_and_resize(record["image"], choose_box, crop.shape[:2], fast=True, out=crop)
+                return record["label"]
             except UnreadableImage as error:
                 unreadable.append(f"{record['name']} ({error})")
         raise UserError(f"not one of {len(self.source)} photographs can be decoded, first {unreadable[0]}")
@@ -284,7 +286,7 @@ def _joined(make: TrainChunks | EvalChunks, start: int, stop: int, loading: Load
             _pass_over(part.pop("unreadable"), seen, limit)
             parts.append(part)
             if len(parts) == per_step:
-                yield {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+                yield parts[0] if per_step == 1 else {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
                 parts = []
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 # Constants of turbojpeg.h, version 3.
 _TJINIT_DECOMPRESS = 1
-_TJPARAM_SUBSAMP, _TJPARAM_JPEGWIDTH, _TJPARAM_COLORSPACE = 4, 5, 8
+_TJPARAM_SUBSAMP, _TJPARAM_JPEGWIDTH, _TJPARAM_JPEGHEIGHT, _TJPARAM_COLORSPACE = 4, 5, 6, 8
 _TJCS_RGB, _TJCS_YCBCR, _TJCS_GRAY = 0, 1, 2
 _TJPF_RGB = 0
 _IMCU_WIDTHS = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # By TJSAMP: 444, 422, 420, GRAY, 440, 411, 441.
@@ -66,6 +66,18 @@ def _candidates() -> Iterator[str]:
     system = ctypes.util.find_library("turbojpeg")
     if system is not None:
         yield system
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a whole JPEG, Exif orientation not applied; None where another decoder has to look."""
+    lib = library()
+    if lib is None or _END_OF_IMAGE not in data[-1024:]:
+        return None
+    handle = _handle(lib)
+    if lib.tj3DecompressHeader(handle, data, len(data)):
+        del _local.handle
+        return None
+    return lib.tj3Get(handle, _TJPARAM_JPEGHEIGHT), lib.tj3Get(handle, _TJPARAM_JPEGWIDTH)
 
 
 def decode_region(
