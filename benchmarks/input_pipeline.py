@@ -103,8 +103,8 @@ def measure(make_stream: Callable[[], Stream], seconds: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--shorter_side", type=int, default=480, help="of the pack")
     arguments = parser.parse_args()
     config = recipes.imagenet_baseline("resnet50")

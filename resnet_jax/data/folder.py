@@ -48,29 +48,39 @@ def open_folder(root: Path, split: Literal["train", "validation"]) -> FolderSour
     Labels number the sorted class folders of train where there is one, so they mean the same in both splits. Raises
     UserError for a missing folder, a class that train lacks, or no photographs at all.
     """
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}; give one that holds train/CLASS/*.jpg and val/CLASS/*.jpg")
-    folder, train = _split_folder(root, split), _split_folder(root, "train")
+    classes, folder = _classes(root), _split_folder(root, split)
     if folder is None:
         wanted = " or ".join(str(root / name) for name in _SPLITS[split])
         raise UserError(f"there is no folder {wanted}; it must hold a folder of photographs for each class")
-    try:
-        present, classes = _class_folders(folder), _class_folders(train or folder)
-        if not present:
-            raise UserError(f"there are no class folders in {folder}; put the photographs in {folder}/CLASS/")
-        unknown = sorted(set(present) - set(classes))
-        if unknown:
-            raise UserError(f"class {unknown[0]!r} of {folder} is not one of {train}; rename or remove that folder")
-        files, labels = [], []
-        for name in tqdm(present, f"listing {folder.name}", unit=" classes", delay=1, leave=False):
-            found = sorted(os.path.relpath(path, root) for path in _photographs(folder / name))
-            files += found
-            labels += [classes.index(name)] * len(found)
-    except OSError as error:
-        raise UserError(f"folder {error.filename} cannot be read ({error.strerror}); mend its permissions") from error
+    present = _class_folders(folder)
+    if not present:
+        raise UserError(f"there are no class folders in {folder}; put the photographs in {folder}/CLASS/")
+    unknown = sorted(set(present) - set(classes))
+    if unknown:
+        train = _split_folder(root, "train")
+        raise UserError(f"class {unknown[0]!r} of {folder} is not one of {train}; rename or remove that folder")
+    files, labels = [], []
+    for name in tqdm(present, f"listing {folder.name}", unit=" classes", delay=1, leave=False):
+        found = sorted(os.path.relpath(path, root) for path in _photographs(folder / name))
+        files += found
+        labels += [classes.index(name)] * len(found)
     if not files:
         raise UserError(f"there are no photographs in {folder}; they must end in one of {', '.join(SUFFIXES)}")
     return FolderSource(root, files, np.array(labels, np.int32), readable_names(classes))
+
+
+def class_names(root: Path) -> list[str]:
+    """The names of the classes in the order of their labels. Raises UserError where there is no folder of a split."""
+    return readable_names(_classes(root))
+
+
+def _classes(root: Path) -> list[str]:
+    """The class folders in the order of their labels: those of train, which may be elsewhere, or else of the other."""
+    folder = _split_folder(root, "train") or _split_folder(root, "validation")
+    if folder is None:
+        missing = root / "train" if root.is_dir() else root
+        raise UserError(f"there is no folder {missing}; give one that holds train/CLASS/*.jpg or val/CLASS/*.jpg")
+    return _class_folders(folder)
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
@@ -78,7 +88,10 @@ def _split_folder(root: Path, split: str) -> Path | None:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise _no_access(error) from error
 
 
 def _photographs(folder: Path) -> Iterator[str]:
@@ -90,4 +103,8 @@ def _photographs(folder: Path) -> Iterator[str]:
 
 
 def _raise(error: OSError) -> None:
-    raise error
+    raise _no_access(error) from error
+
+
+def _no_access(error: OSError) -> UserError:
+    return UserError(f"folder {error.filename} cannot be read ({error.strerror}); mend its permissions")

@@ -70,7 +70,7 @@ def normalization(config: ConfigDict, data: Data) -> Normalization:
             shorter_side, crop, limit = config.data.eval_shorter_side, config.data.crop_size, config.data.max_unreadable
             (mean,) = cached_arrays(
                 f"{config.data.name}-mean-{shorter_side}-{crop}",
-                data.train_files,
+                data.find_train_files(),
                 lambda: (mean_image(data.train, shorter_side, crop, Loading.in_threads(config), limit),),
                 keys=("mean",),
             )

@@ -75,6 +75,11 @@ def open_pack(folder: Path, split: str) -> PackedSource:
         raise UserError(f"the pack {folder}/{split} is damaged ({one_line(error)}); {again}") from error
 
 
+def class_names(folder: Path) -> list[str]:
+    """The names of the classes in the order of their labels. Raises UserError as ``open_pack`` does."""
+    return open_pack(folder, "train" if _files(folder, "train")[1].exists() else "validation").class_names
+
+
 def write_pack(
     source: Source,
     folder: Path,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,17 +39,25 @@ ChooseBox = Callable[[np.random.Generator, int, int], Box]
 Batch = dict[str, np.ndarray]
 
 
-class Photographs(NamedTuple):
-    """A data set that is streamed."""
+@dataclass(frozen=True)
+class Photographs:
+    """A data set that is streamed. Its splits are opened when they are first needed: one may be missing."""
 
-    train: Source
-    validation: Source
+    open_split: Callable[[str], Source]
     class_names: list[str]
     image_shape: tuple[int, int, int]  # Of a training crop.
-    train_files: list[Path]  # Or folders; they change when the training split does.
+    find_train_files: Callable[[], list[Path]]  # Or folders; they change when the training split does.
+
+    @cached_property
+    def train(self) -> Source:
+        return self.open_split("train")
+
+    @cached_property
+    def validation(self) -> Source:
+        return self.open_split("validation")
 
     def split(self, name: str) -> Source:
-        """The split called "train" or "validation". Raises UserError for another."""
+        """The split called "train" or "validation". Raises UserError for another, or one that is not there."""
         if name not in ("train", "validation"):
             raise UserError(f"there is no split {name!r} of photographs; use train or validation")
         return self.train if name == "train" else self.validation
@@ -84,22 +92,26 @@ class Loading(NamedTuple):
 def load_photographs(config: ConfigDict) -> Photographs:
     """Opens config.data.name: "imagenet2012" (TFDS), "folder" (of class folders) or "packed" (``data.pack``).
 
-    Raises UserError if it is not where config.data_dir says.
+    Raises UserError if it is not where config.data_dir says; a split of it that is not, when it is asked for.
     """
-    name, crop = config.data.name, config.data.crop_size
+    name, shape = config.data.name, (config.data.crop_size, config.data.crop_size, 3)
     if name == "imagenet2012":
         builder = tfds_source.open_builder(name, config.data_dir)
-        train, validation = (tfds_source.open_split(builder, split, encoded=True) for split in ("train", "validation"))
-        files = tfds_source.split_files(builder, "train")
-        return Photographs(train, validation, tfds_source.class_names(builder), (crop, crop, 3), files)
+        open_split: Any = partial(tfds_source.open_split, builder, encoded=True)
+        class_names = tfds_source.class_names(builder)
+        return Photographs(open_split, class_names, shape, partial(tfds_source.split_files, builder, "train"))
     if config.data_dir is None:
         raise UserError(f"config.data.name={name} needs --config.data_dir, the folder that holds the photographs")
     root = Path(config.data_dir).expanduser()
-    open_split: Any = folder.open_folder if name == "folder" else packed.open_pack
-    train, validation = open_split(root, "train"), open_split(root, "validation")
-    # A pack is one file; the times of folders tell of files that come and go in them.
-    files = [root / "train.bin"] if name == "packed" else [Path(parent) for parent, _, _ in os.walk(root / "train")]
-    return Photographs(train, validation, train.class_names, (crop, crop, 3), files)
+    if name == "packed":
+        return Photographs(
+            partial(packed.open_pack, root), packed.class_names(root), shape, lambda: [root / "train.bin"]
+        )
+    open_split = partial(folder.open_folder, root)
+    # The times of folders tell of files that come and go in them.
+    return Photographs(
+        open_split, folder.class_names(root), shape, lambda: [Path(parent) for parent, _, _ in os.walk(root / "train")]
+    )
 
 
 def training_box(config: ConfigDict) -> ChooseBox:

@@ -31,7 +31,7 @@ def photographs(count=21):
     for i in range(count):
         pixels = np.random.default_rng(i).integers(256, size=(12 + i % 5, 20 - i % 7, 3), dtype=np.uint8)
         records.append({"image": pixels, "label": i, "name": f"{i}.jpg"})
-    return Photographs(records, records[:13], ["cat"], (CROP, CROP, 3), [])
+    return Photographs({"train": records, "validation": records[:13]}.__getitem__, ["cat"], (CROP, CROP, 3), lambda: [])
 
 
 def resident(count):

@@ -440,3 +440,22 @@ def test_photographs_are_what_pillow_decodes(photographs):
         errors.append(np.abs(small - np.asarray(mean, np.int16)).mean())
     # A reduced decode keeps more of the finest detail; a shift by one of its pixels would be seen in the mean.
     assert np.mean(errors) < 4 and max(errors) < 12
+
+
+@pytest.mark.parametrize("name", ["4:2:0", "orientation 6", "png", "cmyk"])
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_result_goes_where_it_is_wanted(decoder, name, fast):
+    images = np.zeros((3, 12, 9, 3), np.uint8)
+    crop_and_resize(FILES[name], inner_box, (12, 9), fast, out=images[1])
+    np.testing.assert_array_equal(images[1], crop_and_resize(FILES[name], inner_box, (12, 9), fast))
+    assert images[1].any() and not images[[0, 2]].any()
+
+
+def test_ordinary_jpegs_need_no_pillow(monkeypatch):
+    if turbojpeg.library() is None:
+        pytest.skip("needs libjpeg-turbo 3")
+    expected = {name: crop_and_resize(FILES[name], inner_box) for name in ("4:2:0", "grey", "progressive")}
+    monkeypatch.setattr(PIL.Image, "open", None)
+    for name, pixels in expected.items():
+        assert image_size(FILES[name]) == (HEIGHT, WIDTH)
+        np.testing.assert_array_equal(crop_and_resize(FILES[name], inner_box), pixels)

@@ -36,7 +36,9 @@ def photographs(tmp_path, count=9):
     for i in range(count):
         pixels = np.random.default_rng(i).integers(256, size=(14 + i, 30 - i, 3), dtype=np.uint8)
         records.append({"image": pixels, "label": 0, "name": f"{i}.jpg"})
-    return Photographs(records, records[:1], ["cat"], (8, 8, 3), [tmp_path / "train"])
+    return Photographs(
+        {"train": records, "validation": records[:1]}.__getitem__, ["cat"], (8, 8, 3), lambda: [tmp_path / "train"]
+    )
 
 
 def photograph_config(crop=8):

@@ -400,6 +400,19 @@ def test_a_folder_of_photographs_is_opened(tmp_path, monkeypatch):
     assert len(load_photographs(folder_config("~/set")).train) == 7
 
 
+@pytest.mark.parametrize("present, missing", [("val", "train"), ("train", "validation")])
+def test_one_split_is_enough_where_only_that_is_used(tmp_path, capsys, present, missing):
+    source = photographs(4)
+    write_folder(tmp_path / "set", source, present)
+    split = "validation" if present == "val" else present
+    write_pack(source, tmp_path / "pack", split, 100, ["cat", "dog"], threads=2)
+    for name, root in (("folder", tmp_path / "set"), ("packed", tmp_path / "pack")):
+        data = load_photographs(folder_config(root, name))
+        assert data.class_names == ["cat", "dog"] and len(data.split(split)) == 4
+        with pytest.raises(UserError, match=f"{root}.*{missing}"):
+            data.split(missing)
+
+
 def test_a_pack_is_opened_and_gives_the_same_batches_as_what_was_packed(tmp_path, capsys):
     source = photographs(7)
     write_pack(source, tmp_path, "train", 100, ["tench", "crane"], threads=2)
@@ -407,7 +420,7 @@ def test_a_pack_is_opened_and_gives_the_same_batches_as_what_was_packed(tmp_path
     data = load_photographs(folder_config(tmp_path, "packed"))
     assert (len(data.train), len(data.validation), data.class_names) == (7, 3, ["tench", "crane"])
     assert data.image_shape == (CROP, CROP, 3)
-    assert [path.name for path in data.train_files] == ["train.bin"]
+    assert [path.name for path in data.find_train_files()] == ["train.bin"]
     pixels = [record | {"image": crop_and_resize(record["image"], crops.whole_box)} for record in source]
     assert_same(train(data.train, 4, 0, 3), reference_batches(pixels, 4, 0, 3))
 
@@ -442,7 +455,7 @@ def test_imagenet_is_opened_and_streamed(imagenet_sample):
     data = imagenet_sample
     assert (len(data.train), len(data.validation)) == (300, 100)
     assert len(data.class_names) == 1000 and data.class_names[0] == "tench, Tinca tinca"
-    assert all(path.is_file() for path in data.train_files) and data.train_files
+    assert all(path.is_file() for path in data.find_train_files()) and data.find_train_files()
     assert_same(train(data.train, 8, 0, 2, loading=Loading(2, 0)), reference_batches(data.train, 8, 0, 2))
     view = central_view(np.arange(10, 17), 256, 64)
     (batch,) = evaluate(data.validation, view, 8, loading=Loading(2, 0))

@@ -251,7 +251,9 @@ class Pixels:
 def test_every_photograph_is_in_one_view_of_each_scale(folder_config):
     sizes = [size for size in many_sizes() if max(size) < 500][:200]
     sizes[17] = (0, 0)
-    data = Photographs(Pixels([(9, 9)]), Pixels(sizes), ["a"], (32, 32, 3), [])
+    data = Photographs(
+        {"train": Pixels([(9, 9)]), "validation": Pixels(sizes)}.__getitem__, ["a"], (32, 32, 3), lambda: []
+    )
     config = folder_config("", eval_batch_size=50, **{"data.crop_size": 224})
     scales = views("multi_scale", config, data, "validation")
     assert len(scales) == len(SCALES)
@@ -273,7 +275,9 @@ def test_every_photograph_is_in_one_view_of_each_scale(folder_config):
 
 @pytest.mark.parametrize("protocol", ["single", "ten_crop"])
 def test_protocols_of_one_size_have_one_view_of_the_split_they_are_asked_for(folder_config, protocol):
-    data = Photographs(Pixels([(9, 9)] * 3), Pixels([(9, 9)] * 7), ["a"], (32, 32, 3), [])
+    data = Photographs(
+        {"train": Pixels([(9, 9)] * 3), "validation": Pixels([(9, 9)] * 7)}.__getitem__, ["a"], (32, 32, 3), lambda: []
+    )
     for split, count in (("train", 3), ("validation", 7)):
         (((view, batch_size),),) = views(protocol, folder_config("", eval_batch_size=50), data, split)
         assert view.indices.tolist() == list(range(count))
