@@ -1,17 +1,21 @@
 """What the command-line programs share: the config flag, and errors as one line."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from resnet_jax import parallel, recipes
 from resnet_jax.config import flatten, unknown_key
+from resnet_jax.data.cache import cache_dir
 from resnet_jax.errors import UserError, one_line
+from resnet_jax.host_memory import keep_freed_memory
 from resnet_jax.train.signals import Stopped
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -28,6 +32,8 @@ def run(main: Callable[..., None], positional: str | None = None) -> None:
     """
 
     def checked_main(argv: list[str]) -> None:
+        keep_freed_memory()
+        use_compilation_cache()
         logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it raises, with tracebacks; we report them.
         try:
             if positional and len(argv) == 1:
@@ -53,6 +59,12 @@ def run(main: Callable[..., None], positional: str | None = None) -> None:
             sys.exit(128 + stopped.signum)
 
     app.run(checked_main, flags_parser=_parse_flags)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk for the next start, unless JAX_COMPILATION_CACHE_DIR says where already."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -1,9 +1,10 @@
-"""2-D convolution with explicit padding, and gradients that stay fast inside loops on CPU.
+"""2-D convolution with explicit padding, by whatever is fastest on the backend.
 
+On a CPU that is oneDNN where it is installed (``onednn``). Elsewhere on CPUs it is XLA, with the gradients restated:
 XLA's CPU backend rewrites a convolution into the form its fast kernel takes only outside of loops. The gradients that
 JAX derives are not in that form, so inside ``lax.scan`` (blocks of one stage, or several steps in one call) a weight
-gradient falls to a naive kernel, tens of times slower. ``conv2d`` therefore states both gradients on CPU as
-convolutions that already are in NHWC/HWIO form. Other backends get the plain operation and JAX's own gradients.
+gradient falls to a naive kernel, tens of times slower. ``conv2d`` therefore states both gradients as convolutions that
+already are in NHWC/HWIO form. Other backends get the plain operation and JAX's own gradients.
 """
 
 from functools import partial
@@ -13,7 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnet_jax.models import onednn
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
+
+# Below, a call of oneDNN costs more than it saves.
+_LEAST_MULTIPLY_ADDS = 10_000_000
 
 # He et al., "Delving Deep into Rectifiers" (the paper's reference [13]): normal, standard deviation sqrt(2 / fan in).
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -25,9 +31,14 @@ def conv2d(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding) -> j
     ``padding`` is ((top, bottom), (left, right)) in pixels. On CPU the function has reverse-mode gradients only
     (``jax.grad`` and ``jax.vjp``, to any order, but not ``jax.jvp``).
     """
-    if jax.default_backend() == "cpu":
-        return _conv_canonical(x, kernel, strides, padding)
-    return _conv(x, kernel, strides, padding)
+    if jax.default_backend() != "cpu":
+        return _conv(x, kernel, strides, padding)
+    geometry = onednn.Geometry(x.shape, kernel.shape, strides, padding)
+    # XLA does not know how to divide a foreign function among devices.
+    pays = x.dtype == jnp.float32 and jax.device_count() == 1 and geometry.multiply_adds >= _LEAST_MULTIPLY_ADDS
+    if pays and onednn.library() is not None:
+        return _conv_onednn(x, kernel, geometry)
+    return _conv_canonical(x, kernel, strides, padding)
 
 
 def _conv(
@@ -87,6 +98,33 @@ def _backward(
 
 
 _conv_canonical.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_onednn(x: jax.Array, kernel: jax.Array, geometry: onednn.Geometry) -> jax.Array:
+    return onednn.forward(x, kernel, geometry)
+
+
+def _forward_onednn(
+    x: jax.Array, kernel: jax.Array, geometry: onednn.Geometry
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv_onednn(x, kernel, geometry), (x, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _backward_onednn(
+    geometry: onednn.Geometry, residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    return onednn.gradient_of_image(g, kernel, geometry), onednn.gradient_of_kernel(x, g, geometry)
+
+
+_conv_onednn.defvjp(_forward_onednn, _backward_onednn)
+# The gradients' own derivatives are those of the same gradients as stated above.
+_backward_onednn.defvjp(
+    lambda geometry, *arguments: (_backward_onednn(geometry, *arguments), arguments),
+    lambda geometry, arguments, g: jax.vjp(partial(_backward, geometry.strides, geometry.padding), *arguments)[1](g),
+)
 
 
 class Conv(nn.Module):

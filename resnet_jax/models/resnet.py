@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
 from resnet_jax.models.conv import Conv, he_normal
 from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.pool import max_pool
 
 
 class ResNet(nn.Module):
@@ -63,7 +64,7 @@ class ResNet(nn.Module):
         x = nn.relu(norm(name="stem_bn")(x))
         outputs = {"C1": x}
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x)
         for i, num_blocks in enumerate(self.stage_sizes):
             x = self._stage(x, i, num_blocks, norm)
             outputs[f"C{i + 2}"] = x

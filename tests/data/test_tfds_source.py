@@ -19,6 +19,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from resnet_jax import recipes
 from resnet_jax.data import resident, tfds_source
+from resnet_jax.data.cache import cache_dir
 from resnet_jax.data.tfds_source import class_names, open_builder, open_split, resolve_data_dir, split_files
 from resnet_jax.errors import UserError
 
@@ -159,7 +160,7 @@ def test_a_damaged_file_is_a_user_error_that_names_it(small_cifar10, damage, tmp
     with pytest.raises(UserError, match=re.escape(train_file.name)) as caught:
         resident.load_dataset(config)
     assert str(train_file.parent) in str(caught.value) and "\n" not in str(caught.value)
-    assert not list((tmp_path / "cache").rglob("*")), "half of a split was cached"
+    assert not list(cache_dir().rglob("*")), "half of a split was cached"
 
 
 def test_a_damaged_description_is_a_user_error_that_names_the_folder(small_cifar10):

@@ -6,6 +6,7 @@ import pytest
 from tensorboardX.record_writer import RecordWriter
 
 from resnet_jax.data import tfrecord
+from resnet_jax.data.cache import cache_dir
 from resnet_jax.data.tfrecord import TFRecordSource, index_records
 from resnet_jax.errors import UserError
 
@@ -119,7 +120,7 @@ def test_a_damaged_file_is_a_user_error_that_names_it(files, damage, tmp_path):
     with pytest.raises(UserError, match=re.escape(str(files[0])) + " is truncated or corrupt") as caught:
         index_records(files, "set-train")
     assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "cache").rglob("*")), "the index of a damaged file was cached"
+    assert not list(cache_dir().rglob("*")), "the index of a damaged file was cached"
 
 
 def test_a_missing_file_is_a_user_error_that_names_it(files):

@@ -1,0 +1,228 @@
+"""Every speed figure: ``python -m benchmarks.run --suite cpu|gpu|input|compile [--out FILE] [--smoke]``.
+
+Prints a table and, with --out, writes the figures as JSON with versions and hardware. The sides of a comparison are
+timed in turn, round after round, so that a drift of the machine's speed cancels in the ratios, which are medians over
+the rounds. ``--smoke`` is the same at toy size: it proves that the suite runs, and its figures mean nothing. The input
+suite needs ``--data_dir``, and runs ``benchmarks.input_pipeline`` and ``benchmarks.streaming_train``. Needs PyTorch.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from benchmarks import steps
+from benchmarks.steps import Run, Task
+from resnet_jax.host_memory import keep_freed_memory
+from resnet_jax.models import list_models, onednn
+
+
+class Comparison(NamedTuple):
+    """Sides that do the same work. Ratios are to the one called ``reference``."""
+
+    title: str
+    sides: Mapping[str, Callable[[], Run]]
+    reference: str
+    num_steps: int  # In a measurement.
+
+
+def cpu_suite(smoke: bool) -> list[Comparison]:
+    """Steps beside PyTorch's and naive Flax's, then what loops cost."""
+    small = Task("resnet20", 8, 32, width=4) if smoke else Task("resnet20", 128, 32)
+    large = Task("resnet50", 16, 224)
+    found = []
+    for task, num_steps in ((small, 10),) if smoke else ((small, 10), (large, 2)):
+        title = f"{task.model}, batch {task.batch_size}, {task.size} x {task.size}, float32"
+        training: dict[str, Callable[[], Run]] = {
+            "ours": partial(steps.ours_training, task),
+            "ours, XLA's convolutions": partial(steps.ours_training, task, with_onednn=False),
+            "naive Flax": partial(steps.naive_training, task),
+            "PyTorch": partial(steps.torch_training, task),
+        }
+        inference: dict[str, Callable[[], Run]] = {
+            "ours": partial(steps.ours_inference, task),
+            "ours, XLA's convolutions": partial(steps.ours_inference, task, with_onednn=False),
+            "naive Flax": partial(steps.naive_inference, task),
+            "PyTorch": partial(steps.torch_inference, task),
+        }
+        if not smoke:  # Compiling takes PyTorch a minute at any size.
+            training["PyTorch, compiled"] = partial(steps.torch_training, task, compiled=True)
+            inference["PyTorch, compiled"] = partial(steps.torch_inference, task, compiled=True)
+        if not (task.imagenet or smoke):
+            training["ours, whole trainer"] = partial(steps.ours_trainer, task)
+        found.append(Comparison(f"training, {title}", training, "PyTorch", num_steps))
+        found.append(Comparison(f"inference, {title}", inference, "PyTorch", 2 * num_steps))
+    loops = {
+        "blocks unrolled": partial(steps.ours_training, small._replace(scan_blocks=False)),
+        "blocks scanned": partial(steps.ours_training, small._replace(scan_blocks=True)),
+        "5 steps in one call": partial(steps.ours_training, small, steps_per_call=5),
+    }
+    found.append(Comparison("loops, resnet20", loops, "blocks unrolled", 10))
+    return found
+
+
+def gpu_suite(smoke: bool) -> list[Comparison]:
+    """bfloat16 ResNet-50 beside PyTorch, and ResNet-20 with ever more steps in a call."""
+    found = []
+    for batch_size in (2,) if smoke else (256, 512):
+        task = Task("resnet50", batch_size, 32 if smoke else 224, "bfloat16", 4 if smoke else None)
+        sides = {
+            "ours": partial(steps.ours_training, task),
+            "PyTorch": partial(steps.torch_training, task),
+        }
+        if not smoke:
+            sides["PyTorch, compiled"] = partial(steps.torch_training, task, compiled=True)
+        title = f"training, resnet50, batch {batch_size}, {task.size} x {task.size}, bfloat16"
+        found.append(Comparison(title, sides, "PyTorch", 2 if smoke else 20))
+    task = Task("resnet20", 8 if smoke else 128, 16 if smoke else 32, width=4 if smoke else None)
+    sides = {
+        f"{k} steps in one call": partial(steps.ours_training, task, steps_per_call=k)
+        for k in ((1, 2) if smoke else (1, 10, 100, 390))
+    }
+    sides["PyTorch"] = partial(steps.torch_training, task)
+    if not smoke:
+        sides["PyTorch, compiled"] = partial(steps.torch_training, task, compiled=True)  # Into CUDA graphs.
+    title = f"training, resnet20, batch {task.batch_size}, float32"
+    found.append(Comparison(title, sides, "PyTorch", 2 if smoke else 390))
+    return found
+
+
+def measure(comparison: Comparison, rounds: int) -> dict[str, list[float]]:
+    """Images/s of each side in each round; without those that cannot run here, which are named on stderr."""
+    runs: dict[str, Run] = {}
+    for name, make in comparison.sides.items():
+        try:
+            runs[name] = make()
+        except Exception as error:  # Compilers are missing, or memory is; the other sides still tell something.
+            lines = str(error).strip().splitlines() or [""]
+            print(f"{comparison.title}: {name} is left out: {type(error).__name__}: {lines[0][:200]}", file=sys.stderr)
+    speeds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            speeds[name].append(run(comparison.num_steps))
+    return speeds
+
+
+def table(comparison: Comparison, speeds: dict[str, list[float]]) -> str:
+    """The comparison in Markdown: medians, ranges and ratios."""
+    lines = [f"| {comparison.title} | images/s (min-max) | ratio to {comparison.reference} |", "|---|---|---|"]
+    reference = speeds.get(comparison.reference)
+    for name, values in speeds.items():
+        ratio = statistics.median(a / b for a, b in zip(values, reference, strict=True)) if reference else float("nan")
+        spread = f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+        lines.append(f"| {name} | {spread} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def compile_suite(smoke: bool) -> dict[str, dict[str, float]]:
+    """Seconds from the start of a program to its first training step, of every model, with the cache cold and warm."""
+    found: dict[str, dict[str, float]] = {}
+    print("| model | start, cold cache (s) | of it to compile (s) | start, warm cache (s) | to load (s) |")
+    print("|---|---|---|---|---|")
+    for model in ["resnet20"] if smoke else list_models():
+        with tempfile.TemporaryDirectory() as cache:
+            cold, warm = (_first_step(model, cache) for _ in range(2))
+        found[model] = {f"cold_{key}": value for key, value in cold.items()}
+        found[model] |= {f"warm_{key}": value for key, value in warm.items()}
+        print(
+            f"| {model} | {cold['start']:.1f} | {cold['compile']:.1f} | {warm['start']:.1f} | {warm['compile']:.1f} |",
+            flush=True,
+        )
+    return found
+
+
+def _first_step(model: str, cache: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.first_step", model]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if result.returncode:
+        sys.exit(f"error: {' '.join(command)} failed:\n{result.stderr}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def input_suite(data_dir: str) -> dict[str, Any]:
+    """What the input pipeline's own benchmarks print, and the figures in their last lines."""
+    found = {}
+    for name in ("input_pipeline", "streaming_train"):
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--data_dir", data_dir]
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if result.returncode:
+            sys.exit(f"error: {' '.join(command)} failed; see above")
+        *lines, figures = result.stdout.splitlines()
+        print("\n".join(lines), flush=True)
+        found[name] = json.loads(figures)
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on."""
+    versions = {}
+    for name in ("jax", "jaxlib", "flax", "optax", "torch", "onednn-cpu-gomp"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": versions,
+        "onednn": onednn.library() is not None,
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", required=True, choices=["cpu", "gpu", "input", "compile"])
+    parser.add_argument("--data_dir", help="of the input suite: ImageNet, or a sample of it, as TFDS prepares it")
+    parser.add_argument("--only", default="", help="comparisons with this in their title")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--smoke", action="store_true", help="toy size: proves that it runs")
+    parser.add_argument("--default_allocator", action="store_true", help="without host_memory.keep_freed_memory")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    arguments = parser.parse_args()
+    memory_kept = not arguments.default_allocator and keep_freed_memory()  # Before JAX's threads start.
+    record: dict[str, Any] = {"suite": arguments.suite, "smoke": arguments.smoke, "environment": environment()}
+    record["environment"]["memory_kept"] = memory_kept
+    print(json.dumps(record["environment"]) + "\n")
+    if arguments.suite == "compile":
+        record["seconds"] = compile_suite(arguments.smoke)
+    elif arguments.suite == "input":
+        if not arguments.data_dir:
+            parser.error("the input suite needs --data_dir")
+        record["images_per_second"] = input_suite(arguments.data_dir)
+    else:
+        record["images_per_second"] = {}
+        for comparison in (cpu_suite if arguments.suite == "cpu" else gpu_suite)(arguments.smoke):
+            if arguments.only in comparison.title:
+                speeds = measure(comparison, 1 if arguments.smoke else arguments.rounds)
+                record["images_per_second"][comparison.title] = speeds
+                print(table(comparison, speeds) + "\n", flush=True)
+    if arguments.smoke:
+        print("a smoke run at toy size: these figures mean nothing")
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

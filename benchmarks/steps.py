@@ -1,0 +1,243 @@
+"""Training and inference steps on one batch that stays on the device: ours, naive Flax's and PyTorch's.
+
+Each function compiles, warms up and returns ``run(n)``, which takes n steps and returns images/s. Training is SGD with
+momentum and weight decay on random labels with a small learning rate: constant labels or a diverging loss produce
+denormals, which would slow PyTorch several times on a CPU.
+"""
+
+import contextlib
+import io
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+import torch.nn.functional as F
+from ml_collections import ConfigDict
+
+from benchmarks.naive_flax import NaiveResNet
+from benchmarks.torch_resnet import cifar_resnet, imagenet_resnet
+from resnet_jax import parallel, recipes
+from resnet_jax.config import make_model
+from resnet_jax.models import create_model, onednn
+from resnet_jax.train.loop import train
+from resnet_jax.train.schedules import make_schedule
+from resnet_jax.train.state import init_state
+from resnet_jax.train.step import train_step
+from resnet_jax.writers import read_metrics
+
+Run = Callable[[int], float]
+LEARNING_RATE = 1e-3
+
+
+class Task(NamedTuple):
+    """What is timed: a network of the paper by name, narrowed where ``width`` is given."""
+
+    model: str
+    batch_size: int
+    size: int  # Of the images, in pixels.
+    dtype: str = "float32"
+    width: int | None = None
+    remat: bool = False
+    scan_blocks: bool | None = None
+
+    @property
+    def imagenet(self) -> bool:
+        return create_model(self.model).stem == "imagenet"
+
+    def config(self) -> ConfigDict:
+        config = recipes.imagenet_baseline(self.model) if self.imagenet else recipes.cifar10_paper(self.model)
+        config.batch_size = self.batch_size
+        config.model.bn_group_size = None
+        config.model.dtype = self.dtype
+        config.model.width, config.model.remat = self.width, self.remat
+        config.model.scan_blocks = self.scan_blocks
+        config.label_smoothing = 0.0
+        config.schedule.name, config.schedule.warmup_steps, config.schedule.warmup_error = "constant", 0, 0.0
+        config.optimizer.learning_rate = LEARNING_RATE
+        return config
+
+    def batch(self) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        shape = (self.batch_size, self.size, self.size, 3)
+        labels = rng.integers(0, 10, self.batch_size).astype(np.int32)
+        return {"image": rng.normal(size=shape).astype(np.float32), "label": labels}
+
+
+def ours_training(task: Task, with_onednn: bool = True, steps_per_call: int = 1) -> Run:
+    """The trainer's own step; ``steps_per_call`` of them in a loop in one call."""
+    config, mesh = task.config(), parallel.data_mesh()
+    model, schedule = make_model(config, 1000 if task.imagenet else 10), make_schedule(config)
+    batch = parallel.to_global(task.batch(), parallel.sharded_batch(mesh))
+
+    def steps(state: Any, batch: Any) -> Any:
+        one = lambda state, _: (train_step(config, model, schedule, state, batch)[0], None)  # noqa: E731
+        return one(state, None)[0] if steps_per_call == 1 else jax.lax.scan(one, state, length=steps_per_call)[0]
+
+    state = init_state(config, model, (task.size, task.size, 3), mesh)
+    with nullcontext() if with_onednn else _without_onednn():
+        compiled = jax.jit(steps, donate_argnums=0).lower(state, batch).compile()
+
+    def run(num_steps: int) -> float:
+        nonlocal state
+        start = time.perf_counter()
+        for _ in range(-(-num_steps // steps_per_call)):
+            state = compiled(state, batch)
+        jax.block_until_ready(state)
+        return -(-num_steps // steps_per_call) * steps_per_call * task.batch_size / (time.perf_counter() - start)
+
+    run(1)
+    return run
+
+
+def ours_trainer(task: Task) -> Run:
+    """The whole trainer, with its input, record and progress bar, on the digits at 32 x 32: what it reports."""
+
+    def run(num_steps: int) -> float:
+        config = task.config()
+        config.data.name = "digits"
+        # The first interval holds the compilation, and the last ends in an evaluation that is not timed.
+        config.steps = config.eval_every = config.checkpoint_every = 3 * num_steps
+        config.log_every = num_steps
+        with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stderr(io.StringIO()):
+            train(config, Path(workdir))
+            records = read_metrics(Path(workdir) / "metrics.jsonl")
+        return statistics.median(record["images_per_second"] for record in records[1:])
+
+    return run
+
+
+def ours_inference(task: Task, with_onednn: bool = True) -> Run:
+    """Logits from images."""
+    config = task.config()
+    model = make_model(config, 1000 if task.imagenet else 10)
+    images = jnp.asarray(task.batch()["image"])
+    variables = model.init(jax.random.key(0), images[:1])
+    with nullcontext() if with_onednn else _without_onednn():
+        compiled = jax.jit(model.apply).lower(variables, images).compile()
+    return _timed(lambda: compiled(variables, images), task.batch_size, jax.block_until_ready)
+
+
+def naive_training(task: Task) -> Run:
+    """Flax's own layers, a step written in the usual few lines."""
+    model, batch = _naive_model(task), jax.tree.map(jnp.asarray, task.batch())
+    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(LEARNING_RATE, 0.9))
+
+    def loss_fn(params: Any, batch_stats: Any, batch: Any) -> Any:
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, updated = model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+        return loss, updated["batch_stats"]
+
+    def step(state: Any, batch: Any) -> Any:
+        params, batch_stats, opt_state = state
+        (_, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch_stats, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), batch_stats, opt_state
+
+    variables = model.init(jax.random.key(0), batch["image"][:1])
+    state = variables["params"], variables["batch_stats"], optimizer.init(variables["params"])
+    compiled = jax.jit(step, donate_argnums=0)
+
+    def call() -> Any:
+        nonlocal state
+        state = compiled(state, batch)
+        return state
+
+    return _timed(call, task.batch_size, jax.block_until_ready)
+
+
+def naive_inference(task: Task) -> Run:
+    """Logits from images, of Flax's own layers."""
+    model, images = _naive_model(task), jnp.asarray(task.batch()["image"])
+    variables = model.init(jax.random.key(0), images[:1])
+    compiled = jax.jit(model.apply)
+    return _timed(lambda: compiled(variables, images), task.batch_size, jax.block_until_ready)
+
+
+def torch_training(task: Task, compiled: bool = False) -> Run:
+    """channels_last; under autocast where the task's dtype is bfloat16."""
+    model, images, labels = _torch_model(task)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
+    network = torch.compile(model, mode=_torch_mode(images)) if compiled else model
+
+    def call() -> None:
+        optimizer.zero_grad()
+        with _autocast(task, images):
+            loss = F.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return _timed(call, task.batch_size, lambda _: _synchronize(images))
+
+
+def torch_inference(task: Task, compiled: bool = False) -> Run:
+    """Logits from images, channels_last, in evaluation mode without gradients."""
+    model, images, _ = _torch_model(task)
+    model.eval()
+    network = torch.compile(model, mode=_torch_mode(images)) if compiled else model
+
+    def call() -> None:
+        with torch.inference_mode(), _autocast(task, images):
+            network(images)
+
+    return _timed(call, task.batch_size, lambda _: _synchronize(images))
+
+
+def _timed(call: Callable[[], Any], batch_size: int, wait: Callable[[Any], Any]) -> Run:
+    def run(num_steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(num_steps):
+            result = call()
+        wait(result)
+        return num_steps * batch_size / (time.perf_counter() - start)
+
+    run(2)
+    return run
+
+
+def _without_onednn() -> Any:
+    """XLA's own convolutions in what is traced meanwhile."""
+    return mock.patch.object(onednn, "library", return_value=None)
+
+
+def _naive_model(task: Task) -> NaiveResNet:
+    model = create_model(task.model)
+    return NaiveResNet(model.stage_sizes, task.width or model.width, model.num_classes, task.imagenet)
+
+
+def _torch_model(task: Task) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+    named = create_model(task.model)
+    make = imagenet_resnet if task.imagenet else cifar_resnet
+    model = make(named.stage_sizes, task.width or named.width).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch = task.batch()
+    images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
+    images = images.to(device).contiguous(memory_format=torch.channels_last)
+    return model, images, torch.from_numpy(batch["label"]).long().to(device)
+
+
+def _torch_mode(images: torch.Tensor) -> str:
+    return "max-autotune" if images.is_cuda else "default"
+
+
+def _autocast(task: Task, images: torch.Tensor) -> Any:
+    return torch.autocast(images.device.type, torch.bfloat16) if task.dtype == "bfloat16" else nullcontext()
+
+
+def _synchronize(images: torch.Tensor) -> None:
+    if images.is_cuda:
+        torch.cuda.synchronize()

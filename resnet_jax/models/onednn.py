@@ -1,0 +1,392 @@
+"""Convolutions by oneDNN inside JAX programs on a CPU, where they are several times as fast as XLA's own.
+
+XLA reaches them through its foreign function interface. Both that and oneDNN are C interfaces that need no compiler
+here: the structures and constants below are those of xla/ffi/api/c_api.h and of oneapi/dnnl/dnnl.h, version 3.
+"""
+
+import ctypes
+import ctypes.util
+import functools
+import math
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# oneDNN's constants.
+_CPU, _IN_ORDER = 1, 1  # Kinds of engine and stream.
+_FORWARD_TRAINING, _DIRECT = 64, 1  # Kinds of propagation and algorithm.
+_F32, _ANY_FORMAT, _USER_SCRATCHPAD = 3, 1, 1
+_SOURCE, _RESULT, _WEIGHTS, _SCRATCHPAD = 1, 17, 33, 80  # Kinds of argument.
+_GRADIENT = 128  # Added to a kind: the gradient with respect to it.
+_QUERY_WEIGHTS, _QUERY_GRADIENT_OF_WEIGHTS, _QUERY_SCRATCHPAD = 131, 132, 136
+# XLA's constants: a kind of extension, a stage of execution, and a code of an error.
+_METADATA, _EXECUTE, _INTERNAL = 1, 3, 13
+_ALIGNMENT = 64
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension", ctypes.c_void_p),
+        ("dtype", ctypes.c_int),
+        ("data", ctypes.c_void_p),
+        ("rank", ctypes.c_int64),
+        ("dims", ctypes.c_void_p),
+    ]
+
+
+class _Buffers(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+        ("types", ctypes.c_void_p),
+        ("values", ctypes.POINTER(ctypes.POINTER(_Buffer))),
+    ]
+
+
+class _Version(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension", ctypes.c_void_p),
+        ("major", ctypes.c_int),
+        ("minor", ctypes.c_int),
+    ]
+
+
+class _Metadata(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("version", _Version), ("traits", ctypes.c_uint32)]
+
+
+class _Extension(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+        ("next", ctypes.c_void_p),
+        ("metadata", ctypes.POINTER(_Metadata)),
+    ]
+
+
+class _Error(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension", ctypes.c_void_p),
+        ("message", ctypes.c_char_p),
+        ("code", ctypes.c_int),
+    ]
+
+
+class _Api(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension", ctypes.c_void_p),
+        ("version", _Version),
+        ("internal", ctypes.c_void_p),
+        ("create_error", ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.POINTER(_Error))),
+    ]
+
+
+class _CallFrame(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension", ctypes.POINTER(_Extension)),
+        ("api", ctypes.POINTER(_Api)),
+        ("context", ctypes.c_void_p),
+        ("stage", ctypes.c_int),
+        ("arguments", _Buffers),
+        ("results", _Buffers),
+    ]
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = [("kind", ctypes.c_int), ("memory", ctypes.c_void_p)]
+
+
+_Handler = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.POINTER(_CallFrame))
+
+
+class Geometry(NamedTuple):
+    """All that a convolution is but for its numbers."""
+
+    image: tuple[int, ...]  # N, H, W, I
+    kernel: tuple[int, ...]  # h, w, I, O
+    strides: int
+    padding: tuple[tuple[int, int], tuple[int, int]]
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        rows, columns = (
+            (size + sum(pad) - k) // self.strides + 1
+            for size, k, pad in zip(self.image[1:3], self.kernel[:2], self.padding, strict=True)
+        )
+        return self.image[0], rows, columns, self.kernel[3]
+
+    @property
+    def multiply_adds(self) -> int:
+        return math.prod(self.output) * math.prod(self.kernel[:3])
+
+
+class _Memory(NamedTuple):
+    """An argument of a primitive: its kind, its descriptor, and where it lies: in a buffer of XLA's, from a byte on."""
+
+    kind: int
+    descriptor: ctypes.c_void_p
+    buffer: int
+    start: int = 0
+
+
+class _Call(NamedTuple):
+    primitive: ctypes.c_void_p
+    arguments: list[_Memory]
+
+
+# Buffers as XLA numbers them: two arguments, the result, and scratch memory.
+_FIRST, _SECOND, _OUT, _SCRATCH = range(4)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """oneDNN 3, of the ``onednn-cpu-gomp`` package or else the system's; None if there is neither."""
+    # A thread that waits for work must not spin on a core that XLA has work for. OpenMP reads this once, when loaded.
+    given = os.environ.get("OMP_WAIT_POLICY")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        for path in _candidates():
+            try:
+                lib = ctypes.CDLL(path)
+                lib.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
+                lib.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
+                lib.dnnl_memory_desc_create_with_strides  # noqa: B018  # New in version 3.
+                return lib
+            except (OSError, AttributeError):  # Built for another system, or another version.
+                continue
+        return None
+    finally:
+        if given is None:
+            del os.environ["OMP_WAIT_POLICY"]
+
+
+def _candidates() -> Iterator[str]:
+    installed = Path(sys.prefix) / "lib" / "libdnnl.so.3"
+    if installed.exists():
+        yield str(installed)
+    system = ctypes.util.find_library("dnnl")
+    if system is not None:
+        yield system
+
+
+def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """``x`` (N, H, W, I) convolved with ``kernel`` (h, w, I, O), all float32."""
+    return _call(_forward_target(geometry), geometry.output, x, kernel)
+
+
+def gradient_of_image(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """The gradient with respect to ``x``, of that with respect to the result, ``g`` (N, H', W', O)."""
+    return _call(_image_target(geometry), geometry.image, g, kernel)
+
+
+def gradient_of_kernel(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """The gradient with respect to the kernel, of that with respect to the result, ``g`` (N, H', W', O)."""
+    return _call(_kernel_target(geometry), geometry.kernel, x, g)
+
+
+def _call(target: tuple[str, int], shape: tuple[int, ...], *arguments: jax.Array) -> jax.Array:
+    name, scratch = target
+    results = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((scratch,), jnp.uint8)
+    return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*arguments)[0]
+
+
+@functools.cache
+def _forward_target(geometry: Geometry) -> tuple[str, int]:
+    """What computes ``forward``: its name, and the bytes of scratch memory it needs."""
+    image, _, output = _descriptors(geometry)
+    source, result = _Memory(_SOURCE, image, _FIRST), _Memory(_RESULT, output, _OUT)
+    return _target_with_kernel("forward", geometry, _forward_descriptor(geometry), source, result)
+
+
+@functools.cache
+def _image_target(geometry: Geometry) -> tuple[str, int]:
+    """What computes ``gradient_of_image``, in the same way."""
+    image, _, output = _descriptors(geometry)
+    descriptor = _convolution("backward_data", (_DIRECT, image, _any_format(geometry), output), geometry)
+    source, result = _Memory(_RESULT + _GRADIENT, output, _FIRST), _Memory(_SOURCE + _GRADIENT, image, _OUT)
+    return _target_with_kernel("image", geometry, descriptor, source, result)
+
+
+def _target_with_kernel(
+    name: str, geometry: Geometry, descriptor: ctypes.c_void_p, source: _Memory, result: _Memory
+) -> tuple[str, int]:
+    """Brings the kernel, the second argument, into the order that oneDNN computes in, and computes."""
+    given = _Memory(_SOURCE, _descriptors(geometry)[1], _SECOND)
+    ordered = _query(descriptor, _QUERY_WEIGHTS)
+    scratchpad = _Memory(_SCRATCHPAD, _query(descriptor, _QUERY_SCRATCHPAD), _SCRATCH, _size(ordered))
+    calls = [
+        _reorder(given, _Memory(_RESULT, ordered, _SCRATCH)),
+        _Call(_primitive(descriptor), [source, _Memory(_WEIGHTS, ordered, _SCRATCH), result, scratchpad]),
+    ]
+    return _register(name, geometry, calls), scratchpad.start + _size(scratchpad.descriptor)
+
+
+@functools.cache
+def _kernel_target(geometry: Geometry) -> tuple[str, int]:
+    """What computes ``gradient_of_kernel``: it is reordered in the end."""
+    image, kernel, output = _descriptors(geometry)
+    descriptor = _convolution("backward_weights", (_DIRECT, image, _any_format(geometry), None, output), geometry)
+    ordered = _query(descriptor, _QUERY_GRADIENT_OF_WEIGHTS)
+    scratchpad = _Memory(_SCRATCHPAD, _query(descriptor, _QUERY_SCRATCHPAD), _SCRATCH, _size(ordered))
+    arguments = [
+        _Memory(_SOURCE, image, _FIRST),
+        _Memory(_WEIGHTS + _GRADIENT, ordered, _SCRATCH),
+        _Memory(_RESULT + _GRADIENT, output, _SECOND),
+        scratchpad,
+    ]
+    result = _reorder(_Memory(_SOURCE, ordered, _SCRATCH), _Memory(_RESULT, kernel, _OUT))
+    calls = [_Call(_primitive(descriptor), arguments), result]
+    return _register("kernel", geometry, calls), scratchpad.start + _size(scratchpad.descriptor)
+
+
+# Of oneDNN.
+
+
+def _descriptors(geometry: Geometry) -> tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]:
+    """Of the image, the kernel and the result as JAX lays them out, with the axes in oneDNN's order."""
+    (n, h, w, i), (kh, kw, _, o), (_, ho, wo, _) = geometry.image, geometry.kernel, geometry.output
+    return (
+        _layout((n, i, h, w), (h * w * i, 1, w * i, i)),
+        _layout((o, i, kh, kw), (1, o, kw * i * o, i * o)),
+        _layout((n, o, ho, wo), (ho * wo * o, 1, wo * o, o)),
+    )
+
+
+def _layout(sizes: tuple[int, ...], strides: tuple[int, ...]) -> ctypes.c_void_p:
+    return _created("dnnl_memory_desc_create_with_strides", 4, _integers(*sizes), _F32, _integers(*strides))
+
+
+def _any_format(geometry: Geometry) -> ctypes.c_void_p:
+    """Of a kernel in whatever order oneDNN computes fastest."""
+    kh, kw, i, o = geometry.kernel
+    return _created("dnnl_memory_desc_create_with_tag", 4, _integers(o, i, kh, kw), _F32, _ANY_FORMAT)
+
+
+def _forward_descriptor(geometry: Geometry) -> ctypes.c_void_p:
+    image, _, output = _descriptors(geometry)
+    arguments = (_FORWARD_TRAINING, _DIRECT, image, _any_format(geometry), None, output)
+    return _convolution("forward", arguments, geometry)
+
+
+def _convolution(kind: str, arguments: tuple[Any, ...], geometry: Geometry) -> ctypes.c_void_p:
+    attributes = _created("dnnl_primitive_attr_create")
+    # Memory of oneDNN's own could not be used by two threads at a time.
+    _check(_loaded().dnnl_primitive_attr_set_scratchpad_mode(attributes, _USER_SCRATCHPAD))
+    strides, no_dilation = _integers(geometry.strides, geometry.strides), _integers(0, 0)
+    before, after = (_integers(*sides) for sides in zip(*geometry.padding, strict=True))
+    hint = () if kind == "forward" else (_forward_descriptor(geometry),)
+    name = f"dnnl_convolution_{kind}_primitive_desc_create"
+    return _created(name, _engine(), *arguments, strides, no_dilation, before, after, *hint, attributes)
+
+
+def _reorder(source: _Memory, result: _Memory) -> _Call:
+    name = "dnnl_reorder_primitive_desc_create"
+    descriptor = _created(name, source.descriptor, _engine(), result.descriptor, _engine(), None)
+    return _Call(_primitive(descriptor), [source, result])
+
+
+def _primitive(descriptor: ctypes.c_void_p) -> ctypes.c_void_p:
+    return _created("dnnl_primitive_create", descriptor)
+
+
+def _query(descriptor: ctypes.c_void_p, what: int) -> ctypes.c_void_p:
+    return ctypes.c_void_p(_loaded().dnnl_primitive_desc_query_md(descriptor, what, 0))
+
+
+def _size(descriptor: ctypes.c_void_p) -> int:
+    """Bytes, rounded up so that what follows is aligned."""
+    return -(-_loaded().dnnl_memory_desc_get_size(descriptor) // _ALIGNMENT) * _ALIGNMENT
+
+
+@functools.cache
+def _engine() -> ctypes.c_void_p:
+    return _created("dnnl_engine_create", _CPU, ctypes.c_size_t(0))
+
+
+_local = threading.local()
+
+
+def _stream() -> ctypes.c_void_p:
+    """This thread's stream."""
+    if not hasattr(_local, "stream"):
+        _local.stream = _created("dnnl_stream_create", _engine(), _IN_ORDER)
+    return _local.stream
+
+
+def _created(function: str, *arguments: Any) -> ctypes.c_void_p:
+    """The object that a function of oneDNN makes."""
+    made = ctypes.c_void_p()
+    _check(getattr(_loaded(), function)(ctypes.byref(made), *arguments))
+    return made
+
+
+def _integers(*values: int) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _loaded() -> ctypes.CDLL:
+    lib = library()
+    assert lib is not None, "onednn.library() tells whether there is one"
+    return lib
+
+
+def _check(status: int) -> None:
+    if status:
+        raise RuntimeError(f"oneDNN failed with status {status} (dnnl_status_t in oneapi/dnnl/dnnl_common_types.h)")
+
+
+# Of XLA.
+
+_handlers: list[Any] = []
+
+
+def _register(name: str, geometry: Geometry, calls: list[_Call]) -> str:
+    """Makes the calls known to XLA, under the name that is returned."""
+    handler = _Handler(functools.partial(_handle, calls))
+    _handlers.append(handler)  # XLA keeps the function; it must not be freed.
+    (top, bottom), (left, right) = geometry.padding
+    sizes = (*geometry.image, *geometry.kernel, geometry.strides, top, bottom, left, right)
+    name = f"resnet_jax_onednn_{name}_{'_'.join(map(str, sizes))}"
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+    return name
+
+
+def _handle(calls: list[_Call], pointer: Any) -> int:
+    """What XLA calls, to learn of the interface's version and to compute. Gives 0, or the address of an error."""
+    frame = pointer.contents
+    if frame.extension and frame.extension.contents.type == _METADATA:
+        metadata, own = frame.extension.contents.metadata.contents, frame.api.contents.version
+        metadata.version.major, metadata.version.minor, metadata.traits = own.major, own.minor, 0
+    elif frame.stage == _EXECUTE:
+        values = [list_.values[i] for list_ in (frame.arguments, frame.results) for i in range(2)]
+        try:
+            for call in calls:
+                _execute(call, [value.contents.data for value in values])
+        except Exception as error:  # Python would only print it, and XLA go on with whatever the result's memory holds.
+            described = _Error(ctypes.sizeof(_Error), None, str(error).encode(), _INTERNAL)
+            return frame.api.contents.create_error(ctypes.byref(described))
+    return 0
+
+
+def _execute(call: _Call, addresses: list[int]) -> None:
+    lib = _loaded()
+    slots = (_Argument * len(call.arguments))()
+    for slot, memory in zip(slots, call.arguments, strict=True):
+        address = ctypes.c_void_p(addresses[memory.buffer] + memory.start)
+        slot.kind = memory.kind
+        slot.memory = _created("dnnl_memory_create", memory.descriptor, _engine(), address).value
+    _check(lib.dnnl_primitive_execute(call.primitive, _stream(), len(slots), slots))
+    for slot in slots:
+        lib.dnnl_memory_destroy(ctypes.c_void_p(slot.memory))
