@@ -15,6 +15,7 @@ import numpy as np
 
 from resnet_jax import parallel, recipes
 from resnet_jax.config import make_model
+from resnet_jax.host_memory import keep_freed_memory
 from resnet_jax.train.schedules import make_schedule
 from resnet_jax.train.state import init_state
 from resnet_jax.train.step import train_step
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=3, help="timed steps; 0 to compile only")
     arguments = parser.parse_args()
+    keep_freed_memory()
     print(f"batch {arguments.batch_size}, {jax.devices()[0].device_kind}, jax {jax.__version__}\n")
     print("| network | blocks | compile (s) | temporaries (MiB) | step (s) |\n|---|---|---|---|---|")
     for name in arguments.models:

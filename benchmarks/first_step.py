@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.steps import Task
+from benchmarks.task import Task
 from resnet_jax import cli, parallel
 from resnet_jax.config import make_model
 from resnet_jax.models import create_model

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks import steps
-from benchmarks.steps import Run, Task
+from benchmarks.steps import Run
+from benchmarks.task import Task
 from resnet_jax.host_memory import keep_freed_memory
 from resnet_jax.models import list_models, onednn
 

@@ -14,20 +14,19 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import torch
 import torch.nn.functional as F
-from ml_collections import ConfigDict
 
 from benchmarks.naive_flax import NaiveResNet
+from benchmarks.task import LEARNING_RATE, Task
 from benchmarks.torch_resnet import cifar_resnet, imagenet_resnet
-from resnet_jax import parallel, recipes
+from resnet_jax import parallel
 from resnet_jax.config import make_model
 from resnet_jax.models import create_model, onednn
 from resnet_jax.train.loop import train
@@ -37,41 +36,6 @@ from resnet_jax.train.step import train_step
 from resnet_jax.writers import read_metrics
 
 Run = Callable[[int], float]
-LEARNING_RATE = 1e-3
-
-
-class Task(NamedTuple):
-    """What is timed: a network of the paper by name, narrowed where ``width`` is given."""
-
-    model: str
-    batch_size: int
-    size: int  # Of the images, in pixels.
-    dtype: str = "float32"
-    width: int | None = None
-    remat: bool = False
-    scan_blocks: bool | None = None
-
-    @property
-    def imagenet(self) -> bool:
-        return create_model(self.model).stem == "imagenet"
-
-    def config(self) -> ConfigDict:
-        config = recipes.imagenet_baseline(self.model) if self.imagenet else recipes.cifar10_paper(self.model)
-        config.batch_size = self.batch_size
-        config.model.bn_group_size = None
-        config.model.dtype = self.dtype
-        config.model.width, config.model.remat = self.width, self.remat
-        config.model.scan_blocks = self.scan_blocks
-        config.label_smoothing = 0.0
-        config.schedule.name, config.schedule.warmup_steps, config.schedule.warmup_error = "constant", 0, 0.0
-        config.optimizer.learning_rate = LEARNING_RATE
-        return config
-
-    def batch(self) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(0)
-        shape = (self.batch_size, self.size, self.size, 3)
-        labels = rng.integers(0, 10, self.batch_size).astype(np.int32)
-        return {"image": rng.normal(size=shape).astype(np.float32), "label": labels}
 
 
 def ours_training(task: Task, with_onednn: bool = True, steps_per_call: int = 1) -> Run:
