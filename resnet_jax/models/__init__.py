@@ -35,7 +35,7 @@ def _variants() -> dict[str, dict[str, Any]]:
     for layers in _CIFAR_LAYERS:
         n = (layers - 2) // 6
         residual[layers] = {"stage_sizes": (n, n, n), "width": 16, "stem": "cifar", "shortcut": "A", "num_classes": 10}
-    # Compile time grows with the number of unrolled blocks, and on CPU the loop is also the faster program (README).
+    # Compile time grows with the number of unrolled blocks (docs/performance.md).
     for layers in (110, 1202):
         residual[layers]["scan_blocks"] = True
     variants = {f"resnet{layers}": fields for layers, fields in residual.items()}
