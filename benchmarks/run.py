@@ -27,7 +27,7 @@ from benchmarks import steps
 from benchmarks.steps import Run
 from benchmarks.task import Task
 from resnet_jax.host_memory import keep_freed_memory
-from resnet_jax.models import list_models, onednn
+from resnet_jax.models import create_model, list_models, onednn
 
 
 class Comparison(NamedTuple):
@@ -97,6 +97,24 @@ def gpu_suite(smoke: bool) -> list[Comparison]:
         sides["PyTorch, compiled"] = partial(steps.torch_training, task, compiled=True)  # Into CUDA graphs.
     title = f"training, resnet20, batch {task.batch_size}, float32"
     found.append(Comparison(title, sides, "PyTorch", 2 if smoke else 390))
+    return found
+
+
+def largest_batches(smoke: bool) -> dict[str, int]:
+    """The largest power of two that the device has memory for as a batch, by model, without and with remat."""
+    # A CPU does not say how much it has; a toy run pretends.
+    limit = 2**30 if smoke else (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    found: dict[str, int] = {}
+    print(f"| largest batch in {limit / 2**30:.0f} GiB | activations kept | recomputed (remat) |\n|---|---|---|")
+    for model in ["resnet20"] if smoke else list_models():
+        for remat in (False, True):
+            size = 224 if create_model(model).stem == "imagenet" else 32
+            dtype = "bfloat16" if size == 224 else "float32"
+            batch = 1
+            while steps.planned_memory(Task(model, 2 * batch, size, dtype, remat=remat)) <= limit:
+                batch *= 2
+            found[f"{model}, remat {remat}"] = batch
+        print(f"| {model} | {found[f'{model}, remat False']} | {found[f'{model}, remat True']} |", flush=True)
     return found
 
 
@@ -218,6 +236,8 @@ def main() -> None:
                 speeds = measure(comparison, 1 if arguments.smoke else arguments.rounds)
                 record["images_per_second"][comparison.title] = speeds
                 print(table(comparison, speeds) + "\n", flush=True)
+        if arguments.suite == "gpu" and arguments.only in "largest batch":
+            record["largest_batch"] = largest_batches(arguments.smoke)
     if arguments.smoke:
         print("a smoke run at toy size: these figures mean nothing")
     if arguments.out:

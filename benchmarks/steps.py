@@ -64,6 +64,18 @@ def ours_training(task: Task, with_onednn: bool = True, steps_per_call: int = 1)
     return run
 
 
+def planned_memory(task: Task) -> int:
+    """Bytes that XLA plans for a training step: its arguments, results and temporaries."""
+    config, mesh = task.config(), parallel.data_mesh()
+    model, schedule = make_model(config, 1000 if task.imagenet else 10), make_schedule(config)
+    shape = (task.batch_size, task.size, task.size, 3)
+    batch = {"image": jax.ShapeDtypeStruct(shape, jnp.float32), "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32)}
+    state = jax.eval_shape(lambda: init_state(config, model, shape[1:], mesh))
+    step = jax.jit(lambda state, batch: train_step(config, model, schedule, state, batch), donate_argnums=0)
+    plan: Any = step.lower(state, batch).compile().memory_analysis()
+    return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+
+
 def ours_trainer(task: Task) -> Run:
     """The whole trainer, with its input, record and progress bar, on the digits at 32 x 32: what it reports."""
 
