@@ -86,11 +86,11 @@ def write_tfrecords(path: Path, source: Source, choose_box: ChooseBox, count: in
 
 def measure(make_stream: Callable[[], Stream], seconds: float) -> float:
     """Images/s once the pipeline is full, and the threads of the last one have ended."""
-    used = 1.0
-    while used > 0.01:
+    for _ in range(50):
         before = time.process_time()
         time.sleep(0.2)
-        used = time.process_time() - before
+        if time.process_time() - before < 0.01:
+            break
     stream = make_stream()
     for _ in itertools.islice(stream, 8):  # What was made ahead of time is not counted.
         pass

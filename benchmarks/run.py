@@ -105,14 +105,17 @@ def largest_batches(smoke: bool) -> dict[str, int]:
     # A CPU does not say how much it has; a toy run pretends.
     limit = 2**30 if smoke else (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     found: dict[str, int] = {}
+    if not limit:
+        return found
     print(f"| largest batch in {limit / 2**30:.0f} GiB | activations kept | recomputed (remat) |\n|---|---|---|")
     for model in ["resnet20"] if smoke else list_models():
         for remat in (False, True):
             size = 224 if create_model(model).stem == "imagenet" else 32
             dtype = "bfloat16" if size == 224 else "float32"
             batch = 1
-            while steps.planned_memory(Task(model, 2 * batch, size, dtype, remat=remat)) <= limit:
-                batch *= 2
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # Some compilers refuse what cannot fit.
+                while steps.planned_memory(Task(model, 2 * batch, size, dtype, remat=remat)) <= limit:
+                    batch *= 2
             found[f"{model}, remat {remat}"] = batch
         print(f"| {model} | {found[f'{model}, remat False']} | {found[f'{model}, remat True']} |", flush=True)
     return found
@@ -220,6 +223,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     arguments = parser.parse_args()
     memory_kept = not arguments.default_allocator and keep_freed_memory()  # Before JAX's threads start.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some of the GPU's memory.
     record: dict[str, Any] = {"suite": arguments.suite, "smoke": arguments.smoke, "environment": environment()}
     record["environment"]["memory_kept"] = memory_kept
     print(json.dumps(record["environment"]) + "\n")

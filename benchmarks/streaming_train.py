@@ -26,6 +26,8 @@ from resnet_jax.config import make_model
 from resnet_jax.data.feed import training_inputs
 from resnet_jax.data.normalization import channel_normalization
 from resnet_jax.data.streaming import load_photographs
+from resnet_jax.host_memory import keep_freed_memory
+from resnet_jax.models import onednn
 from resnet_jax.train.loop import train
 from resnet_jax.train.state import init_state
 from resnet_jax.train.step import make_train_step
@@ -99,8 +101,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps a measurement")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    keep_freed_memory()
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:1])
+    onednn.library()  # Its threads, as many as it sees cores now, stay on the core, too.
     on_cpu = jax.default_backend() == "cpu"  # Starts JAX's threads, which inherit the core.
     if on_cpu and len(cores) < 2:
         parser.error("on a CPU this needs two cores: one computes, the others decode")

@@ -104,9 +104,8 @@ def load_photographs(config: ConfigDict) -> Photographs:
         raise UserError(f"config.data.name={name} needs --config.data_dir, the folder that holds the photographs")
     root = Path(config.data_dir).expanduser()
     if name == "packed":
-        return Photographs(
-            partial(packed.open_pack, root), packed.class_names(root), shape, lambda: [root / "train.bin"]
-        )
+        find_files = lambda: [path for path in (root / "train.bin",) if path.exists()]  # noqa: E731
+        return Photographs(partial(packed.open_pack, root), packed.class_names(root), shape, find_files)
     open_split = partial(folder.open_folder, root)
     # The times of folders tell of files that come and go in them.
     return Photographs(

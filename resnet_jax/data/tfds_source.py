@@ -72,13 +72,14 @@ class TfdsSource:
             raise IndexError(f"record {i} of {len(self)}")
         try:
             record = self._parse(self._records[i])
+            image, label = record["image"], int(record["label"])
         except UserError:
             raise
         except Exception as error:  # array_record, protobuf and the image decoders each have their own.
             file = self._files[np.searchsorted(self._ends, i, side="right")]
             raise _unreadable(file, error) from error
         name = record["file_name"].decode(errors="replace") if "file_name" in record else f"{self._split}[{i}]"
-        return {"image": record["image"], "label": int(record["label"]), "name": name}
+        return {"image": image, "label": label, "name": name}
 
 
 def _parse_encoded(data: bytes) -> dict[str, Any]:
@@ -86,7 +87,8 @@ def _parse_encoded(data: bytes) -> dict[str, Any]:
     from tensorflow_datasets.proto import tf_example_pb2
 
     fields = tf_example_pb2.Example.FromString(data).features.feature
-    lists = {key: getattr(value, value.WhichOneof("kind")).value for key, value in fields.items()}
+    kinds = {key: value.WhichOneof("kind") for key, value in fields.items()}
+    lists = {key: getattr(fields[key], kind).value for key, kind in kinds.items() if kind}
     return {key: values[0] for key, values in lists.items() if values}
 
 

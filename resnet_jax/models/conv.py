@@ -35,8 +35,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding) -> j
         return _conv(x, kernel, strides, padding)
     geometry = onednn.Geometry(x.shape, kernel.shape, strides, padding)
     # XLA does not know how to divide a foreign function among devices.
-    pays = x.dtype == jnp.float32 and jax.device_count() == 1 and geometry.multiply_adds >= _LEAST_MULTIPLY_ADDS
-    if pays and onednn.library() is not None:
+    fits = x.dtype == kernel.dtype == jnp.float32 and jax.device_count() == 1
+    if fits and geometry.multiply_adds >= _LEAST_MULTIPLY_ADDS and onednn.library() is not None:
         return _conv_onednn(x, kernel, geometry)
     return _conv_canonical(x, kernel, strides, padding)
 

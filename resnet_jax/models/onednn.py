@@ -7,12 +7,11 @@ here: the structures and constants below are those of xla/ffi/api/c_api.h and of
 import ctypes
 import ctypes.util
 import functools
+import importlib.metadata
 import math
 import os
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ _GRADIENT = 128  # Added to a kind: the gradient with respect to it.
 _QUERY_WEIGHTS, _QUERY_GRADIENT_OF_WEIGHTS, _QUERY_SCRATCHPAD = 131, 132, 136
 # XLA's constants: a kind of extension, a stage of execution, and a code of an error.
 _METADATA, _EXECUTE, _INTERNAL = 1, 3, 13
+_MAJOR_VERSION = 0  # Of its foreign function interface.
 _ALIGNMENT = 64
 
 
@@ -61,7 +61,12 @@ class _Version(ctypes.Structure):
 
 
 class _Metadata(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("version", _Version), ("traits", ctypes.c_uint32)]
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("version", _Version),
+        ("traits", ctypes.c_uint32),
+        ("state_type", ctypes.c_int64),
+    ]
 
 
 class _Extension(ctypes.Structure):
@@ -169,13 +174,15 @@ def library() -> ctypes.CDLL | None:
         return None
     finally:
         if given is None:
-            del os.environ["OMP_WAIT_POLICY"]
+            os.environ.pop("OMP_WAIT_POLICY", None)
 
 
 def _candidates() -> Iterator[str]:
-    installed = Path(sys.prefix) / "lib" / "libdnnl.so.3"
-    if installed.exists():
-        yield str(installed)
+    try:
+        files = importlib.metadata.files("onednn-cpu-gomp") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    yield from (str(file.locate()) for file in files if file.name == "libdnnl.so.3")
     system = ctypes.util.find_library("dnnl")
     if system is not None:
         yield system
@@ -315,16 +322,6 @@ def _engine() -> ctypes.c_void_p:
     return _created("dnnl_engine_create", _CPU, ctypes.c_size_t(0))
 
 
-_local = threading.local()
-
-
-def _stream() -> ctypes.c_void_p:
-    """This thread's stream."""
-    if not hasattr(_local, "stream"):
-        _local.stream = _created("dnnl_stream_create", _engine(), _IN_ORDER)
-    return _local.stream
-
-
 def _created(function: str, *arguments: Any) -> ctypes.c_void_p:
     """The object that a function of oneDNN makes."""
     made = ctypes.c_void_p()
@@ -349,17 +346,19 @@ def _check(status: int) -> None:
 
 # Of XLA.
 
-_handlers: list[Any] = []
+_lock = threading.Lock()
+_handlers: dict[str, Any] = {}  # XLA keeps the functions; they must not be freed.
 
 
 def _register(name: str, geometry: Geometry, calls: list[_Call]) -> str:
     """Makes the calls known to XLA, under the name that is returned."""
-    handler = _Handler(functools.partial(_handle, calls))
-    _handlers.append(handler)  # XLA keeps the function; it must not be freed.
     (top, bottom), (left, right) = geometry.padding
     sizes = (*geometry.image, *geometry.kernel, geometry.strides, top, bottom, left, right)
     name = f"resnet_jax_onednn_{name}_{'_'.join(map(str, sizes))}"
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+    with _lock:
+        if name not in _handlers:  # Two threads may trace the same convolution.
+            _handlers[name] = _Handler(functools.partial(_handle, calls))
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(_handlers[name]), platform="cpu")
     return name
 
 
@@ -368,25 +367,35 @@ def _handle(calls: list[_Call], pointer: Any) -> int:
     frame = pointer.contents
     if frame.extension and frame.extension.contents.type == _METADATA:
         metadata, own = frame.extension.contents.metadata.contents, frame.api.contents.version
-        metadata.version.major, metadata.version.minor, metadata.traits = own.major, own.minor, 0
+        # Another major version, of which the structures here know nothing, is for XLA to refuse.
+        metadata.version.major, metadata.version.minor = _MAJOR_VERSION, own.minor
+        metadata.traits = metadata.state_type = 0
     elif frame.stage == _EXECUTE:
         values = [list_.values[i] for list_ in (frame.arguments, frame.results) for i in range(2)]
         try:
-            for call in calls:
-                _execute(call, [value.contents.data for value in values])
+            # Not one for each thread: to Python, a thread of XLA's is another one at every call.
+            stream = _created("dnnl_stream_create", _engine(), _IN_ORDER)
+            try:
+                for call in calls:
+                    _execute(call, [value.contents.data for value in values], stream)
+            finally:
+                _loaded().dnnl_stream_destroy(stream)
         except Exception as error:  # Python would only print it, and XLA go on with whatever the result's memory holds.
             described = _Error(ctypes.sizeof(_Error), None, str(error).encode(), _INTERNAL)
             return frame.api.contents.create_error(ctypes.byref(described))
     return 0
 
 
-def _execute(call: _Call, addresses: list[int]) -> None:
+def _execute(call: _Call, addresses: list[int], stream: ctypes.c_void_p) -> None:
     lib = _loaded()
     slots = (_Argument * len(call.arguments))()
-    for slot, memory in zip(slots, call.arguments, strict=True):
-        address = ctypes.c_void_p(addresses[memory.buffer] + memory.start)
-        slot.kind = memory.kind
-        slot.memory = _created("dnnl_memory_create", memory.descriptor, _engine(), address).value
-    _check(lib.dnnl_primitive_execute(call.primitive, _stream(), len(slots), slots))
-    for slot in slots:
-        lib.dnnl_memory_destroy(ctypes.c_void_p(slot.memory))
+    try:
+        for slot, memory in zip(slots, call.arguments, strict=True):
+            address = ctypes.c_void_p(addresses[memory.buffer] + memory.start)
+            slot.kind = memory.kind
+            slot.memory = _created("dnnl_memory_create", memory.descriptor, _engine(), address).value
+        _check(lib.dnnl_primitive_execute(call.primitive, stream, len(slots), slots))
+    finally:
+        for slot in slots:
+            if slot.memory:
+                lib.dnnl_memory_destroy(ctypes.c_void_p(slot.memory))
