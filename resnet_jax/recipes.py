@@ -158,6 +158,7 @@ def digits_quickstart() -> ml_collections.ConfigDict:
     config.model.stage_sizes = (1, 1, 1)
     config.data.name = "digits"
     config.data.flip = False  # A mirrored digit is another shape.
+    config.data.pad = 2  # Shifted by more, digits are cut off.
     config.steps = 800
     config.batch_size = 64
     config.schedule.name = "cosine"
