@@ -41,7 +41,7 @@ def wait_for(condition, process: subprocess.Popen, interval: float) -> None:
         time.sleep(interval)
 
 
-def final_state(workdir: Path, step: int = STEPS) -> dict[str, np.ndarray]:
+def final_state(workdir: Path, step: int) -> dict[str, np.ndarray]:
     with ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(workdir.absolute() / "checkpoints" / str(step) / "state")
     return state
@@ -53,6 +53,18 @@ def leaves(tree, prefix=""):
             yield from leaves(value, f"{prefix}/{key}")
         elif value is not None:
             yield f"{prefix}/{key}", np.asarray(value)
+
+
+def assert_same_run(killed: Path, undisturbed: Path, steps: int, log_every: int) -> None:
+    """The same final state to the bit, and the same records, each of the losses since the one before."""
+    expected, result = (dict(leaves(final_state(folder, steps))) for folder in (undisturbed, killed))
+    assert result.keys() == expected.keys() and len(expected) > 10
+    for name, value in expected.items():
+        np.testing.assert_array_equal(result[name], value, err_msg=name)
+    records, expected_records = (read_metrics(folder / "metrics.jsonl") for folder in (killed, undisturbed))
+    assert [record["step"] for record in records] == list(range(log_every, steps + 1, log_every))
+    for record, other in zip(records, expected_records, strict=True):
+        assert {**record, "images_per_second": 0} == {**other, "images_per_second": 0}
 
 
 def test_killed_run_ends_like_one_never_killed(tmp_path):
@@ -109,15 +121,7 @@ def test_killed_run_ends_like_one_never_killed(tmp_path):
     finish(start(killed, environment))
 
     assert kills_in_a_save >= 1
-    expected = dict(leaves(final_state(undisturbed)))
-    result = dict(leaves(final_state(killed)))
-    assert result.keys() == expected.keys() and len(expected) > 10
-    for name, value in expected.items():
-        np.testing.assert_array_equal(result[name], value, err_msg=name)
-    records, expected_records = (read_metrics(folder / "metrics.jsonl") for folder in (killed, undisturbed))
-    assert [record["step"] for record in records] == list(range(10, STEPS + 1, 10))
-    for record, other in zip(records, expected_records, strict=True):
-        assert {**record, "images_per_second": 0} == {**other, "images_per_second": 0}
+    assert_same_run(killed, undisturbed, STEPS, log_every=10)
 
 
 def start_streamed(workdir: Path, photographs: Path, environment: dict[str, str]) -> subprocess.Popen:
@@ -156,13 +160,4 @@ def test_a_killed_run_on_photographs_sees_the_same_batches_again(tmp_path, photo
     assert process.returncode == 0, messages[-2000:]
     assert "going on from step" in messages
 
-    expected = dict(leaves(final_state(undisturbed, STREAMED_STEPS)))
-    result = dict(leaves(final_state(killed, STREAMED_STEPS)))
-    assert result.keys() == expected.keys() and len(expected) > 10
-    for name, value in expected.items():
-        np.testing.assert_array_equal(result[name], value, err_msg=name)
-    # Each record has the losses of the batches since the one before.
-    records, expected_records = (read_metrics(folder / "metrics.jsonl") for folder in (killed, undisturbed))
-    assert [record["step"] for record in records] == list(range(5, STREAMED_STEPS + 1, 5))
-    for record, other in zip(records, expected_records, strict=True):
-        assert {**record, "images_per_second": 0} == {**other, "images_per_second": 0}
+    assert_same_run(killed, undisturbed, STREAMED_STEPS, log_every=5)
