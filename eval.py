@@ -14,7 +14,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from resnet_jax import cli, parallel
+from resnet_jax.analysis.responses import layer_responses, plot_responses, write_responses
+from resnet_jax.errors import UserError
 from resnet_jax.evaluation import protocols
+from resnet_jax.evaluation.networks import load_network
 from resnet_jax.evaluation.records import append_result, write_scores
 from resnet_jax.evaluation.score import score
 from resnet_jax.writers import to_json
@@ -27,10 +30,15 @@ SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Which
 PROTOCOL = flags.DEFINE_enum("protocol", "single", protocols.NAMES, "The views of each photograph.")
 RESULTS_CSV = flags.DEFINE_string("results_csv", None, "Add a line to this table of results.")
 SCORES_CSV = flags.DEFINE_string("scores_csv", None, "Write the best classes of each image here.")
+RESPONSES_CSV = flags.DEFINE_string(
+    "responses_csv", None, "Write the standard deviation of each 3x3 layer's response here, and draw it beside it."
+)
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Score with a config the run did not have.")
 
 
 def main(config: ConfigDict) -> None:
+    if RESPONSES_CSV.value and len(WORKDIR.value) + len(TORCH_WEIGHTS.value) != 1:
+        raise UserError("--responses_csv is of one network; give one --workdir or --torch_weights")
     result, scores, data = score(
         config,
         [Path(workdir) for workdir in WORKDIR.value],
@@ -52,6 +60,13 @@ def main(config: ConfigDict) -> None:
         append_result(Path(RESULTS_CSV.value), result)
     if SCORES_CSV.value:
         write_scores(Path(SCORES_CSV.value), scores, data, result["split"])
+    if RESPONSES_CSV.value:
+        weights = [*WORKDIR.value, None][0], [*TORCH_WEIGHTS.value, None][0]
+        network = load_network(config, *weights, CHECKPOINT.value)
+        responses = layer_responses(network, data, result["split"], parallel.data_mesh())
+        path = Path(RESPONSES_CSV.value)
+        write_responses(path, responses)
+        plot_responses(path.with_suffix(".png"), {result["model"]: responses})
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from resnet_jax.train.step import train_step
 def main() -> None:
     cli.use_compilation_cache()
     name = sys.argv[1]
-    task = Task(name, batch_size=8, size=224 if create_model(name).stem == "imagenet" else 32)
+    task = Task(name, batch_size=8, size=create_model(name).image_size)
     config, mesh = task.config(), parallel.data_mesh()
     model, schedule = make_model(config, 1000 if task.imagenet else 10), make_schedule(config)
     batch = parallel.to_global(task.batch(), parallel.sharded_batch(mesh))

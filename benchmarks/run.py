@@ -28,6 +28,7 @@ from benchmarks.steps import Run
 from benchmarks.task import Task
 from resnet_jax.host_memory import keep_freed_memory
 from resnet_jax.models import create_model, list_models, onednn
+from resnet_jax.train.workdir import processor_name
 
 
 class Comparison(NamedTuple):
@@ -110,7 +111,7 @@ def largest_batches(smoke: bool) -> dict[str, int]:
     print(f"| largest batch in {limit / 2**30:.0f} GiB | activations kept | recomputed (remat) |\n|---|---|---|")
     for model in ["resnet20"] if smoke else list_models():
         for remat in (False, True):
-            size = 224 if create_model(model).stem == "imagenet" else 32
+            size = create_model(model).image_size
             dtype = "bfloat16" if size == 224 else "float32"
             batch = 1
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # Some compilers refuse what cannot fit.
@@ -201,20 +202,11 @@ def environment() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
     return {
         "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "processor": processor_name(),
         "python": platform.python_version(),
         "versions": versions,
         "onednn": onednn.library() is not None,
     }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

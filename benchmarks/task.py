@@ -24,7 +24,7 @@ class Task(NamedTuple):
 
     @property
     def imagenet(self) -> bool:
-        return create_model(self.model).stem == "imagenet"
+        return create_model(self.model).image_size == 224
 
     def config(self) -> ConfigDict:
         config = recipes.imagenet_baseline(self.model) if self.imagenet else recipes.cifar10_paper(self.model)

@@ -24,8 +24,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a multi-host job.")
 
 
-def run(main: Callable[..., None], positional: str | None = None) -> None:
+def run(main: Callable[..., None], positional: str | None = None, config: bool = True) -> None:
     """Parses the flags and calls ``main(config)``, or ``main(config, arguments)`` where ``positional`` names them.
+
+    Without ``config`` the program has no --config, and it is ``main(arguments)``.
 
     A fault that the user can mend is one line on stderr and exit status 2; a run that a signal stopped in good order
     exits with 128 + the signal's number. Anything else is our own fault and keeps its traceback.
@@ -40,6 +42,9 @@ def run(main: Callable[..., None], positional: str | None = None) -> None:
                 raise UserError(f"{positional} is missing; name at least one after the flags")
             if not positional and len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+            if not config:
+                main(argv[1:])
+                return
             if not flags.FLAGS["config"].present:
                 raise UserError("--config is missing; give a file of configs/, such as configs/quickstart.py")
             if not isinstance(_CONFIG.value, ConfigDict):

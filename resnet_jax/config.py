@@ -12,8 +12,7 @@ from resnet_jax import recipes
 from resnet_jax.data import resident, streaming
 from resnet_jax.data.streaming import training_box
 from resnet_jax.errors import UserError, one_line
-from resnet_jax.models import create_model
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models import Model, create_model
 from resnet_jax.train.schedules import make_schedule, sgd
 
 _PHOTOGRAPHS = "config.data.name is one of " + ", ".join(streaming.NAMES)
@@ -24,10 +23,15 @@ def _streamed(config: ConfigDict) -> bool:
     return config.data.name in streaming.NAMES
 
 
+def _has_bottlenecks(config: ConfigDict) -> bool:
+    return getattr(create_model(config.model.name), "bottleneck", False)
+
+
 # Keys that only some settings read: key -> (what must hold, in words, and the test of it).
 _READ_ONLY_IF = {
     "data_dir": ("config.data.name is not 'digits'", lambda c: c.data.name != "digits"),
-    "model.stride_placement": ("the model has bottleneck blocks", lambda c: create_model(c.model.name).bottleneck),
+    "model.stride_placement": ("the model has bottleneck blocks", _has_bottlenecks),
+    "bn_recompute_batches": ("the model has batch normalisation", lambda c: not c.model.name.startswith("vgg")),
     "data.mean": ("config.data.normalization is 'channel'", lambda c: c.data.normalization == "channel"),
     "data.std": ("config.data.normalization is 'channel'", lambda c: c.data.normalization == "channel"),
     "data.holdout": ("config.data.name is one of " + ", ".join(resident.NAMES), lambda c: not _streamed(c)),
@@ -155,7 +159,7 @@ def unknown_key(key: str) -> str:
     return f"unknown config key config.{key}; {hint}"
 
 
-def make_model(config: ConfigDict, num_classes: int) -> ResNet:
+def make_model(config: ConfigDict, num_classes: int) -> Model:
     """The model that config.model describes. Raises UserError as ``create_model`` does."""
     return create_model(**model_fields(config, num_classes))
 

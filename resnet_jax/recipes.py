@@ -112,6 +112,21 @@ def imagenet_paper(model: str, shortcut: str | None = None) -> ml_collections.Co
     return config
 
 
+def imagenet_vgg(model: str) -> ml_collections.ConfigDict:
+    """VGG's own recipe (arXiv 1409.1556, section 3.1) on the paper's data pipeline, whose scale jitter was VGG's first.
+
+    At most 370,000 steps of batch 256 (74 epochs there), learning rate 0.01 divided by 10 at plateaus, weight decay
+    5e-4. Unlike there the scales are drawn from [256, 480], the paper's range, and all layers start at random.
+    """
+    config = imagenet_paper(model)
+    config.steps = 370_000
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.weight_decay = 5e-4
+    config.model.bn_group_size = None  # There is no batch normalisation.
+    config.bn_recompute_batches = 0
+    return config
+
+
 def imagenet_baseline(model: str) -> ml_collections.ConfigDict:
     """The present-day baseline, 90 epochs: what came after the paper and is in common use.
 

@@ -13,6 +13,11 @@ from resnet_jax.config import make_model, validate
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
 
 # Option C projects where B does not: in all blocks of stage 1, and in those after the first of stages 2 to 4.
+# A highway network has a 1x1 convolution with a bias for the gate of every block.
+GATES = {
+    n: n * (16 * 16 + 16) + (16 * 32 + 32) + (n - 1) * (32 * 32 + 32) + (32 * 64 + 64) + (n - 1) * (64 * 64 + 64)
+    for n in (3, 5, 9)
+}
 PROJECTIONS_OF_34C = sum(n * (filters**2 + 2 * filters) for n, filters in [(3, 64), (3, 128), (5, 256), (2, 512)])
 # Config -> network, shortcut, parameters, and the errors that the paper has for it.
 NETWORKS = {
@@ -38,10 +43,14 @@ NETWORKS = {
     "resnet56_cifar10": ("resnet56", "A", 853_018, ["6.97"]),
     "resnet110_cifar10": ("resnet110", "A", 1_727_962, ["6.43"]),
     "resnet1202_cifar10": ("resnet1202", "A", 19_421_274, ["7.93"]),
+    "highway20_cifar10": ("highway20", "gated", 269_722 + GATES[3], ["7.54"]),
+    "highway32_cifar10": ("highway32", "gated", 464_154 + GATES[5], ["8.80"]),
+    "highway56_cifar10": ("highway56", "gated", 853_018 + GATES[9], []),
     # Three blocks of 8, 16 and 32 filters.
     "quickstart": ("resnet20", "A", 232 + 1_184 + 3_520 + 13_952 + 330, []),
 }
-ON_IMAGENET = [path for path in CONFIGS if "imagenet" in path.stem]
+OF_VGG = {"vgg16_imagenet": ("28.07", "9.33"), "vgg19_imagenet": ()}
+ON_IMAGENET = [path for path in CONFIGS if "imagenet" in path.stem and path.stem not in OF_VGG]
 ON_IMAGENET_AS_IN_THE_PAPER = [path for path in ON_IMAGENET if path.stem != "resnet50_imagenet"]
 
 
@@ -57,7 +66,7 @@ def stem(path):
 
 
 def test_there_is_a_config_for_each_network_and_no_other():
-    assert {path.stem for path in CONFIGS} == set(NETWORKS)
+    assert {path.stem for path in CONFIGS} == {*NETWORKS, *OF_VGG}
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 8])
@@ -66,7 +75,7 @@ def test_every_config_file_is_valid(path, num_devices):
     validate(load(path).get_config(), num_devices)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=stem)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem in NETWORKS], ids=stem)
 def test_every_config_file_makes_the_network_that_it_says(path):
     name, shortcut, parameters, _ = NETWORKS[path.stem]
     config = load(path).get_config()
@@ -88,7 +97,7 @@ def test_every_config_file_tells_its_command_hardware_and_error(path):
     assert re.fullmatch(rf"python train\.py --config configs/{path.name} --workdir runs/\w+", parts["Command"])
     published = parts.get("Published") or parts.get("Expected")
     assert parts["Hardware"] and published
-    for error in NETWORKS[path.stem][-1]:
+    for error in OF_VGG[path.stem] if path.stem in OF_VGG else NETWORKS[path.stem][-1]:
         assert re.search(rf"\b{re.escape(error)} %", published)
 
 
@@ -143,6 +152,16 @@ def test_the_baseline_on_imagenet_is_90_epochs_of_the_usual_recipe():
     assert (config.data.normalization, config.data.flip, config.data.pad) == ("channel", True, 0)
     model = make_model(config, 1000)
     assert (model.dtype, model.zero_init_last_bn, model.stride_placement) == ("bfloat16", True, "v1.5")
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem in OF_VGG], ids=stem)
+def test_vgg_has_its_own_recipe(path):
+    config = load(path).get_config()
+    assert config.model.name == path.stem.removesuffix("_imagenet")
+    optimizer = config.optimizer
+    assert (config.batch_size, optimizer.learning_rate, optimizer.momentum) == (256, 0.01, 0.9)
+    assert (optimizer.weight_decay, config.schedule.factor) == (5e-4, 0.1)
+    assert abs(config.steps * config.batch_size / recipes.IMAGENET_TRAIN_EXAMPLES - 74) < 0.1
 
 
 @pytest.mark.parametrize("name", ["resnet110", "plain110", "resnet1202"])

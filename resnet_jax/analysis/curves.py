@@ -1,9 +1,19 @@
 """Error curves in the style of the paper's figures 1, 4 and 6: training error thin and dashed, test error bold."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from resnet_jax.writers import read_metrics
+
+Points = Sequence[tuple[int, float]]
+
+
+class Curves(NamedTuple):
+    """Errors of one run, in percent, as (step, error); ``test`` are those of the split it was evaluated on."""
+
+    train: Points
+    test: Points
 
 
 def plot_errors(metrics: Path, picture: Path, title: str) -> None:
@@ -11,20 +21,43 @@ def plot_errors(metrics: Path, picture: Path, title: str) -> None:
     from matplotlib.figure import Figure  # Slow to import, and needed once a run.
 
     records = read_metrics(metrics)
+    found = {
+        name: [(record["step"], record[name]) for record in records if name in record]
+        for name in ("train_error", "test_error", "validation_error")
+    }
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    styles: dict[str, tuple[str, dict[str, Any]]] = {
-        "train_error": ("training", {"linewidth": 0.8, "linestyle": "--"}),
-        "test_error": ("test", {"linewidth": 2.2}),
-        "validation_error": ("validation", {"linewidth": 2.2}),
-    }
-    for name, (label, style) in styles.items():
-        points = [(record["step"], record[name]) for record in records if name in record]
+    evaluated = "validation" if found["validation_error"] else "test"
+    _draw(axes, found["train_error"], found[f"{evaluated}_error"], "tab:red", ("training", evaluated))
+    _finish(axes, title)
+    figure.savefig(picture, dpi=150)
+
+
+def plot_comparison(picture: Path, panels: Mapping[str, Mapping[str, Sequence[Curves]]]) -> None:
+    """Draws panels side by side on one scale, as in Figures 4 and 6: panel title -> network -> a run for each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+    for axes, (title, networks) in zip(grid[0], panels.items(), strict=True):
+        for number, (label, runs) in enumerate(networks.items()):
+            for i, run in enumerate(runs):
+                _draw(axes, run.train, run.test, f"C{number}", (None, None if i else label))
+        _finish(axes, title)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=150)
+
+
+def _draw(axes: Any, train: Points, test: Points, color: str, labels: tuple[str | None, str | None]) -> None:
+    styles: list[dict[str, Any]] = [{"linewidth": 0.8, "linestyle": "--"}, {"linewidth": 2.2}]
+    for points, label, style in zip((train, test), labels, styles, strict=True):
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, color="tab:red", **style)
+            axes.plot(*zip(*points, strict=True), label=label, color=color, **style)
+
+
+def _finish(axes: Any, title: str) -> None:
     axes.set(title=title, xlabel="step", ylabel="error (%)")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     if axes.has_data():
         axes.legend()
-    figure.savefig(picture, dpi=150)

@@ -1,6 +1,9 @@
 """The handwritten digits inside scikit-learn: 1,797 real images that need no download."""
 
+from pathlib import Path
+
 import numpy as np
+import PIL.Image
 from sklearn.datasets import load_digits
 
 NUM_TEST = 360
@@ -18,3 +21,18 @@ def load(split: str) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng(0).permutation(len(images))
     chosen = order[:NUM_TEST] if split == "test" else order[NUM_TEST:]
     return images[chosen], digits.target[chosen].astype(np.int32)
+
+
+def write_photographs(root: Path, train: int = 12, validation: int = 4) -> None:
+    """Writes so many digits of each class as PNG files of 40 x 52 pixels, ROOT/{train,val}/CLASS/NUMBER.png.
+
+    They stand for photographs where there are none. Files that are there already are left alone.
+    """
+    for split, folder, count in (("train", "train", train), ("test", "val", validation)):
+        images, labels = load(split)
+        for digit in range(10):
+            for number, image in enumerate(images[labels == digit][:count]):
+                path = root / folder / str(digit) / f"{number:02}.png"
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    PIL.Image.fromarray(image).resize((52, 40)).save(path)

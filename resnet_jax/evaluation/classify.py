@@ -16,6 +16,7 @@ from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.resident import Dataset, Split, gather
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.protocols import scorer, views
+from resnet_jax.models import Model
 from resnet_jax.models.resnet import ResNet
 
 
@@ -36,7 +37,7 @@ Evaluator = Callable[[Any], Scores]
 
 def make_evaluator(
     config: ConfigDict,
-    model: ResNet,
+    model: Model,
     normalization: Normalization,
     data: Data,
     split: str,
@@ -45,8 +46,10 @@ def make_evaluator(
 ) -> Evaluator:
     """``variables -> Scores`` of a split under a protocol of ``protocols.NAMES``; compiles on its first call.
 
-    Raises UserError for a protocol or split that there is not.
+    Raises UserError for a protocol or split that there is not, or a network that the protocol is not for.
     """
+    if protocol == "multi_scale" and not isinstance(model, ResNet):
+        raise UserError("protocol multi_scale is for networks that end in global average pooling; use ten_crop")
     scales = views(protocol, config, data, split)
     score = scorer(protocol, config)
     count = len(data.split(split))

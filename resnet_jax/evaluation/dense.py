@@ -10,15 +10,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.models import Model
 from resnet_jax.models.conv import Conv
 from resnet_jax.models.norm import BatchNorm
-from resnet_jax.models.resnet import ResNet
 
 
-def dense_logits(model: ResNet, variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
+def dense_logits(model: Model, variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
     """Logits (N, num_classes) averaged over the positions of each photograph, float32.
 
     Args:
+        model: a ``ResNet``; other networks have no features to average.
         images: normalised, (N, H, W, 3); H and W must be multiples of the network's stride, 32 with the ImageNet stem.
         sizes: (N, 2) int32, the height and width that each photograph fills from the top left.
 

@@ -16,6 +16,7 @@ from resnet_jax.data.dataset import load_data
 from resnet_jax.data.normalization import Normalization, channel_normalization, normalization
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.interop.torch_weights import load_torch
+from resnet_jax.models import Model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.train import checkpoint
 from resnet_jax.train.state import init_state
@@ -29,7 +30,7 @@ class Network(NamedTuple):
     step: of the checkpoint; None for PyTorch weights.
     """
 
-    model: ResNet
+    model: Model
     variables: Any
     normalize: Normalization
     class_names: list[str]
@@ -72,7 +73,7 @@ def load_weights(
     """The network of config.model with the PyTorch weights of a file. Raises UserError as ``load_torch`` does."""
     fields = model_fields(config, len(class_names))
     model = make_model(config, len(class_names))
-    if model.bottleneck and model.stride_placement == "v1":
+    if isinstance(model, ResNet) and model.bottleneck and model.stride_placement == "v1":
         print(
             "note: config.model.stride_placement is 'v1', the paper's; weights of torchvision and timm need 'v1.5'",
             file=sys.stderr,

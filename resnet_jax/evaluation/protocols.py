@@ -26,7 +26,7 @@ from resnet_jax.data.streaming import (
 )
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.dense import dense_logits
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models import Model
 
 NAMES = ("single", "ten_crop", "multi_scale")
 SCALES = (224, 256, 384, 480, 640)  # Of the shorter side (section 3.4).
@@ -35,7 +35,7 @@ SCALES = (224, 256, 384, 480, 640)  # Of the shorter side (section 3.4).
 ASPECTS = (1.0, 1.36, 1.52, 2.0)
 _STRIDE = 32
 
-Scorer = Callable[[ResNet, Normalization, Any, jax.Array, Any], jax.Array]
+Scorer = Callable[[Model, Normalization, Any, jax.Array, Any], jax.Array]
 
 
 def scorer(protocol: str, config: ConfigDict) -> Scorer:
@@ -52,14 +52,14 @@ def scorer(protocol: str, config: ConfigDict) -> Scorer:
 
 
 def score_single(
-    model: ResNet, normalization: Normalization, variables: Any, images: jax.Array, sizes: Any = None
+    model: Model, normalization: Normalization, variables: Any, images: jax.Array, sizes: Any = None
 ) -> jax.Array:
     """Of uint8 images (N, H, W, 3) as they are. ``sizes`` is not read."""
     return jax.nn.log_softmax(jnp.asarray(model.apply(variables, normalization(images), train=False)))
 
 
 def score_ten_crop(
-    model: ResNet, normalization: Normalization, variables: Any, images: jax.Array, sizes: Any, crop: int
+    model: Model, normalization: Normalization, variables: Any, images: jax.Array, sizes: Any, crop: int
 ) -> jax.Array:
     """Of the four corners and the centre of uint8 images (N, S, S, 3), crop x crop each, and their mirror images.
 
@@ -74,7 +74,7 @@ def score_ten_crop(
 
 
 def score_dense(
-    model: ResNet, normalization: Normalization, variables: Any, images: jax.Array, sizes: jax.Array
+    model: Model, normalization: Normalization, variables: Any, images: jax.Array, sizes: jax.Array
 ) -> jax.Array:
     """Of photographs of ``sizes`` (N, 2) on a canvas (N, H, W, 3) uint8, and of their mirror images, densely."""
 

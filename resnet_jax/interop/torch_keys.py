@@ -1,6 +1,7 @@
 """Where this project's variables stand in a PyTorch state dict with torchvision's keys, and what does not fit."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import flax.traverse_util
@@ -8,22 +9,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax.models import Model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.stacking import unstack_blocks
+from resnet_jax.models.vgg import POOLED
 
 Place: TypeAlias = tuple[str, ...]  # ("params", "stage2_block1", "conv1", "kernel")
 Shape: TypeAlias = tuple[int, ...]
 
 HEAD_KERNEL: Place = ("params", "head", "kernel")
-STEM_KERNEL: Place = ("params", "stem_conv", "kernel")
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _MODULES = {"stem_conv": "conv1", "stem_bn": "bn1", "projection_conv": "downsample.0", "projection_bn": "downsample.1"}
+_VGG_CLASSIFIER = {"fc6": "classifier.0", "fc7": "classifier.3", "head": "classifier.6"}
+HEADS = ("fc", "linear")  # What ResNets call their classifier.
 # Problems of a kind in one message: weights of a wholly different network have hundreds, and a few then tell as much.
 _LISTED, _FEW = 8, 3
 
 
-def torch_key(place: Place, head: str) -> str:
-    """("params", "stage2_block1", "conv1", "kernel") -> "layer2.0.conv1.weight". ``head`` is the classifier's name."""
+def torch_keys(model: Model, head: str) -> Callable[[Place], str]:
+    """Of a variable of the unrolled layout, its key. ``head`` is what a ResNet's classifier is called."""
+    if isinstance(model, ResNet):
+        return lambda place: _resnet_key(place, head)
+    return lambda place: _vgg_key(place, model.stage_sizes)
+
+
+def stem_kernel(model: Model) -> Place:
+    """The kernel that reads the images."""
+    return ("params", "stem_conv" if isinstance(model, ResNet) else "conv1_1", "kernel")
+
+
+def _resnet_key(place: Place, head: str) -> str:
+    """("params", "stage2_block1", "conv1", "kernel") -> "layer2.0.conv1.weight"."""
     _, *modules, leaf = place
     names = []
     for module in modules:
@@ -35,10 +51,27 @@ def torch_key(place: Place, head: str) -> str:
     return ".".join([*names, _LEAVES[leaf]])
 
 
+def _vgg_key(place: Place, stage_sizes: tuple[int, ...]) -> str:
+    """("params", "conv2_1", "kernel") -> "features.5.weight": ReLUs and max-pools are counted there, too."""
+    _, module, leaf = place
+    match = re.fullmatch(r"conv(\d+)_(\d+)", module)
+    if not match:
+        return f"{_VGG_CLASSIFIER[module]}.{_LEAVES[leaf]}"
+    stage, conv = int(match[1]), int(match[2])
+    before = sum(2 * num_convs + 1 for num_convs in stage_sizes[: stage - 1])
+    return f"features.{before + 2 * (conv - 1)}.{_LEAVES[leaf]}"
+
+
 def to_flax_layout(array: np.ndarray, place: Place) -> np.ndarray:
-    """Convolutions from (O, I, h, w) to (h, w, I, O), the classifier from (O, I) to (I, O)."""
+    """Convolutions from (O, I, h, w) to (h, w, I, O), fully-connected layers from (O, I) to (I, O).
+
+    VGG's first one reads a map, of which PyTorch has the channels first and this project last.
+    """
     if place[-1] != "kernel":
         return array
+    if place[-2] == "fc6" and array.ndim == 2 and array.shape[1] % POOLED**2 == 0:
+        maps = array.reshape(len(array), -1, POOLED, POOLED)
+        return maps.transpose(2, 3, 1, 0).reshape(-1, len(array))
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.transpose()
 
 
@@ -46,16 +79,20 @@ def to_torch_layout(array: np.ndarray, place: Place) -> np.ndarray:
     """The inverse of ``to_flax_layout``."""
     if place[-1] != "kernel":
         return array
+    if place[-2] == "fc6":
+        maps = array.reshape(POOLED, POOLED, -1, array.shape[1])
+        return maps.transpose(3, 2, 0, 1).reshape(array.shape[1], -1)
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.transpose()
 
 
-def variable_shapes(model: ResNet, channels: int) -> dict[Place, Shape]:
+def variable_shapes(model: Model, channels: int) -> dict[Place, Shape]:
     """The shape of each of the model's variables, in its own layout (scanned or not), for images of ``channels``."""
     # Tracing the scanned layout takes the same short time at any depth; the views take no memory.
-    scanned = model.clone(scan_blocks=True)
-    template: Any = jax.eval_shape(lambda: scanned.init(jax.random.key(0), jnp.zeros((1, 32, 32, channels))))
+    traced = model.clone(scan_blocks=True) if isinstance(model, ResNet) else model
+    template: Any = jax.eval_shape(lambda: traced.init(jax.random.key(0), jnp.zeros((1, 32, 32, channels))))
     views = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), template)
-    layout = views if model.scan_blocks else unstack_blocks(views)
+    unroll = isinstance(model, ResNet) and not model.scan_blocks
+    layout = unstack_blocks(views) if unroll else views
     return {place: leaf.shape for place, leaf in flax.traverse_util.flatten_dict(layout).items()}
 
 

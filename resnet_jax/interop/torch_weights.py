@@ -1,4 +1,4 @@
-"""PyTorch's ResNet weights as this project's variables, and the other way round."""
+"""PyTorch's weights of ResNets and VGG as this project's variables, and the other way round."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,19 +13,19 @@ from resnet_jax.errors import UserError, one_line
 from resnet_jax.interop.torch_files import read_torch_file, write_torch_file
 from resnet_jax.interop.torch_keys import (
     HEAD_KERNEL,
-    STEM_KERNEL,
+    HEADS,
     misfits,
+    stem_kernel,
     to_flax_layout,
     to_torch_layout,
-    torch_key,
+    torch_keys,
     variable_shapes,
 )
-from resnet_jax.models import create_model
+from resnet_jax.models import Model, create_model
 from resnet_jax.models.conv import he_normal
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 
-_HEADS = ("fc", "linear")
 # Training programs put the state dict under one of these. Where there are averaged weights, those are the ones scored.
 _NESTED = ("state_dict_ema", "state_dict", "model")
 # Wrappers of the network: data parallelism, training frameworks.
@@ -49,7 +49,8 @@ def load_torch(
         source: a .pth, .pt, .th or .tar file (needs PyTorch), a .safetensors file, or a state dict of arrays or
             tensors. It may be nested under "state_dict_ema", "state_dict" or "model" (the first of them counts), and
             its keys may all begin with "module." or "model.". The keys are those of torchvision and timm: conv1, bn1,
-            layer{1..}.{0..}.conv{1..}, .bn{1..}, .downsample.{0,1}, and "fc" or "linear".
+            layer{1..}.{0..}.conv{1..}, .bn{1..}, .downsample.{0,1}, and "fc" or "linear"; for VGG features.{0..} and
+            classifier.{0,3,6}. A gate of a highway network, which no other project has, is called gate_conv.
         num_classes: default as many as the weights have.
         new_head: leave the weights' classifier aside and start a new one for ``num_classes``, as the model's own
             initialisation does: normal with standard deviation sqrt(2 / features), biases 0.
@@ -66,21 +67,24 @@ def load_torch(
     """
     origin = source if isinstance(source, (str, Path)) else "the state dict"
     weights = _arrays(read_torch_file(Path(source)) if isinstance(source, (str, Path)) else source, f"{origin}")
-    head = "linear" if "linear.weight" in weights else "fc"
+    head = next((head for head in ("linear", "classifier.6") if f"{head}.weight" in weights), "fc")
     if num_classes is None and f"{head}.weight" in weights:
         num_classes = max(1, len(np.atleast_1d(weights[f"{head}.weight"])))
     model = create_model(name, num_classes, **overrides)
-    shapes = variable_shapes(model.clone(scan_blocks=False), channels=1 if greyscale else 3)
+    unrolled = model.clone(scan_blocks=False) if isinstance(model, ResNet) else model
+    shapes = variable_shapes(unrolled, channels=1 if greyscale else 3)
+    key_of = torch_keys(model, head)
+    head, stem_key = (key_of(place).removesuffix(".weight") for place in (HEAD_KERNEL, stem_kernel(model)))
 
-    stem = weights.get("conv1.weight", np.empty(0))
+    stem = weights.get(f"{stem_key}.weight", np.empty(0))
     if greyscale and stem.shape[1:2] == (3,):
-        weights["conv1.weight"] = stem.sum(axis=1, keepdims=True)
+        weights[f"{stem_key}.weight"] = stem.sum(axis=1, keepdims=True)
     if new_head:
         kernel = np.asarray(he_normal(jax.random.key(seed), shapes[HEAD_KERNEL], jnp.float32))
         weights[f"{head}.weight"] = to_torch_layout(kernel, HEAD_KERNEL)
         weights[f"{head}.bias"] = np.zeros(kernel.shape[1], np.float32)
 
-    places = {torch_key(place, head): place for place in shapes}
+    places = {key_of(place): place for place in shapes}
     arrays = {key: to_flax_layout(value, places.get(key, (key,))) for key, value in weights.items()}
     problems = misfits(
         {key: array.shape for key, array in arrays.items()}, {key: shapes[place] for key, place in places.items()}, name
@@ -89,15 +93,15 @@ def load_torch(
         mend = "use the model that it was saved from"
         if all(problem.startswith(f"{head}.") for problem in problems):
             mend += ", or new_head=True for a new classifier"
-        elif all(problem.startswith("conv1.") for problem in problems) and stem.shape[1:2] == (1,):
+        elif all(problem.startswith(f"{stem_key}.") for problem in problems) and stem.shape[1:2] == (1,):
             mend += ", or greyscale=True for images of one channel"
         raise UserError(f"{origin} does not fit {name}: {'; '.join(problems)}; {mend}")
     variables = {place: jnp.asarray(arrays[key]) for key, place in places.items()}
     loaded = flax.traverse_util.unflatten_dict(variables)
-    return stack_blocks(loaded) if model.scan_blocks else loaded
+    return stack_blocks(loaded) if isinstance(model, ResNet) and model.scan_blocks else loaded
 
 
-def save_torch(variables: Mapping[str, Any], destination: str | Path, *, model: ResNet, head: str = "fc") -> None:
+def save_torch(variables: Mapping[str, Any], destination: str | Path, *, model: Model, head: str = "fc") -> None:
     """Writes variables {"params", "batch_stats"} of ``model`` as a state dict that torchvision and timm load strictly.
 
     Args:
@@ -106,7 +110,7 @@ def save_torch(variables: Mapping[str, Any], destination: str | Path, *, model: 
             once the new one is whole.
         model: a network of ``create_model``. Those with option C's shortcuts or without shortcuts get the same keys,
             though torchvision has no such network.
-        head: what the classifier is called: "fc", or "linear" as in the public CIFAR-10 checkpoints.
+        head: what a ResNet's classifier is called: "fc", or "linear" as in the public CIFAR-10 checkpoints.
 
     The tensors are float32, and ``num_batches_tracked``, which PyTorch counts and this project does not, is 0 (int64).
     In PyTorch stride_placement "v1.5" is torchvision's bottleneck; "v1" needs a network that strides alike.
@@ -114,10 +118,10 @@ def save_torch(variables: Mapping[str, Any], destination: str | Path, *, model: 
     Raises UserError if the variables do not fit the model, naming what is missing, left over or of another shape, or
     if the file cannot be written.
     """
-    if head not in _HEADS:
-        raise UserError(f"head is {head!r}; it must be {' or '.join(map(repr, _HEADS))}")
+    if head not in HEADS:
+        raise UserError(f"head is {head!r}; it must be {' or '.join(map(repr, HEADS))}")
     given = flax.traverse_util.flatten_dict(dict(jax.device_get(variables)))
-    stem = np.shape(given.get(STEM_KERNEL))
+    stem = np.shape(given.get(stem_kernel(model)))
     shapes = variable_shapes(model, channels=stem[2] if len(stem) == 4 else 3)
     problems = misfits(
         {"/".join(place): np.shape(leaf) for place, leaf in given.items()},
@@ -127,9 +131,9 @@ def save_torch(variables: Mapping[str, Any], destination: str | Path, *, model: 
     if problems:
         raise UserError(f"the variables do not fit the model: {'; '.join(problems)}; give the model they were made for")
     unrolled = unstack_blocks(flax.traverse_util.unflatten_dict(given))
-    state_dict = {}
+    state_dict, key_of = {}, torch_keys(model, head)
     for place, leaf in flax.traverse_util.flatten_dict(unrolled).items():
-        key = torch_key(place, head)
+        key = key_of(place)
         state_dict[key] = np.array(to_torch_layout(leaf, place), np.float32, order="C")
         if key.endswith("running_var"):
             state_dict[key.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)

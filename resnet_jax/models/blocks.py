@@ -1,4 +1,4 @@
-"""The paper's two building blocks (Figure 5) and its three shortcuts (section 3.3)."""
+"""The paper's two building blocks (Figure 5), its three shortcuts (section 3.3), and the gated one of its yardstick."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from resnet_jax.models.conv import Conv
 
 Norm = Callable[..., nn.Module]
+GATE_BIAS = -2.0  # Between the -1 and -3 that the highway networks' authors start from.
 
 
 def identity_shortcut(x: jax.Array, filters: int, strides: int) -> jax.Array:
@@ -27,7 +28,8 @@ class Block(nn.Module):
     """What both blocks share: the fields, and the addition of the shortcut to the residual branch.
 
     ``shortcut`` is "A" (identity, zero-padded where channels grow), "B" (1x1 projection where the shape changes), "C"
-    (projection everywhere) or None (the plain twin: no shortcut at all). ``norm`` makes a batch normalisation.
+    (projection everywhere), None (the plain twin: no shortcut at all) or "gated" (a highway network's: see ``gate``).
+    ``norm`` makes a batch normalisation.
     ``zero_init_last_bn`` starts the last scale of the residual branch at 0, so that the block starts as its shortcut.
     """
 
@@ -51,6 +53,7 @@ class Block(nn.Module):
     def add_shortcut(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         if self.shortcut is None:
             return residual
+        transform = self.gate(x) if self.shortcut == "gated" else None
         filters = self.filters * self.expansion
         changes_shape = self.strides != 1 or x.shape[-1] != filters
         if self.shortcut == "C" or (self.shortcut == "B" and changes_shape):
@@ -58,7 +61,19 @@ class Block(nn.Module):
             x = self.norm(name="projection_bn")(x)
         elif changes_shape:
             x = identity_shortcut(x, filters, self.strides)
-        return x + residual
+        return x + residual if transform is None else transform * residual + (1 - transform) * x
+
+    def gate(self, x: jax.Array) -> jax.Array:
+        """How much of each output is the residual branch, in (0, 1); the rest is the shortcut, as in option A.
+
+        The paper's section 2 sets its shortcuts against these: data-dependent, with parameters, and able to close
+        (Srivastava et al., arXiv 1505.00387). As in He et al., arXiv 1603.05027, section 3.1, the gate is a 1x1
+        convolution and nothing else differs from the residual network. Its bias starts below 0, so that signals pass.
+        """
+        bias = nn.initializers.constant(GATE_BIAS)
+        filters = self.filters * self.expansion
+        conv = Conv(filters, 1, self.strides, use_bias=True, bias_init=bias, dtype=self.dtype, name="gate_conv")
+        return nn.sigmoid(conv(x))
 
 
 class BasicBlock(Block):

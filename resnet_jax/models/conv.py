@@ -128,7 +128,7 @@ _backward_onednn.defvjp(
 
 
 class Conv(nn.Module):
-    """A convolution without bias (batch normalisation follows), padded by ``size // 2`` on every side.
+    """A convolution, padded by ``size // 2`` on every side; without bias, since batch normalisation follows.
 
     The padding is explicit because SAME shifts stride-2 windows by a pixel against the published networks. The kernel
     is stored in float32 as (size, size, input channels, filters) and cast to ``dtype`` for the computation.
@@ -137,10 +137,15 @@ class Conv(nn.Module):
     filters: int
     size: int
     strides: int = 1
+    use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", he_normal, (self.size, self.size, x.shape[-1], self.filters), jnp.float32)
         pad = (self.size // 2, self.size // 2)
-        return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, (pad, pad))
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, (pad, pad))
+        if self.use_bias:
+            y += self.param("bias", self.bias_init, (self.filters,), jnp.float32).astype(self.dtype)
+        return y

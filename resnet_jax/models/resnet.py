@@ -19,7 +19,7 @@ class ResNet(nn.Module):
     stage_sizes: blocks in each stage; stage i has ``width * 2**i`` base filters and, but for the first, stride 2.
     bottleneck: 1x1-3x3-1x1 blocks instead of 3x3-3x3 ones.
     stem: "imagenet" (7x7 stride 2, then 3x3 max-pool stride 2) or "cifar" (3x3 stride 1).
-    shortcut: "A", "B", "C", or None for a plain network. See ``blocks.Block``.
+    shortcut: "A", "B", "C", None for a plain network, or "gated" for a highway network. See ``blocks.Block``.
     stride_placement: "v1" or "v1.5"; read by bottleneck blocks only.
     dtype: of the computation. Parameters, batch statistics and logits are float32 in any case.
     bn_group_size: examples that share batch statistics in training; None is the whole global batch.
@@ -43,6 +43,11 @@ class ResNet(nn.Module):
     zero_init_last_bn: bool = False
     remat: bool = False
     scan_blocks: bool = False
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images that the paper trains it on; the network takes others as well."""
+        return 224 if self.stem == "imagenet" else 32
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> jax.Array | dict:

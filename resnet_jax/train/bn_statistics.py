@@ -14,13 +14,13 @@ from resnet_jax.data.dataset import Data
 from resnet_jax.data.feed import training_inputs
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.resident import Split
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models import Model
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.step import training_batch
 
 
 def recompute_batch_stats(
-    config: ConfigDict, model: ResNet, normalization: Normalization, data: Data, mesh: Mesh, state: TrainState
+    config: ConfigDict, model: Model, normalization: Normalization, data: Data, mesh: Mesh, state: TrainState
 ) -> TrainState:
     """The state with the statistics that its parameters have over config.bn_recompute_batches training batches.
 

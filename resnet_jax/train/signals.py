@@ -12,12 +12,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A signal ended the run in good order, its state saved at ``step``."""
+    """A signal ended the run in good order, its state saved: at ``step``, where it is one run of training."""
 
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name} at step {step}; the same command goes on from there"
-        )
+    def __init__(self, signum: int, step: int | None = None) -> None:
+        where = "" if step is None else f" at step {step}"
+        super().__init__(f"stopped by {signal.Signals(signum).name}{where}; the same command goes on from there")
         self.signum = signum
         self.step = step
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnet_jax import parallel
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models import Model
 from resnet_jax.train.schedules import plateau_reducer, sgd
 
 
@@ -46,7 +46,7 @@ class TrainState:
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def init_state(config: ConfigDict, model: ResNet, image_shape: tuple[int, ...], mesh: Mesh) -> TrainState:
+def init_state(config: ConfigDict, model: Model, image_shape: tuple[int, ...], mesh: Mesh) -> TrainState:
     """The state at step 0, a function of config.seed alone, replicated over the mesh."""
 
     def init() -> TrainState:
@@ -55,7 +55,7 @@ def init_state(config: ConfigDict, model: ResNet, image_shape: tuple[int, ...], 
         return TrainState(
             step=jnp.int32(0),
             params=variables["params"],
-            batch_stats=variables["batch_stats"],
+            batch_stats=variables.get("batch_stats", {}),
             opt_state=sgd(jnp.float32(0), config).init(variables["params"]),
             ema=variables if config.ema_decay else {},
             plateau=optax.contrib.reduce_on_plateau().init(jnp.float32(0)),  # The same for any setting of it.

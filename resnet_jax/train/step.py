@@ -15,7 +15,7 @@ from resnet_jax import parallel
 from resnet_jax.data.augment import augment
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.resident import Split, gather
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models import Model
 from resnet_jax.train.schedules import Schedule, make_schedule, sgd
 from resnet_jax.train.state import TrainState
 
@@ -27,7 +27,7 @@ ERROR_MEMORY = 0.98
 
 
 def train_step(
-    config: ConfigDict, model: ResNet, schedule: Schedule, state: TrainState, batch: Batch
+    config: ConfigDict, model: Model, schedule: Schedule, state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
     """One update on a batch of normalised images (B, H, W, 3) and labels (B,).
 
@@ -69,7 +69,7 @@ def train_step(
 
 
 def gradients(
-    config: ConfigDict, model: ResNet, state: TrainState, batch: Batch
+    config: ConfigDict, model: Model, state: TrainState, batch: Batch
 ) -> tuple[jax.Array, jax.Array, Any, Any]:
     """Loss, top-1 error in [0, 1], new batch statistics and gradients on a batch.
 
@@ -77,29 +77,33 @@ def gradients(
     them. Batch statistics in the forward pass then are those of a part.
     """
 
-    def loss_fn(params: Any, part: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    def loss_fn(params: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, updated = model.apply(variables, part["image"], train=True, mutable=["batch_stats"])
+        rngs = {"dropout": key}
+        logits, updated = model.apply(variables, part["image"], train=True, mutable=["batch_stats"], rngs=rngs)
         if config.label_smoothing:
             targets = optax.smooth_labels(jax.nn.one_hot(part["label"], logits.shape[-1]), config.label_smoothing)
             loss = optax.softmax_cross_entropy(logits, targets).mean()
         else:
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, part["label"]).mean()
         error = jnp.mean(jnp.argmax(logits, axis=-1) != part["label"])
-        return loss, (error, updated["batch_stats"])
+        return loss, (error, updated.get("batch_stats", {}))
 
-    def one_part(part: Batch) -> tuple[jax.Array, jax.Array, Any, Any]:
-        (loss, (error, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, part)
+    def one_part(part: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Any, Any]:
+        (loss, (error, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, part, key)
         return loss, error, batch_stats, grads
 
     k = config.accumulate_steps
+    # Apart from the augmentation's keys of this step, which are made without the 3.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), 3)
+    keys = jax.random.split(key, k)
     if k == 1:
-        return one_part(batch)
+        return one_part(batch, keys[0])
     # Every k-th example makes a part, so that each device has its share of every part.
     parts = jax.tree.map(lambda x: x.reshape(x.shape[0] // k, k, *x.shape[1:]).swapaxes(0, 1), batch)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one_part, batch))
-    add = lambda total, part: (jax.tree.map(lambda a, b: a + b / k, total, one_part(part)), None)  # noqa: E731
-    return jax.lax.scan(add, zeros, parts)[0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one_part, batch, keys[0]))
+    add = lambda total, part: (jax.tree.map(lambda a, b: a + b / k, total, one_part(*part)), None)  # noqa: E731
+    return jax.lax.scan(add, zeros, (parts, keys))[0]
 
 
 def moving_average(config: ConfigDict, state: TrainState, variables: Any) -> Any:
@@ -123,7 +127,7 @@ def training_batch(
     return {"image": images, "label": batch["label"]}
 
 
-def make_train_step(config: ConfigDict, model: ResNet, normalization: Normalization, mesh: Mesh) -> TrainStep:
+def make_train_step(config: ConfigDict, model: Model, normalization: Normalization, mesh: Mesh) -> TrainStep:
     """Compiles ``(state, split, batches) -> (state, metrics)`` for the inputs of ``feed.training_inputs``.
 
     The leading axis k of ``batches`` is that of consecutive steps, done in one call; the metrics are the last step's.

@@ -3,11 +3,12 @@
 import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
@@ -117,10 +118,22 @@ def _environment() -> dict[str, object]:
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor_name(),
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
         "packages": versions,
     }
+
+
+def processor_name() -> str:
+    """What the host computes with, as in "2 cores of AMD EPYC 7B13"."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores of {name}"
 
 
 def _commit() -> str | None:

@@ -1,3 +1,4 @@
+import jax
 import pytest
 
 from resnet_jax.analysis.complexity import count_multiply_adds, count_parameters
@@ -48,6 +49,12 @@ def test_stride_placement_moves_the_cost_of_the_first_convolution(placement, siz
 def test_imagenet_stem_is_counted_at_half_and_its_stages_at_a_quarter_of_the_size():
     model = ResNet((1,), 5, width=4)
     assert count_multiply_adds(model, 32) == 16 * 16 * (49 * 3 * 4) + 2 * 8 * 8 * (9 * 4 * 4) + 4 * 5
+
+
+def test_large_convolutions_are_counted_on_one_device_too(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # Where oneDNN, if it is installed, takes float32 ones.
+    model = ResNet((1,), 5, width=64, stem="cifar", shortcut="A")
+    assert count_multiply_adds(model, 64) == 64 * 64 * (27 * 64 + 2 * 9 * 64 * 64) + 64 * 5
 
 
 def test_cost_grows_with_the_image_and_parameters_do_not():

@@ -91,6 +91,27 @@ class TorchResNet(nn.Module):
         return getattr(self, self.head)(x.mean(dim=(2, 3)))
 
 
+class TorchVGG(nn.Module):
+    """torchvision's VGG and its keys."""
+
+    def __init__(self, stage_sizes, width, hidden, num_classes):
+        super().__init__()
+        layers, channels = [], 3
+        for i, convs in enumerate(stage_sizes):
+            for _ in range(convs):
+                layers += [nn.Conv2d(channels, width * min(2**i, 8), 3, padding=1), nn.ReLU()]
+                channels = width * min(2**i, 8)
+            layers.append(nn.MaxPool2d(2, 2))
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(7)
+        first, second = nn.Linear(49 * channels, hidden), nn.Linear(hidden, hidden)
+        rest = [nn.ReLU(), nn.Dropout()]
+        self.classifier = nn.Sequential(first, *rest, second, *rest, nn.Linear(hidden, num_classes))
+
+    def forward(self, x):
+        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
 def randomised(network, seed=0):
     """The network in evaluation mode with random weights and random batch statistics."""
     generator = torch.Generator().manual_seed(seed)
@@ -247,6 +268,29 @@ def test_imagenet_networks_give_the_outputs_of_torchvision(tmp_path, name, field
     assert_logits_equal(torch_logits(network, x), expected["logits"])
     assert_same_variables(load_torch(name, path, **fields), variables)
     path.unlink()  # A hundred megabytes, and pytest keeps the folders of three runs.
+
+
+@pytest.mark.parametrize("size", [224, 64])
+@pytest.mark.parametrize("name, stage_sizes", [("vgg16", (2, 2, 3, 3, 3)), ("vgg19", (2, 2, 4, 4, 4))])
+def test_vgg_gives_the_logits_of_pytorch_and_its_weights_come_back(name, stage_sizes, size):
+    network = randomised(TorchVGG(stage_sizes, width=2, hidden=8, num_classes=10))
+    fields = {"width": 2, "hidden": 8}
+    variables = load_torch(name, network.state_dict(), **fields)
+    model = create_model(name, 10, **fields)
+    x = images(size)
+    assert_logits_equal(jax.jit(model.apply)(variables, x), torch_logits(network, x))
+
+
+def test_vgg_s_weights_come_back_as_they_were(tmp_path):
+    network = randomised(TorchVGG((2, 2, 3, 3, 3), width=2, hidden=8, num_classes=10))
+    variables = load_torch("vgg16", network.state_dict(), width=2, hidden=8)
+    path = tmp_path / "vgg.safetensors"
+    save_torch(variables, path, model=create_model("vgg16", 10, width=2, hidden=8))
+    assert_same_tensors(load_tensors(path), network.state_dict())
+    with pytest.raises(UserError, match=r"does not fit vgg19: features\.16\.bias is missing"):
+        load_torch("vgg19", path, width=2, hidden=8)
+    new = load_torch("vgg16", path, 3, width=2, hidden=8, new_head=True, greyscale=True)["params"]
+    assert new["head"]["kernel"].shape == (8, 3) and new["conv1_1"]["kernel"].shape == (3, 3, 1, 2)
 
 
 def test_arrays_land_in_their_places_in_jax_layout(tiny_weights, tiny_variables):

@@ -43,6 +43,19 @@ class TorchPaddedIdentity(nn.Module):
         return output
 
 
+class TorchGate(nn.Module):
+    """transform * residual + (1 - transform) * shortcut, the transform gate being a function of the input."""
+
+    def __init__(self, channels, filters, strides):
+        super().__init__()
+        self.gate_conv = nn.Conv2d(channels, filters, 1, strides)
+        self.identity = TorchPaddedIdentity(channels, filters, strides)
+
+    def forward(self, x, residual):
+        transform = torch.sigmoid(self.gate_conv(x))
+        return transform * residual + (1 - transform) * self.identity(x)
+
+
 class TorchBlock(nn.Module):
     """Convolutions given as (filters, size, strides) rows, and the module that makes the shortcut, or None."""
 
@@ -61,6 +74,8 @@ class TorchBlock(nn.Module):
             y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
             if i < self.depth:
                 y = F.relu(y)
+        if isinstance(self.shortcut, TorchGate):
+            return F.relu(self.shortcut(x, y))
         return F.relu(y if self.shortcut is None else y + self.shortcut(x))
 
 
@@ -68,7 +83,7 @@ def as_torch_tensors(params):
     """Parameters of a block, named and laid out as in ``TorchBlock``."""
     tensors = {}
     for (module, leaf), value in traverse_util.flatten_dict(params).items():
-        prefix = "shortcut." if module.startswith("projection") else ""
+        prefix = "shortcut." if module.startswith(("projection", "gate")) else ""
         tensor = torch.tensor(np.asarray(value))
         name = {"kernel": "weight", "scale": "weight", "bias": "bias"}[leaf]
         tensors[f"{prefix}{module}.{name}"] = tensor.permute(3, 2, 0, 1) if leaf == "kernel" else tensor
@@ -141,6 +156,8 @@ BASIC = [
     ("C", 4, 4, 1, TorchProjection(4, 4, 1)),
     (None, 4, 8, 2, None),
     (None, 4, 4, 1, None),
+    ("gated", 4, 8, 2, TorchGate(4, 8, 2)),
+    ("gated", 4, 4, 1, TorchGate(4, 4, 1)),
 ]
 
 

@@ -1,0 +1,74 @@
+"""VGG-16 and VGG-19, which the paper measures its networks against (Tables 1, 3 and 4).
+
+Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition" (arXiv 1409.1556).
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.models.conv import Conv, he_normal
+
+POOLED = 7  # Rows and columns that the first fully-connected layer reads.
+
+
+class VGG(nn.Module):
+    """Stages of 3x3 convolutions with 2x2 max-pools between them, and three fully-connected layers with dropout.
+
+    stage_sizes: convolutions in each stage; the first has ``width`` filters, each next twice as many, up to 8 x width.
+    hidden: units of the two fully-connected layers before the classifier.
+    dtype: of the computation. Parameters and logits are float32 in any case.
+
+    There is no batch normalisation, so there are no "batch_stats". Weights start as He et al. have them (the paper's
+    [13]), which trains these networks from scratch.
+    """
+
+    stage_sizes: tuple[int, ...]
+    num_classes: int
+    width: int = 64
+    hidden: int = 4096
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images that it was trained on; it takes others as well."""
+        return 224
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Maps normalised images (N, H, W, 3) to logits (N, num_classes), float32; H and W are at least 32.
+
+        With ``train`` half of the units are dropped, by an rng called "dropout". Maps of images that are not 224 x 224
+        are averaged to 7 x 7, as torchvision does.
+        """
+        x = images
+        for i, num_convs in enumerate(self.stage_sizes):
+            for j in range(num_convs):
+                filters = self.width * min(2**i, 8)
+                x = nn.relu(Conv(filters, 3, use_bias=True, dtype=self.dtype, name=f"conv{i + 1}_{j + 1}")(x))
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = adaptive_mean(x, POOLED)
+        x = x.reshape(x.shape[0], -1)
+        for name in ("fc6", "fc7"):
+            x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=he_normal, name=name)(x))
+            x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x.astype(jnp.float32))
+
+
+def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
+    """Maps (N, H, W, C) to (N, size, size, C): cell i is the mean of rows floor(i H / size) to ceil((i + 1) H / size).
+
+    As PyTorch's AdaptiveAvgPool2d, with which torchvision's VGG takes images of any size.
+    """
+    if x.shape[1:3] == (size, size):
+        return x
+
+    def means(length: int) -> jax.Array:
+        cells = [(i * length // size, math.ceil((i + 1) * length / size)) for i in range(size)]
+        return jnp.stack(
+            [jnp.where((jnp.arange(length) >= a) & (jnp.arange(length) < b), 1 / (b - a), 0) for a, b in cells]
+        )
+
+    return jnp.einsum("nhwc,ih,jw->nijc", x, means(x.shape[1]).astype(x.dtype), means(x.shape[2]).astype(x.dtype))
