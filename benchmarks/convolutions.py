@@ -1,5 +1,8 @@
 """The same convolutions in several formulations: ``python -m benchmarks.convolutions``.
 
+``--check`` times nothing, and compares what this machine computes, forward and both gradients, with XLA's plain
+convolution and JAX's own gradients, for every convolution of every network.
+
 For the kinds of convolution in ResNet-20 (batch 128) and ResNet-50 (batch 16), the GFLOP/s of the forward pass and of
 both gradients, beside those of a large matrix product, which is about what the processor can do. All of them give the
 same numbers, up to rounding, which is checked first.
@@ -12,13 +15,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.host_memory import keep_freed_memory
-from resnet_jax.models import conv, onednn
+from resnet_jax.models import conv, create_model, list_models, onednn
 from resnet_jax.models.onednn import Geometry
+from resnet_jax.models.resnet import ResNet
 
 # Batch, size of the image, input channels, filters, size of the kernel, stride.
 SHAPES = [
@@ -110,11 +115,67 @@ def measure(shape: tuple[int, ...], repeats: int) -> None:
         print(f"| {title} | {name} | {speeds} | {whole:.0f} |", flush=True)
 
 
+def all_geometries(batch_size: int) -> list[Geometry]:
+    """The convolutions of every listed network at its image size, with any shortcut, each once."""
+    found: dict[Geometry, None] = {}
+
+    def note(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        if isinstance(module, conv.Conv) and context.method_name == "__call__":
+            kernel = (module.size, module.size, args[0].shape[-1], module.filters)
+            found[Geometry(args[0].shape, kernel, module.strides, ((module.size // 2,) * 2,) * 2)] = None
+        return next_call(*args, **kwargs)
+
+    for name in list_models():
+        model = create_model(name)
+        variants = [model]
+        if isinstance(model, ResNet):
+            model = model.clone(scan_blocks=True)
+            variants = [model, model.clone(stride_placement="v1.5")]
+            if model.shortcut in ("A", "B", "C"):
+                variants += [model.clone(shortcut=shortcut) for shortcut in ("A", "B", "C")]
+        for variant in variants:
+            images = jax.ShapeDtypeStruct((batch_size, model.image_size, model.image_size, 3), jnp.float32)
+            with nn.intercept_methods(note):
+                jax.eval_shape(variant.init, jax.random.key(0), images)
+    return list(found)
+
+
+def check(batch_size: int) -> None:
+    """Prints the largest difference from the plain convolution, as a part of the largest value."""
+    worst, geometries = 0.0, all_geometries(batch_size)
+    for number, geometry in enumerate(geometries, start=1):
+        rng = np.random.default_rng(number)
+        x, kernel, g = (
+            jnp.asarray(rng.normal(size=s), jnp.float32) for s in (geometry.image, geometry.kernel, geometry.output)
+        )
+
+        def value_and_gradients(convolve: Any, x: Any, kernel: Any, g: Any, geometry: Geometry = geometry) -> Any:
+            y, pullback = jax.vjp(lambda x, k: convolve(x, k, geometry.strides, geometry.padding), x, kernel)
+            return y, *pullback(g)
+
+        ours, plain = (
+            jax.jit(partial(value_and_gradients, convolve))(x, kernel, g) for convolve in (conv.conv2d, conv._conv)
+        )
+        for a, b in zip(ours, plain, strict=True):
+            error = float(jnp.abs(a - b).max() / jnp.abs(b).max())
+            worst = max(worst, error)
+            if not error < 1e-5:
+                raise SystemExit(f"error: {geometry} differs by {error:.1e} of its largest value")
+    by = "oneDNN" if onednn.library() is not None else "XLA"
+    print(f"{len(geometries)} convolutions of {len(list_models())} networks, batch {batch_size}, large ones by {by}:")
+    print(f"outputs and both gradients differ by at most {worst:.1e} of their largest value")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--check", action="store_true", help="compare with the plain convolution, and time nothing")
     arguments = parser.parse_args()
     keep_freed_memory()
+    if arguments.check:
+        check(batch_size=2)
+        return
     a = jnp.ones((2048, 2048))
     print(
         f"a product of 2048 x 2048 matrices: {2 * 2048**3 / 1e9 / seconds(jnp.matmul, a, a, repeats=9):.0f} GFLOP/s\n"

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks import steps
-from benchmarks.steps import Run
 from benchmarks.task import Task
+from benchmarks.timing import Run, in_own_process
 from resnet_jax.host_memory import keep_freed_memory
 from resnet_jax.models import create_model, list_models, onednn
 from resnet_jax.train.workdir import processor_name
@@ -40,6 +40,14 @@ class Comparison(NamedTuple):
     num_steps: int  # In a measurement.
 
 
+def torch_side(mode: str, task: Task, compiled: bool = False) -> Callable[[], Run]:
+    """PyTorch in a process of its own, with the C library's memory settings: it is fastest so, and we are not."""
+    from benchmarks import torch_steps  # It has to be importable where PyTorch is not installed.
+
+    make = {"training": torch_steps.training, "inference": torch_steps.inference}[mode]
+    return partial(in_own_process, partial(make, task, compiled))
+
+
 def cpu_suite(smoke: bool) -> list[Comparison]:
     """Steps beside PyTorch's and naive Flax's, then what loops cost."""
     small = Task("resnet20", 8, 32, width=4) if smoke else Task("resnet20", 128, 32)
@@ -51,17 +59,17 @@ def cpu_suite(smoke: bool) -> list[Comparison]:
             "ours": partial(steps.ours_training, task),
             "ours, XLA's convolutions": partial(steps.ours_training, task, with_onednn=False),
             "naive Flax": partial(steps.naive_training, task),
-            "PyTorch": partial(steps.torch_training, task),
+            "PyTorch": torch_side("training", task),
         }
         inference: dict[str, Callable[[], Run]] = {
             "ours": partial(steps.ours_inference, task),
             "ours, XLA's convolutions": partial(steps.ours_inference, task, with_onednn=False),
             "naive Flax": partial(steps.naive_inference, task),
-            "PyTorch": partial(steps.torch_inference, task),
+            "PyTorch": torch_side("inference", task),
         }
         if not smoke:  # Compiling takes PyTorch a minute at any size.
-            training["PyTorch, compiled"] = partial(steps.torch_training, task, compiled=True)
-            inference["PyTorch, compiled"] = partial(steps.torch_inference, task, compiled=True)
+            training["PyTorch, compiled"] = torch_side("training", task, compiled=True)
+            inference["PyTorch, compiled"] = torch_side("inference", task, compiled=True)
         if not (task.imagenet or smoke):
             training["ours, whole trainer"] = partial(steps.ours_trainer, task)
         found.append(Comparison(f"training, {title}", training, "PyTorch", num_steps))
@@ -80,12 +88,12 @@ def gpu_suite(smoke: bool) -> list[Comparison]:
     found = []
     for batch_size in (2,) if smoke else (256, 512):
         task = Task("resnet50", batch_size, 32 if smoke else 224, "bfloat16", 4 if smoke else None)
-        sides = {
+        sides: dict[str, Callable[[], Run]] = {
             "ours": partial(steps.ours_training, task),
-            "PyTorch": partial(steps.torch_training, task),
+            "PyTorch": torch_side("training", task),
         }
         if not smoke:
-            sides["PyTorch, compiled"] = partial(steps.torch_training, task, compiled=True)
+            sides["PyTorch, compiled"] = torch_side("training", task, compiled=True)
         title = f"training, resnet50, batch {batch_size}, {task.size} x {task.size}, bfloat16"
         found.append(Comparison(title, sides, "PyTorch", 2 if smoke else 20))
     task = Task("resnet20", 8 if smoke else 128, 16 if smoke else 32, width=4 if smoke else None)
@@ -93,9 +101,9 @@ def gpu_suite(smoke: bool) -> list[Comparison]:
         f"{k} steps in one call": partial(steps.ours_training, task, steps_per_call=k)
         for k in ((1, 2) if smoke else (1, 10, 100, 390))
     }
-    sides["PyTorch"] = partial(steps.torch_training, task)
+    sides["PyTorch"] = torch_side("training", task)
     if not smoke:
-        sides["PyTorch, compiled"] = partial(steps.torch_training, task, compiled=True)  # Into CUDA graphs.
+        sides["PyTorch, compiled"] = torch_side("training", task, compiled=True)  # Into CUDA graphs.
     title = f"training, resnet20, batch {task.batch_size}, float32"
     found.append(Comparison(title, sides, "PyTorch", 2 if smoke else 390))
     return found

@@ -1,4 +1,4 @@
-"""Training and inference steps on one batch that stays on the device: ours, naive Flax's and PyTorch's.
+"""Training and inference steps on one batch that stays on the device: ours and naive Flax's.
 
 Each function compiles, warms up and returns ``run(n)``, which takes n steps and returns images/s. Training is SGD with
 momentum and weight decay on random labels with a small learning rate: constant labels or a diverging loss produce
@@ -7,11 +7,9 @@ denormals, which would slow PyTorch several times on a CPU.
 
 import contextlib
 import io
-import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,10 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import optax
-import torch
-import torch.nn.functional as F
 
 from benchmarks.naive_flax import NaiveResNet
 from benchmarks.task import LEARNING_RATE, Task
-from benchmarks.torch_resnet import cifar_resnet, imagenet_resnet
+from benchmarks.timing import Run, timed
 from resnet_jax import parallel
 from resnet_jax.config import make_model
 from resnet_jax.models import create_model, onednn
@@ -34,8 +30,6 @@ from resnet_jax.train.schedules import make_schedule
 from resnet_jax.train.state import init_state
 from resnet_jax.train.step import train_step
 from resnet_jax.writers import read_metrics
-
-Run = Callable[[int], float]
 
 
 def ours_training(task: Task, with_onednn: bool = True, steps_per_call: int = 1) -> Run:
@@ -101,7 +95,7 @@ def ours_inference(task: Task, with_onednn: bool = True) -> Run:
     variables = model.init(jax.random.key(0), images[:1])
     with nullcontext() if with_onednn else _without_onednn():
         compiled = jax.jit(model.apply).lower(variables, images).compile()
-    return _timed(lambda: compiled(variables, images), task.batch_size, jax.block_until_ready)
+    return timed(lambda: compiled(variables, images), task.batch_size, jax.block_until_ready)
 
 
 def naive_training(task: Task) -> Run:
@@ -130,7 +124,7 @@ def naive_training(task: Task) -> Run:
         state = compiled(state, batch)
         return state
 
-    return _timed(call, task.batch_size, jax.block_until_ready)
+    return timed(call, task.batch_size, jax.block_until_ready)
 
 
 def naive_inference(task: Task) -> Run:
@@ -138,48 +132,7 @@ def naive_inference(task: Task) -> Run:
     model, images = _naive_model(task), jnp.asarray(task.batch()["image"])
     variables = model.init(jax.random.key(0), images[:1])
     compiled = jax.jit(model.apply)
-    return _timed(lambda: compiled(variables, images), task.batch_size, jax.block_until_ready)
-
-
-def torch_training(task: Task, compiled: bool = False) -> Run:
-    """channels_last; under autocast where the task's dtype is bfloat16."""
-    model, images, labels = _torch_model(task)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
-    network = torch.compile(model, mode=_torch_mode(images)) if compiled else model
-
-    def call() -> None:
-        optimizer.zero_grad()
-        with _autocast(task, images):
-            loss = F.cross_entropy(network(images), labels)
-        loss.backward()
-        optimizer.step()
-
-    return _timed(call, task.batch_size, lambda _: _synchronize(images))
-
-
-def torch_inference(task: Task, compiled: bool = False) -> Run:
-    """Logits from images, channels_last, in evaluation mode without gradients."""
-    model, images, _ = _torch_model(task)
-    model.eval()
-    network = torch.compile(model, mode=_torch_mode(images)) if compiled else model
-
-    def call() -> None:
-        with torch.inference_mode(), _autocast(task, images):
-            network(images)
-
-    return _timed(call, task.batch_size, lambda _: _synchronize(images))
-
-
-def _timed(call: Callable[[], Any], batch_size: int, wait: Callable[[Any], Any]) -> Run:
-    def run(num_steps: int) -> float:
-        start = time.perf_counter()
-        for _ in range(num_steps):
-            result = call()
-        wait(result)
-        return num_steps * batch_size / (time.perf_counter() - start)
-
-    run(3)
-    return run
+    return timed(lambda: compiled(variables, images), task.batch_size, jax.block_until_ready)
 
 
 def _without_onednn() -> Any:
@@ -190,31 +143,3 @@ def _without_onednn() -> Any:
 def _naive_model(task: Task) -> NaiveResNet:
     model = create_model(task.model)
     return NaiveResNet(model.stage_sizes, task.width or model.width, model.num_classes, task.imagenet)
-
-
-def _torch_model(task: Task) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
-    torch.manual_seed(0)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.backends.cudnn.benchmark = True  # It then tries algorithms, as XLA does.
-    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
-    named = create_model(task.model)
-    make = imagenet_resnet if task.imagenet else cifar_resnet
-    model = make(named.stage_sizes, task.width or named.width).to(device)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batch = task.batch()
-    images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
-    images = images.to(device).contiguous(memory_format=torch.channels_last)
-    return model, images, torch.from_numpy(batch["label"]).long().to(device)
-
-
-def _torch_mode(images: torch.Tensor) -> str:
-    return "max-autotune" if images.is_cuda else "default"
-
-
-def _autocast(task: Task, images: torch.Tensor) -> Any:
-    return torch.autocast(images.device.type, torch.bfloat16) if task.dtype == "bfloat16" else nullcontext()
-
-
-def _synchronize(images: torch.Tensor) -> None:
-    if images.is_cuda:
-        torch.cuda.synchronize()

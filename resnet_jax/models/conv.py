@@ -1,10 +1,11 @@
 """2-D convolution with explicit padding, by whatever is fastest on the backend.
 
-On a CPU that is oneDNN where it is installed (``onednn``). Elsewhere on CPUs it is XLA, with the gradients restated:
-XLA's CPU backend rewrites a convolution into the form its fast kernel takes only outside of loops. The gradients that
-JAX derives are not in that form, so inside ``lax.scan`` (blocks of one stage, or several steps in one call) a weight
-gradient falls to a naive kernel, tens of times slower. ``conv2d`` therefore states both gradients as convolutions that
-already are in NHWC/HWIO form. Other backends get the plain operation and JAX's own gradients.
+On a CPU that is oneDNN where it is installed (``onednn``). Elsewhere on CPUs it is XLA, which computes 1x1 convolutions
+faster as products of matrices, and needs the gradients of the others restated: its CPU backend rewrites a convolution
+into the form its fast kernel takes only outside of loops. The gradients that JAX derives are not in that form, so
+inside ``lax.scan`` (blocks of one stage, or several steps in one call) a weight gradient falls to a naive kernel, tens
+of times slower. ``conv2d`` therefore states both gradients as convolutions that already are in NHWC/HWIO form. Other
+backends get the plain operation and JAX's own gradients.
 """
 
 from functools import partial
@@ -38,7 +39,17 @@ def conv2d(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding) -> j
     fits = x.dtype == kernel.dtype == jnp.float32 and jax.device_count() == 1
     if fits and geometry.multiply_adds >= _LEAST_MULTIPLY_ADDS and onednn.library() is not None:
         return _conv_onednn(x, kernel, geometry)
+    if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
+        return _conv_1x1(x, kernel, strides)
     return _conv_canonical(x, kernel, strides, padding)
+
+
+def _conv_1x1(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+    """As a product of matrices, about three times as fast as XLA's convolution (benchmarks/convolutions.py).
+
+    The axis of one, t, makes it a batched product, whose gradient to the kernel XLA's CPU backend spreads over cores.
+    """
+    return jnp.einsum("tnhwi,tio->nhwo", x[None, :, ::strides, ::strides], kernel[0])
 
 
 def _conv(

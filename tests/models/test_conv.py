@@ -80,7 +80,7 @@ def test_gradients_with_different_padding_on_each_side():
     assert_equal_to_rounding(actual, expected)
 
 
-@pytest.mark.parametrize("size, strides, image", SHAPES)
+@pytest.mark.parametrize("size, strides, image", [shape for shape in SHAPES if not shape.id.startswith("1x1")])
 def test_every_convolution_of_a_training_step_is_in_canonical_form(size, strides, image):
     # The property that keeps gradients fast inside loops on CPU; JAX's own weight gradient does not have it.
     x, kernel = draw((2, *image, 3), (size, size, 3, 5))
@@ -92,6 +92,14 @@ def test_every_convolution_of_a_training_step_is_in_canonical_form(size, strides
     layouts = re.findall(r"ConvDimensionNumbers\(lhs_spec=(.*?), rhs_spec=(.*?), out_spec=(.*?\))\)", program)
     # JAX names (batch, channel, spatial) and (output, input, spatial): NHWC and HWIO.
     assert layouts == [("(0, 3, 1, 2)", "(3, 2, 0, 1)", "(0, 3, 1, 2)")] * 3
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_convolutions_of_1x1_are_products_of_matrices(strides):
+    x, kernel = draw((2, 8, 7, 3), (1, 1, 3, 5))
+    loss = lambda x, kernel: jnp.sum(conv2d(x, kernel, strides, same_padding(1)) ** 2)  # noqa: E731
+    program = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(x, kernel))
+    assert "conv_general_dilated" not in program and program.count("dot_general[") == 3
 
 
 @pytest.mark.parametrize("strides", [1, 2])
