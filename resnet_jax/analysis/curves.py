@@ -21,14 +21,14 @@ def plot_errors(metrics: Path, picture: Path, title: str) -> None:
     from matplotlib.figure import Figure  # Slow to import, and needed once a run.
 
     records = read_metrics(metrics)
-    found = {
-        name: [(record["step"], record[name]) for record in records if name in record]
-        for name in ("train_error", "test_error", "validation_error")
-    }
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    evaluated = "validation" if found["validation_error"] else "test"
-    _draw(axes, found["train_error"], found[f"{evaluated}_error"], "tab:red", ("training", evaluated))
+    for name, label, style in (
+        ("train_error", "training", _THIN),
+        ("test_error", "test", _BOLD),
+        ("validation_error", "validation", _BOLD),
+    ):
+        _draw(axes, [(record["step"], record[name]) for record in records if name in record], style, "tab:red", label)
     _finish(axes, title)
     figure.savefig(picture, dpi=150)
 
@@ -42,17 +42,20 @@ def plot_comparison(picture: Path, panels: Mapping[str, Mapping[str, Sequence[Cu
     for axes, (title, networks) in zip(grid[0], panels.items(), strict=True):
         for number, (label, runs) in enumerate(networks.items()):
             for i, run in enumerate(runs):
-                _draw(axes, run.train, run.test, f"C{number}", (None, None if i else label))
+                _draw(axes, run.train, _THIN, f"C{number}", None)
+                _draw(axes, run.test, _BOLD, f"C{number}", None if i else label)
         _finish(axes, title)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=150)
 
 
-def _draw(axes: Any, train: Points, test: Points, color: str, labels: tuple[str | None, str | None]) -> None:
-    styles: list[dict[str, Any]] = [{"linewidth": 0.8, "linestyle": "--"}, {"linewidth": 2.2}]
-    for points, label, style in zip((train, test), labels, styles, strict=True):
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, color=color, **style)
+_THIN: dict[str, Any] = {"linewidth": 0.8, "linestyle": "--"}
+_BOLD: dict[str, Any] = {"linewidth": 2.2}
+
+
+def _draw(axes: Any, points: Points, style: dict[str, Any], color: str, label: str | None) -> None:
+    if points:
+        axes.plot(*zip(*points, strict=True), label=label, color=color, **style)
 
 
 def _finish(axes: Any, title: str) -> None:

@@ -1,0 +1,86 @@
+"""A checkout whose train.py and eval.py take no time, and records as finished runs leave them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from resnet_jax.reproduction.running import Places
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+TRAIN = """
+import json, os, sys, time
+from pathlib import Path
+workdir = Path(sys.argv[sys.argv.index("--workdir") + 1])
+calls = Path(__file__).parent / "calls.txt"
+with calls.open("a") as file:
+    file.write(f"train {workdir.name}\\n")
+if (workdir.parent / f"{workdir.name}.broken").exists():
+    sys.exit("error: broken")
+if (workdir.parent / f"{workdir.name}.slow").exists():
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    (workdir.parent / "started").touch()
+    time.sleep(60)
+(workdir / "checkpoints").mkdir(parents=True)
+packages = {"jax": "1.2", "flax": "3.4"}
+environment = {"commit": "0123456789abcdef", "devices": ["cpu: cpu"], "python": "3.11", "packages": packages}
+(workdir / "environment.json").write_text(json.dumps(environment))
+(workdir / "class_names.json").write_text(json.dumps([str(n) for n in range(10)]))
+rows = [{"step": s, "train_error": 90 - s, "images_per_second": 10.0 * s} for s in (4, 8, 12)]
+rows[-1]["test_error"] = 50.0
+(workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+"""
+EVAL = """
+import json, sys
+from pathlib import Path
+workdirs = [Path(a) for b, a in zip(sys.argv, sys.argv[1:]) if b == "--workdir"]
+with (Path(__file__).parent / "calls.txt").open("a") as file:
+    file.write(f"eval {' '.join(w.name for w in workdirs)}\\n")
+for argument in sys.argv:
+    flag, _, value = argument.partition("=")
+    if flag == "--responses_csv":
+        Path(value).write_text("position,layer,std,rank\\n1,stem,0.5,2\\n2,stage1_block1/conv1,1.5,1\\n")
+print("a line to read")
+result = {"split": "test", "num_examples": 9, "top1_error": 12.5, "top5_error": 1.5, "loss": 0.5, "step": 12}
+print(json.dumps(result | {"seconds": 3.0}))
+"""
+
+
+class Checkout(NamedTuple):
+    places: Places
+    calls: Path
+
+    def called(self) -> list[str]:
+        return self.calls.read_text().splitlines() if self.calls.exists() else []
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Checkout:
+    root = tmp_path / "checkout"
+    root.mkdir()
+    (root / "train.py").write_text(TRAIN)
+    (root / "eval.py").write_text(EVAL)
+    (root / "configs").symlink_to(ROOT / "configs")
+    return Checkout(Places(root, tmp_path / "runs", tmp_path / "results", None), root / "calls.txt")
+
+
+@pytest.fixture
+def make_record():
+    """A finished run's record."""
+
+    def make(network, seed=0, top1=10.0, train=5.0, test=None, **more):
+        errors = {"split": "test", "num_examples": 9, "top1_error": top1, "top5_error": 1.0, "loss": 0.5, "step": 60}
+        environment = {"commit": "0123456789abcdef", "devices": ["cpu: cpu"], "processor": "2 cores of X"}
+        environment |= {"python": "3.11", "packages": {"jax": "1.2", "flax": "3.4"}}
+        config = f"{network}_cifar10"
+        record = {"run": f"{network}-seed{seed}", "network": network, "config": config, "seed": seed, "steps": 60}
+        record |= {"parameters": 1234567, "images_per_second": 100.0, "environment": environment, "overrides": {}}
+        record |= {"commands": {"training": f"python train.py {network} {seed}"}}
+        record |= {"results": dict.fromkeys(("single", "ten_crop", "multi_scale"), errors)}
+        curve = [[10 * i, train + 6 - i] for i in range(1, 7)]  # Its last five points have the mean train + 2.
+        record["curves"] = {"train": curve, "test": [[60, top1 if test is None else test]]}
+        return record | more
+
+    return make

@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+
+from resnet_jax.config import flatten, validate
+from resnet_jax.errors import UserError
+from resnet_jax.reproduction import paper
+from resnet_jax.reproduction.experiments import (
+    EXPERIMENTS,
+    SCALES,
+    Run,
+    command,
+    label,
+    overrides,
+    recipe,
+    runs,
+    scaled,
+)
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CONFIGS = sorted({config for experiment in EXPERIMENTS.values() for config in experiment.configs})
+
+
+def networks(experiment):
+    return {run.network for run in runs(experiment, "paper")}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_run_has_a_valid_config_at_every_scale(config, scale):
+    validate(scaled(ROOT, Run(config, seed=3), scale), num_devices=1)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_paper_s_scale_is_the_recipe_itself(config):
+    run = Run(config, seed=2)
+    assert overrides(ROOT, run, "paper") == {"seed": 2}
+    assert overrides(ROOT, Run(config), "paper") == {}
+    assert flatten(scaled(ROOT, Run(config), "paper")) == flatten(recipe(ROOT, run))
+
+
+def test_a_small_run_is_a_twentieth_of_the_recipe_and_else_the_same():
+    run = Run("resnet56_cifar10")
+    config, whole = scaled(ROOT, run, "small"), recipe(ROOT, run)
+    assert config.steps * 20 == whole.steps
+    assert [20 * step for step in config.schedule.boundaries] == list(whole.schedule.boundaries)
+    changed = {key for key, value in flatten(config).items() if flatten(whole)[key] != value}
+    assert changed == {"steps", "schedule.boundaries", "log_every", "eval_every", "checkpoint_every"}
+
+
+def test_a_small_run_on_imagenet_takes_steps_for_plateaus():
+    config = scaled(ROOT, Run("resnet50_imagenet_paper"), "small")
+    assert (config.steps, config.schedule.name, config.schedule.boundaries) == (30_000, "step", (15_000, 22_500))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_smoke_run_is_small_and_deeper_networks_stay_deeper(config):
+    smoke, whole = (scaled(ROOT, Run(config), scale) for scale in ("smoke", "paper"))
+    assert smoke.data.name in ("digits", "folder") and smoke.steps <= 50
+    assert smoke.model.name == whole.model.name and smoke.model.shortcut == whole.model.shortcut
+
+
+def test_each_experiment_trains_the_networks_that_the_paper_names():
+    assert networks("table2") == set(paper.TABLE_2)
+    assert networks("table3") == set(paper.TABLE_3)
+    assert networks("table4") == set(paper.TABLE_4)
+    assert networks("table6") == {*paper.TABLE_6, "highway20", "highway32"}
+    assert networks("fig1") == {"plain20", "plain56"}
+    assert networks("fig4") == networks("table2")
+    assert networks("fig7") == {"plain20", "plain56", "resnet20", "resnet56", "resnet110"}
+    assert {"plain20", "plain56", "resnet20", "resnet110"} < networks("fig6")
+
+
+def test_the_ensemble_has_six_networks_two_of_them_of_152_layers():
+    names = [run.name for run in runs("table5", "paper")]
+    assert len(names) == len(set(names)) == 6
+    assert [name for name in names if name.startswith("resnet152")] == ["resnet152-seed0", "resnet152-seed1"]
+
+
+def test_table_6_runs_five_seeds_and_every_network_once_before_the_next_seed():
+    found = runs("table6", "paper")
+    assert [run.seed for run in found] == [seed for seed in range(5) for _ in range(8)]
+    assert len(runs("table6", "smoke")) == 8
+    assert {run.seed for run in runs("table6", "smoke", seeds=2)} == {0, 1}
+
+
+def test_networks_can_be_chosen_and_unknown_ones_are_named():
+    assert [run.name for run in runs("fig1", "small", 2, ["plain56"])] == ["plain56-seed0", "plain56-seed1"]
+    with pytest.raises(UserError, match="fig1 has no network 'resnet20'; it has plain20, plain56"):
+        runs("fig1", "small", networks=["resnet20"])
+
+
+@pytest.mark.parametrize(
+    "network, title",
+    [
+        ("plain20", "plain-20"),
+        ("resnet1202", "ResNet-1202"),
+        ("resnet34", "ResNet-34 B"),
+        ("resnet34a", "ResNet-34 A"),
+        ("resnet34c", "ResNet-34 C"),
+        ("resnet50", "ResNet-50"),
+        ("highway32", "Highway-32"),
+        ("vgg16", "VGG-16"),
+    ],
+)
+def test_networks_are_called_as_in_the_paper(network, title):
+    assert label(network) == title
+
+
+def test_a_command_can_be_typed():
+    found = command("train.py", "plain20_cifar10", [Path("runs/a")], {"steps": 3, "schedule.boundaries": (1, 2)})
+    assert found == [
+        *("train.py", "--config", "configs/plain20_cifar10.py", "--workdir", "runs/a"),
+        *("--config.steps=3", "--config.schedule.boundaries=(1,2)"),
+    ]
