@@ -50,8 +50,8 @@ def test_table_1_agrees_with_the_paper_s_rounded_figures(rows_of_table1):
         for count, published, unit in ((parameters, of_paper, 1e6), (adds, flops, 1e9)):
             if published:
                 compared += 1
-                # The paper has 15.3 billion for VGG-16, of which 15.47 are counted; the others are rounded or cut.
-                tolerance = {"VGG-16": 0.18, "ResNet-50": 0.06}.get(name, 0.051)
+                # The paper cuts 3.86 billion to 3.8, has no projections in its 34 layers, and 15.3 for VGG-16's 15.47.
+                tolerance = {"VGG-16": 0.18, "ResNet-50": 0.06, "ResNet-34 B": 0.07}.get(name, 0.051)
                 assert float(published.split()[0]) == pytest.approx(int(count.replace(",", "")) / unit, abs=tolerance)
     assert compared == 18
 
