@@ -3,14 +3,12 @@
 import math
 import statistics
 from collections.abc import Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from resnet_jax.analysis.complexity import count_multiply_adds, count_parameters
+from resnet_jax.analysis.complexity import count_both
 from resnet_jax.analysis.curves import Curves, plot_comparison
 from resnet_jax.analysis.responses import plot_responses
 from resnet_jax.files import replace_atomically
@@ -52,6 +50,7 @@ _ARCHITECTURES: list[tuple[str, str, dict[str, Any]]] = [
 _LAST_LOGS = 5
 
 
+@cache
 def table1() -> list[Block]:
     """Table 1 and the CIFAR networks: counted from the programs, beside the paper's rounded figures."""
     rows = []
@@ -59,15 +58,15 @@ def table1() -> list[Block]:
         # One block a stage to trace, where blocks are equal.
         model = create_model(name, **fields, **({} if name.startswith("vgg") else {"scan_blocks": True}))
         size, plain_title = model.image_size, title.rstrip(" ABC").removesuffix(" v1.5")
-        parameters, published = count_parameters(model), paper.PARAMETERS.get(plain_title)
+        parameters, adds = count_both(model, size)
+        published = paper.PARAMETERS.get(plain_title)
         of_paper = paper.FLOPS.get(plain_title) if "v1.5" not in title and " C" not in title else None
-        adds = count_multiply_adds(model, size)
         rows.append(
             [
                 title,
                 f"{size} x {size}",
                 " ".join(map(str, model.stage_sizes)),
-                _map_sizes(model, size),
+                _map_sizes(model),
                 f"{parameters:,}",
                 "" if published is None else f"{published} M",
                 f"{adds:,}",
@@ -82,13 +81,15 @@ def table1() -> list[Block]:
     return [Heading("Table 1: architectures"), Paragraph(text), Table(header, rows)]
 
 
-def _map_sizes(model: Any, size: int) -> str:
+def _map_sizes(model: Any) -> str:
     """Heights of the feature maps, of the stem and of each stage; those of VGG's stages before they are pooled."""
     if not isinstance(model, ResNet):
-        return " ".join(str(size // 2**i) for i in range(len(model.stage_sizes)))
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    maps = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, features=True)[0], images)
-    return " ".join(str(maps[name].shape[1]) for name in sorted(maps))
+        strides = [2**i for i in range(len(model.stage_sizes))]
+    elif model.stem == "imagenet":
+        strides = [2, *(2 ** (i + 2) for i in range(len(model.stage_sizes)))]
+    else:
+        strides = [1, *(2**i for i in range(len(model.stage_sizes)))]
+    return " ".join(str(model.image_size // stride) for stride in strides)
 
 
 def write_report(results: Path, scale: str) -> Path:
