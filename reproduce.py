@@ -1,7 +1,8 @@
 """Reproduces the paper: python reproduce.py EXPERIMENT --scale smoke|small|paper, or table1, or report --scale SCALE.
 
 EXPERIMENT is a table or figure: table2 to table6, fig1, fig4, fig6, fig7. What has been trained and scored before is
-kept; what was interrupted goes on. --dry_run prints the plan and what it costs.
+kept; what was interrupted goes on. --dry_run prints the plan and what it costs. report makes RESULTS/SCALE/report.html
+out of what there is.
 """
 
 import signal
@@ -27,6 +28,7 @@ NETWORKS = flags.DEFINE_list("networks", None, "Only these networks of the exper
 RUNS = flags.DEFINE_string("runs", "runs", "Folder of the workdirs: RUNS/SCALE/NETWORK-seedSEED.")
 RESULTS = flags.DEFINE_string("results", "results", "Folder of the ledger and the report: RESULTS/SCALE.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Prepared data sets; default $TFDS_DATA_DIR, then TFDS's own.")
+README = flags.DEFINE_string("readme", None, "Write the table of all results into this file, between its marks.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and its cost, and do nothing.")
 
 
@@ -51,6 +53,8 @@ def main(arguments: list[str]) -> None:
             return
         failures = running.perform(name, scale, runs, places)
         print(to_markdown(report.one_section(results, scale, name)))
+    if README.value:
+        report.update_readme(Path(README.value), results)
     print(f"the report is {report.write_report(results, scale)}", file=sys.stderr)
     if failures:
         raise UserError(

@@ -91,7 +91,7 @@ def test_predict_names_a_photograph_that_is_not_there(tmp_path):
 def run_here(monkeypatch):
     """Runs a main function as the programs do, but in this process."""
 
-    def run(main, *arguments, positional=None):
+    def run(main, *arguments, positional=None, config=True):
         argv = ["program", *arguments]
         monkeypatch.setattr(sys, "argv", argv)
         # absl's own run also installs its log handler, for good.
@@ -99,7 +99,7 @@ def run_here(monkeypatch):
         verbosity = logging.get_verbosity()
         try:
             with flagsaver.flagsaver():
-                cli.run(main, positional)
+                cli.run(main, positional, config)
         finally:
             logging.set_verbosity(verbosity)
 
@@ -395,3 +395,68 @@ def test_overrides_reach_the_program(run_here):
     configs = []
     run_here(configs.append, "--config", QUICKSTART, "--config.steps=7", "--config.model.stage_sizes=(2, 1)")
     assert (configs[0].steps, configs[0].model.stage_sizes) == (7, (2, 1))
+
+
+@pytest.mark.parametrize(
+    "arguments, fault",
+    [
+        ([], "the name of an experiment is missing"),
+        (["table7", "--scale=smoke"], "name one of table1, table2"),
+        (["fig1", "fig6", "--scale=smoke"], "not 'fig1 fig6'"),
+        (["fig1"], "--scale is missing; give one of paper, small, smoke"),
+        (["fig1", "--scale=medium"], "--scale=medium"),
+        (["fig1", "--scale=smoke", "--networks=plain19"], "fig1 has no network 'plain19'; it has plain20, plain56"),
+        (["fig1", "--scale=smoke", "--seeds=0"], "--seeds=0"),
+    ],
+    ids=" ".join,
+)
+def test_reproduce_names_what_is_wrong(refuse, load_main, tmp_path, monkeypatch, arguments, fault):
+    monkeypatch.chdir(tmp_path)
+    main = load_main("reproduce")
+    assert fault in refuse(main, *arguments, positional="the name of an experiment", config=False)
+
+
+@pytest.fixture
+def reproduce(run_here, load_main, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main = load_main("reproduce")
+    return lambda *arguments: run_here(main, *arguments, positional="the name of an experiment", config=False)
+
+
+def test_reproduce_prints_table_1(reproduce, tmp_path, capsys):
+    reproduce("table1")
+    assert "| ResNet-50 | 224 x 224 | 3 4 6 3 | 112 56 28 14 7 | 25,557,032 |" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_prints_the_plan_and_its_cost_and_does_nothing(reproduce, tmp_path, capsys):
+    reproduce("fig1", "--scale=small", "--seeds=2", "--dry_run")
+    plan = capsys.readouterr().out
+    assert "fig1, small: 4 runs" in plan and "A SMALL run" in plan
+    # 3,200 steps of 128 images, forward and twice that back, and ten evaluations of 10,000 images.
+    adds = 40_551_040 * (3 * 3_200 * 128 + 10 * 10_000)
+    assert f"| plain20-seed0 | 3,200 | {adds:.2g} |" in plan and "to train and score" in plan
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_experiment_is_trained_scored_and_reported_by_the_programs_themselves(reproduce, tmp_path, capfd):
+    where = ("--scale=smoke", f"--runs={tmp_path}/runs", f"--results={tmp_path}/results")
+    reproduce("fig7", *where, "--networks=resnet20")
+    text = capfd.readouterr().out
+    assert "A SMOKE run" in text and "| ResNet-20 | 7 |" in text
+    record = json.loads((tmp_path / "results" / "smoke" / "resnet20-seed0.json").read_text())
+    assert record["results"]["single"]["num_examples"] == 360 and len(record["responses"]) == 7
+    assert "<h2>Figure 7" in (tmp_path / "results" / "smoke" / "report.html").read_text()
+    reproduce("fig7", *where, "--networks=resnet20")
+    assert "done before" in capfd.readouterr().err
+
+
+def test_runs_that_fail_are_named_and_the_status_is_not_0(reproduce, tmp_path, capsys):
+    (tmp_path / "results" / "smoke").mkdir(parents=True)
+    for network in ("plain20", "plain56"):
+        record = {"overrides": {"steps": 1}, "results": {}, "commands": {}}  # Of other settings.
+        (tmp_path / "results" / "smoke" / f"{network}-seed0.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit) as ended:
+        reproduce("fig1", "--scale=smoke")
+    assert ended.value.code == 2
+    assert "plain56-seed0" in capsys.readouterr().err.splitlines()[-1]

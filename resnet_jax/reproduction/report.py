@@ -11,6 +11,7 @@ from typing import Any
 from resnet_jax.analysis.complexity import count_both
 from resnet_jax.analysis.curves import Curves, plot_comparison
 from resnet_jax.analysis.responses import plot_responses
+from resnet_jax.errors import UserError
 from resnet_jax.files import replace_atomically
 from resnet_jax.models import create_model
 from resnet_jax.models.resnet import ResNet
@@ -101,6 +102,47 @@ def write_report(results: Path, scale: str) -> Path:
         with replace_atomically(folder / name) as file:
             file.write(text.encode())
     return folder / "report.html"
+
+
+README_MARKS = ("<!-- results: python reproduce.py report writes this table -->", "<!-- end of results -->")
+
+
+def readme_table(results: Path) -> str:
+    """Every network of the ledger, but for smoke runs, beside the paper's single-view or ten-crop error; Markdown."""
+    rows = []
+    for scale in ("paper", "small"):
+        for network, runs in _by_network(read_ledger(results, scale)).items():
+            published = paper.TABLE_6 | paper.TABLE_3 | paper.TABLE_2
+            of_paper = published.get(network, paper.Error(None)).top1
+            for protocol in ("single", "ten_crop", "multi_scale"):
+                scored = [run for run in runs if protocol in run["results"]]
+                if scored:
+                    values = [run["results"][protocol]["top1_error"] for run in scored]
+                    compared = protocol == ("single" if network in paper.TABLE_6 else "ten_crop")
+                    rows.append(
+                        [
+                            label(network),
+                            f"{scale}: {scored[0]['steps']:,} of {scored[0]['recipe_steps']:,} steps",
+                            ", ".join(str(run["seed"]) for run in scored),
+                            protocol,
+                            mean_and_deviation(values),
+                            _number(of_paper) if compared else "",
+                            _hardware(scored[0]),
+                        ]
+                    )
+    header = ["network", "scale", "seeds", "views", "top-1 error (%)", "the paper", "hardware"]
+    return to_markdown([Table(header, rows)])
+
+
+def update_readme(readme: Path, results: Path) -> None:
+    """Writes the table between its two marks. Raises UserError if they are not there."""
+    text = readme.read_text()
+    before, first, rest = text.partition(README_MARKS[0])
+    _, last, after = rest.partition(README_MARKS[1])
+    if not (first and last):
+        raise UserError(f"{readme} has no lines {' and '.join(README_MARKS)}; put them where the table is to be")
+    with replace_atomically(readme) as file:
+        file.write(f"{before}{first}\n\n{readme_table(results)}\n{last}{after}".encode())
 
 
 def one_section(results: Path, scale: str, name: str) -> list[Block]:
@@ -291,14 +333,12 @@ def _runs(ledger: Mapping[str, Record]) -> list[Block]:
     for record in trained:
         environment = record["environment"]
         versions = environment["packages"]
-        where = [kind.partition(": ")[2] or kind for kind in environment["devices"]]
-        device = environment["processor"] if where[0] == "cpu" else f"{len(where)} x {where[0]}"
         rows.append(
             [
                 record["run"],
                 f"{record['steps']:,}",
                 f"{record['images_per_second']:.0f}",
-                device,
+                _hardware(record),
                 f"jax {versions['jax']}, flax {versions['flax']}",
                 (environment["commit"] or "unknown")[:10],
             ]
@@ -311,6 +351,12 @@ def _runs(ledger: Mapping[str, Record]) -> list[Block]:
         Heading("Commands"),
         Commands("\n".join(lines)),
     ]
+
+
+def _hardware(record: Record) -> str:
+    environment = record["environment"]
+    devices = [kind.partition(": ")[2] or kind for kind in environment["devices"]]
+    return environment["processor"] if devices[0] == "cpu" else f"{len(devices)} x {devices[0]}"
 
 
 def final_training_error(record: Record) -> float:

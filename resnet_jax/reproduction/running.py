@@ -18,7 +18,7 @@ from resnet_jax.analysis.complexity import count_parameters
 from resnet_jax.config import make_model
 from resnet_jax.data.digits import write_photographs
 from resnet_jax.errors import UserError
-from resnet_jax.reproduction.experiments import EXPERIMENTS, Experiment, Run, command, overrides, scaled
+from resnet_jax.reproduction.experiments import EXPERIMENTS, Experiment, Run, command, overrides, recipe, scaled
 from resnet_jax.reproduction.ledger import Record, read_record, record_path, write_record
 from resnet_jax.train.signals import STOP_SIGNALS, Stopped
 from resnet_jax.train.workdir import processor_name
@@ -142,6 +142,7 @@ def _training_record(scale: str, run: Run, places: Places, training: list[str]) 
         "seed": run.seed,
         "scale": scale,
         "steps": config.steps,
+        "recipe_steps": recipe(places.root, run).steps,
         "overrides": overrides(places.root, run, scale),
         "parameters": count_parameters(make_model(config, len(class_names))),
         "images_per_second": statistics.median(row["images_per_second"] for row in metrics),

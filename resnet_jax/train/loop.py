@@ -68,7 +68,9 @@ def train(config: ConfigDict, workdir: Path, allow_config_change: bool = False) 
                 )
             writer = None
             if main_process:
-                prepare_workdir(workdir, config, normalize, data.class_names)
+                # A finished run keeps what it says of how it came about.
+                if start < config.steps or not (workdir / "environment.json").exists():
+                    prepare_workdir(workdir, config, normalize, data.class_names)
                 writer = MetricsWriter(workdir, start, config.steps)
                 if start:
                     print(f"going on from step {start} in {workdir}", file=sys.stderr)

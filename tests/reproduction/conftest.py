@@ -76,6 +76,7 @@ def make_record():
         environment |= {"python": "3.11", "packages": {"jax": "1.2", "flax": "3.4"}}
         config = f"{network}_cifar10"
         record = {"run": f"{network}-seed{seed}", "network": network, "config": config, "seed": seed, "steps": 60}
+        record["recipe_steps"] = 1200
         record |= {"parameters": 1234567, "images_per_second": 100.0, "environment": environment, "overrides": {}}
         record |= {"commands": {"training": f"python train.py {network} {seed}"}}
         record |= {"results": dict.fromkeys(("single", "ten_crop", "multi_scale"), errors)}

@@ -1,10 +1,14 @@
+from pathlib import Path
+
 import pytest
 
+from resnet_jax.errors import UserError
 from resnet_jax.reproduction import report
 from resnet_jax.reproduction.document import Paragraph, Table, to_markdown
 from resnet_jax.reproduction.experiments import EXPERIMENTS
 from resnet_jax.reproduction.ledger import record_path, write_record
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 # Network, image, maps, parameters, multiply-adds: exact counts of the layers in Table 1 and section 4.2.
 TABLE_1 = {
     "VGG-16": (224, "224 112 56 28 14", 138_357_544, 15_470_264_320),
@@ -163,3 +167,25 @@ def test_the_report_has_what_was_run_and_its_scale_and_nothing_else(tmp_path, ma
 def test_every_experiment_says_its_scale_even_where_nothing_has_been_run(tmp_path):
     for name in EXPERIMENTS:
         assert "A SMOKE run" in to_markdown(report.one_section(tmp_path, "smoke", name))
+
+
+def test_the_readme_gets_the_table_of_all_scales_between_its_marks(tmp_path, make_record):
+    write(tmp_path, make_record("plain20", 0, 30.0), make_record("plain20", 1, 31.0))
+    readme, (first, last) = tmp_path / "README.md", report.README_MARKS
+    readme.write_text(f"before\n{first}\nold\n{last}\nafter\n")
+    report.update_readme(readme, tmp_path)
+    text = readme.read_text()
+    assert text.startswith(f"before\n{first}\n") and text.endswith(f"{last}\nafter\n") and "old" not in text
+    assert "| plain-20 | small: 60 of 1,200 steps | 0, 1 | single | 30.50 ± 0.71 |  | 2 cores of X |" in text
+    report.update_readme(readme, tmp_path)
+    assert readme.read_text() == text
+    readme.write_text("no marks")
+    with pytest.raises(UserError, match=r"README\.md has no lines"):
+        report.update_readme(readme, tmp_path)
+
+
+def test_the_readme_s_own_table_is_that_of_the_ledger():
+    text = (ROOT / "README.md").read_text()
+    _, _, rest = text.partition(report.README_MARKS[0])
+    table, mark, _ = rest.partition(report.README_MARKS[1])
+    assert mark and table.strip() == report.readme_table(ROOT / "results").strip()
