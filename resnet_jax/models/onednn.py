@@ -1,7 +1,7 @@
 """Convolutions by oneDNN inside JAX programs on a CPU, where they are several times as fast as XLA's own.
 
-XLA reaches them through its foreign function interface. Both that and oneDNN are C interfaces that need no compiler
-here: the structures and constants below are those of xla/ffi/api/c_api.h and of oneapi/dnnl/dnnl.h, version 3.
+XLA reaches them through its foreign function interface (``xla_ffi``). oneDNN's is a C interface, too, so that no
+compiler is needed here: the constants below are those of oneapi/dnnl/dnnl.h, version 3.
 """
 
 import ctypes
@@ -10,12 +10,13 @@ import functools
 import importlib.metadata
 import math
 import os
-import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from resnet_jax.models import xla_ffi
 
 # oneDNN's constants.
 _CPU, _IN_ORDER = 1, 1  # Kinds of engine and stream.
@@ -24,96 +25,11 @@ _F32, _ANY_FORMAT, _USER_SCRATCHPAD = 3, 1, 1
 _SOURCE, _RESULT, _WEIGHTS, _SCRATCHPAD = 1, 17, 33, 80  # Kinds of argument.
 _GRADIENT = 128  # Added to a kind: the gradient with respect to it.
 _QUERY_WEIGHTS, _QUERY_GRADIENT_OF_WEIGHTS, _QUERY_SCRATCHPAD = 131, 132, 136
-# XLA's constants: a kind of extension, a stage of execution, and a code of an error.
-_METADATA, _EXECUTE, _INTERNAL = 1, 3, 13
-_MAJOR_VERSION = 0  # Of its foreign function interface.
 _ALIGNMENT = 64
-
-
-class _Buffer(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
-        ("dtype", ctypes.c_int),
-        ("data", ctypes.c_void_p),
-        ("rank", ctypes.c_int64),
-        ("dims", ctypes.c_void_p),
-    ]
-
-
-class _Buffers(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
-        ("size", ctypes.c_int64),
-        ("types", ctypes.c_void_p),
-        ("values", ctypes.POINTER(ctypes.POINTER(_Buffer))),
-    ]
-
-
-class _Version(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
-        ("major", ctypes.c_int),
-        ("minor", ctypes.c_int),
-    ]
-
-
-class _Metadata(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("version", _Version),
-        ("traits", ctypes.c_uint32),
-        ("state_type", ctypes.c_int64),
-    ]
-
-
-class _Extension(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("type", ctypes.c_int),
-        ("next", ctypes.c_void_p),
-        ("metadata", ctypes.POINTER(_Metadata)),
-    ]
-
-
-class _Error(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
-        ("message", ctypes.c_char_p),
-        ("code", ctypes.c_int),
-    ]
-
-
-class _Api(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
-        ("version", _Version),
-        ("internal", ctypes.c_void_p),
-        ("create_error", ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.POINTER(_Error))),
-    ]
-
-
-class _CallFrame(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.POINTER(_Extension)),
-        ("api", ctypes.POINTER(_Api)),
-        ("context", ctypes.c_void_p),
-        ("stage", ctypes.c_int),
-        ("arguments", _Buffers),
-        ("results", _Buffers),
-    ]
 
 
 class _Argument(ctypes.Structure):
     _fields_ = [("kind", ctypes.c_int), ("memory", ctypes.c_void_p)]
-
-
-_Handler = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.POINTER(_CallFrame))
 
 
 class Geometry(NamedTuple):
@@ -258,7 +174,7 @@ def _kernel_target(geometry: Geometry) -> tuple[str, int]:
     return _register("kernel", geometry, calls), scratchpad.start + _size(scratchpad.descriptor)
 
 
-# Of oneDNN.
+# Objects of oneDNN.
 
 
 def _descriptors(geometry: Geometry) -> tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]:
@@ -344,10 +260,7 @@ def _check(status: int) -> None:
         raise RuntimeError(f"oneDNN failed with status {status} (dnnl_status_t in oneapi/dnnl/dnnl_common_types.h)")
 
 
-# Of XLA.
-
-_lock = threading.Lock()
-_handlers: dict[str, Any] = {}  # XLA keeps the functions; they must not be freed.
+# In XLA's hands.
 
 
 def _register(name: str, geometry: Geometry, calls: list[_Call]) -> str:
@@ -355,35 +268,18 @@ def _register(name: str, geometry: Geometry, calls: list[_Call]) -> str:
     (top, bottom), (left, right) = geometry.padding
     sizes = (*geometry.image, *geometry.kernel, geometry.strides, top, bottom, left, right)
     name = f"resnet_jax_onednn_{name}_{'_'.join(map(str, sizes))}"
-    with _lock:
-        if name not in _handlers:  # Two threads may trace the same convolution.
-            _handlers[name] = _Handler(functools.partial(_handle, calls))
-            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(_handlers[name]), platform="cpu")
+    xla_ffi.register(name, functools.partial(_compute, calls))
     return name
 
 
-def _handle(calls: list[_Call], pointer: Any) -> int:
-    """What XLA calls, to learn of the interface's version and to compute. Gives 0, or the address of an error."""
-    frame = pointer.contents
-    if frame.extension and frame.extension.contents.type == _METADATA:
-        metadata, own = frame.extension.contents.metadata.contents, frame.api.contents.version
-        # Another major version, of which the structures here know nothing, is for XLA to refuse.
-        metadata.version.major, metadata.version.minor = _MAJOR_VERSION, own.minor
-        metadata.traits = metadata.state_type = 0
-    elif frame.stage == _EXECUTE:
-        values = [list_.values[i] for list_ in (frame.arguments, frame.results) for i in range(2)]
-        try:
-            # Not one for each thread: to Python, a thread of XLA's is another one at every call.
-            stream = _created("dnnl_stream_create", _engine(), _IN_ORDER)
-            try:
-                for call in calls:
-                    _execute(call, [value.contents.data for value in values], stream)
-            finally:
-                _loaded().dnnl_stream_destroy(stream)
-        except Exception as error:  # Python would only print it, and XLA go on with whatever the result's memory holds.
-            described = _Error(ctypes.sizeof(_Error), None, str(error).encode(), _INTERNAL)
-            return frame.api.contents.create_error(ctypes.byref(described))
-    return 0
+def _compute(calls: list[_Call], addresses: list[int]) -> None:
+    # Not one for each thread: to Python, a thread of XLA's is another one at every call.
+    stream = _created("dnnl_stream_create", _engine(), _IN_ORDER)
+    try:
+        for call in calls:
+            _execute(call, addresses, stream)
+    finally:
+        _loaded().dnnl_stream_destroy(stream)
 
 
 def _execute(call: _Call, addresses: list[int], stream: ctypes.c_void_p) -> None:
