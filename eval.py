@@ -17,7 +17,6 @@ from resnet_jax import cli, parallel
 from resnet_jax.analysis.responses import layer_responses, plot_responses, write_responses
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import protocols
-from resnet_jax.evaluation.networks import load_network
 from resnet_jax.evaluation.records import append_result, write_scores
 from resnet_jax.evaluation.score import score
 from resnet_jax.writers import to_json
@@ -37,9 +36,12 @@ ALLOW_CONFIG_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Score wit
 
 
 def main(config: ConfigDict) -> None:
-    if RESPONSES_CSV.value and len(WORKDIR.value) + len(TORCH_WEIGHTS.value) != 1:
-        raise UserError("--responses_csv is of one network; give one --workdir or --torch_weights")
-    result, scores, data = score(
+    if RESPONSES_CSV.value:
+        if len(WORKDIR.value) + len(TORCH_WEIGHTS.value) != 1:
+            raise UserError("--responses_csv is of one network; give one --workdir or --torch_weights")
+        if config.model.name.startswith("vgg"):
+            raise UserError("--responses_csv is of networks with batch normalisation; leave it out")
+    result, scores, data, networks = score(
         config,
         [Path(workdir) for workdir in WORKDIR.value],
         TORCH_WEIGHTS.value,
@@ -61,10 +63,8 @@ def main(config: ConfigDict) -> None:
     if SCORES_CSV.value:
         write_scores(Path(SCORES_CSV.value), scores, data, result["split"])
     if RESPONSES_CSV.value:
-        weights = [*WORKDIR.value, None][0], [*TORCH_WEIGHTS.value, None][0]
-        network = load_network(config, *weights, CHECKPOINT.value)
-        responses = layer_responses(network, data, result["split"], parallel.data_mesh())
         path = Path(RESPONSES_CSV.value)
+        responses = layer_responses(networks[0], data, result["split"], parallel.data_mesh())
         write_responses(path, responses)
         plot_responses(path.with_suffix(".png"), {result["model"]: responses})
 

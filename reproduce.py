@@ -45,6 +45,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--scale is missing; give one of {', '.join(experiments.SCALES)}")
     scale, results = SCALE.value, Path(RESULTS.value)
     failures: dict[str, str] = {}
+    if name == "report" and DRY_RUN.value:
+        raise UserError("report trains nothing; leave --dry_run out")
     if name != "report":
         runs = experiments.runs(name, scale, SEEDS.value, NETWORKS.value)
         places = running.Places(ROOT, Path(RUNS.value), results, Path(DATA_DIR.value) if DATA_DIR.value else None)
@@ -52,10 +54,10 @@ def main(arguments: list[str]) -> None:
             print(cost.plan(name, scale, runs, places))
             return
         failures = running.perform(name, scale, runs, places)
-        print(to_markdown(report.one_section(results, scale, name)))
+        print(to_markdown(report.one_section(ROOT, results, scale, name)))
     if README.value:
-        report.update_readme(Path(README.value), results)
-    print(f"the report is {report.write_report(results, scale)}", file=sys.stderr)
+        report.update_readme(Path(README.value), ROOT, results)
+    print(f"the report is {report.write_report(ROOT, results, scale)}", file=sys.stderr)
     if failures:
         raise UserError(
             f"{len(failures)} runs failed: {', '.join(failures)}; their messages are above; mend them and run the same "

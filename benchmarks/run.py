@@ -25,7 +25,7 @@ import jax
 
 from benchmarks import steps
 from benchmarks.task import Task
-from benchmarks.timing import Run, in_own_process
+from benchmarks.timing import Run, end_processes, in_own_process
 from resnet_jax.host_memory import keep_freed_memory
 from resnet_jax.models import create_model, list_models, onednn
 from resnet_jax.train.workdir import processor_name
@@ -40,12 +40,20 @@ class Comparison(NamedTuple):
     num_steps: int  # In a measurement.
 
 
-def torch_side(mode: str, task: Task, compiled: bool = False) -> Callable[[], Run]:
-    """PyTorch in a process of its own, with the C library's memory settings: it is fastest so, and we are not."""
-    from benchmarks import torch_steps  # It has to be importable where PyTorch is not installed.
+def torch_sides(mode: str, task: Task, smoke: bool) -> dict[str, Callable[[], Run]]:
+    """PyTorch in processes of its own: eager and compiled; on a CPU, each with either memory setting.
+
+    Which setting is faster depends on the network.
+    """
+    from benchmarks import torch_steps  # This module is read where PyTorch is not installed, too.
 
     make = {"training": torch_steps.training, "inference": torch_steps.inference}[mode]
-    return partial(in_own_process, partial(make, task, compiled))
+    sides: dict[str, Callable[[], Run]] = {}
+    for compiled in (False,) if smoke else (False, True):  # Compiling takes PyTorch a minute at any size.
+        for kept in (False, True) if jax.default_backend() == "cpu" else (False,):
+            name = "PyTorch" + (", compiled" if compiled else "") + (", memory kept" if kept else "")
+            sides[name] = partial(in_own_process, partial(make, task, compiled), kept)
+    return sides
 
 
 def cpu_suite(smoke: bool) -> list[Comparison]:
@@ -59,17 +67,12 @@ def cpu_suite(smoke: bool) -> list[Comparison]:
             "ours": partial(steps.ours_training, task),
             "ours, XLA's convolutions": partial(steps.ours_training, task, with_onednn=False),
             "naive Flax": partial(steps.naive_training, task),
-            "PyTorch": torch_side("training", task),
-        }
+        } | torch_sides("training", task, smoke)
         inference: dict[str, Callable[[], Run]] = {
             "ours": partial(steps.ours_inference, task),
             "ours, XLA's convolutions": partial(steps.ours_inference, task, with_onednn=False),
             "naive Flax": partial(steps.naive_inference, task),
-            "PyTorch": torch_side("inference", task),
-        }
-        if not smoke:  # Compiling takes PyTorch a minute at any size.
-            training["PyTorch, compiled"] = torch_side("training", task, compiled=True)
-            inference["PyTorch, compiled"] = torch_side("inference", task, compiled=True)
+        } | torch_sides("inference", task, smoke)
         if not (task.imagenet or smoke):
             training["ours, whole trainer"] = partial(steps.ours_trainer, task)
         found.append(Comparison(f"training, {title}", training, "PyTorch", num_steps))
@@ -90,10 +93,7 @@ def gpu_suite(smoke: bool) -> list[Comparison]:
         task = Task("resnet50", batch_size, 32 if smoke else 224, "bfloat16", 4 if smoke else None)
         sides: dict[str, Callable[[], Run]] = {
             "ours": partial(steps.ours_training, task),
-            "PyTorch": torch_side("training", task),
-        }
-        if not smoke:
-            sides["PyTorch, compiled"] = torch_side("training", task, compiled=True)
+        } | torch_sides("training", task, smoke)
         title = f"training, resnet50, batch {batch_size}, {task.size} x {task.size}, bfloat16"
         found.append(Comparison(title, sides, "PyTorch", 2 if smoke else 20))
     task = Task("resnet20", 8 if smoke else 128, 16 if smoke else 32, width=4 if smoke else None)
@@ -101,9 +101,7 @@ def gpu_suite(smoke: bool) -> list[Comparison]:
         f"{k} steps in one call": partial(steps.ours_training, task, steps_per_call=k)
         for k in ((1, 2) if smoke else (1, 10, 100, 390))
     }
-    sides["PyTorch"] = torch_side("training", task)
-    if not smoke:
-        sides["PyTorch, compiled"] = torch_side("training", task, compiled=True)  # Into CUDA graphs.
+    sides |= torch_sides("training", task, smoke)  # On a GPU the compiled one is made of CUDA graphs.
     title = f"training, resnet20, batch {task.batch_size}, float32"
     found.append(Comparison(title, sides, "PyTorch", 2 if smoke else 390))
     return found
@@ -148,6 +146,7 @@ def measure(comparison: Comparison, rounds: int, smoke: bool) -> dict[str, list[
     for _ in range(rounds):
         for name, run in runs.items():
             speeds[name].append(run(comparison.num_steps))
+    end_processes()
     return speeds
 
 

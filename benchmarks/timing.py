@@ -4,7 +4,10 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
+
+from resnet_jax.host_memory import keep_freed_memory
 
 Run = Callable[[int], float]  # Takes so many steps, and returns images/s.
 
@@ -23,11 +26,16 @@ def timed(call: Callable[[], Any], batch_size: int, wait: Callable[[Any], Any]) 
     return run
 
 
-def in_own_process(make: Callable[[], Run]) -> Run:
-    """What ``make`` returns, made and called in another process, which lives as long as this one."""
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, make), daemon=True)
+_processes: list[BaseProcess] = []
+
+
+def in_own_process(make: Callable[[], Run], memory_kept: bool) -> Run:
+    """What ``make`` returns, made and called in another process, with freed memory kept or the C library's defaults."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, make, memory_kept), daemon=True)
     process.start()
+    _processes.append(process)
     theirs.close()
 
     def ask(num_steps: int) -> float:
@@ -44,7 +52,17 @@ def in_own_process(make: Callable[[], Run]) -> Run:
     return ask
 
 
-def _serve(connection: Connection, make: Callable[[], Run]) -> None:
+def end_processes() -> None:
+    """Ends those of ``in_own_process``, so that the next comparison has their memory."""
+    while _processes:
+        process = _processes.pop()
+        process.kill()
+        process.join()
+
+
+def _serve(connection: Connection, make: Callable[[], Run], memory_kept: bool) -> None:
+    if memory_kept:
+        keep_freed_memory()
     run: Run | None = None
     while True:
         try:

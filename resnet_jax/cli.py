@@ -43,6 +43,8 @@ def run(main: Callable[..., None], positional: str | None = None, config: bool =
             if not positional and len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
             if not config:
+                if _DISTRIBUTED.value:
+                    raise UserError("this program is for one host; leave --distributed out")
                 main(argv[1:])
                 return
             if not flags.FLAGS["config"].present:

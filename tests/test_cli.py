@@ -297,6 +297,14 @@ def test_eval_prints_the_errors_and_keeps_them_and_the_scores(run_here, load_mai
     assert round(100 * sum(rank > 1 for rank in ranks) / 360, 4) == record["top1_error"]
 
 
+def test_eval_measures_the_layer_responses_of_any_weights(run_here, load_main, weights, tmp_path):
+    path = tmp_path / "responses.csv"
+    run_here(load_main("eval"), *TINY, f"--torch_weights=resnet20={weights[0]}", f"--responses_csv={path}")
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [row["layer"] for row in rows] == ["stem", "stage1_block1/conv1", "stage1_block1/conv2"]
+    assert all(float(row["std"]) > 0 for row in rows) and path.with_suffix(".png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
@@ -312,6 +320,11 @@ def test_eval_prints_the_errors_and_keeps_them_and_the_scores(run_here, load_mai
         (["--torch_weights={weights}", "--split=everything"], "split"),
         (["--torch_weights={weights}", "--protocol=eleven_crop"], "protocol"),
         (["--torch_weights={weights}", "--checkpoint=worst"], "checkpoint"),
+        (
+            ["--torch_weights={weights}", "--workdir=a", "--responses_csv=r.csv"],
+            "give one --workdir or --torch_weights",
+        ),
+        (["--config.model.name=vgg16", "--workdir=a", "--responses_csv=r.csv"], "networks with batch normalisation"),
         (["--torch_weights={weights}", "stray.jpg"], "unexpected argument 'stray.jpg'"),
     ],
 )
@@ -407,6 +420,8 @@ def test_overrides_reach_the_program(run_here):
         (["fig1", "--scale=medium"], "--scale=medium"),
         (["fig1", "--scale=smoke", "--networks=plain19"], "fig1 has no network 'plain19'; it has plain20, plain56"),
         (["fig1", "--scale=smoke", "--seeds=0"], "--seeds=0"),
+        (["report", "--scale=smoke", "--dry_run"], "leave --dry_run out"),
+        (["fig1", "--scale=smoke", "--distributed"], "leave --distributed out"),
     ],
     ids=" ".join,
 )
@@ -435,7 +450,7 @@ def test_a_dry_run_prints_the_plan_and_its_cost_and_does_nothing(reproduce, tmp_
     assert "fig1, small: 4 runs" in plan and "A SMALL run" in plan
     # 3,200 steps of 128 images, forward and twice that back, and ten evaluations of 10,000 images.
     adds = 40_551_040 * (3 * 3_200 * 128 + 10 * 10_000)
-    assert f"| plain20-seed0 | 3,200 | {adds:.2g} |" in plan and "to train and score" in plan
+    assert f"| plain20-seed0 | 3,200 | {adds:.2g} |" in plan and "| train and score |" in plan
     assert not list(tmp_path.iterdir())
 
 
@@ -454,8 +469,7 @@ def test_an_experiment_is_trained_scored_and_reported_by_the_programs_themselves
 def test_runs_that_fail_are_named_and_the_status_is_not_0(reproduce, tmp_path, capsys):
     (tmp_path / "results" / "smoke").mkdir(parents=True)
     for network in ("plain20", "plain56"):
-        record = {"overrides": {"steps": 1}, "results": {}, "commands": {}}  # Of other settings.
-        (tmp_path / "results" / "smoke" / f"{network}-seed0.json").write_text(json.dumps(record))
+        (tmp_path / "results" / "smoke" / f"{network}-seed0.json").write_text("{")
     with pytest.raises(SystemExit) as ended:
         reproduce("fig1", "--scale=smoke")
     assert ended.value.code == 2

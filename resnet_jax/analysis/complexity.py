@@ -12,12 +12,12 @@ from resnet_jax.models import Model
 
 def count_parameters(model: Model, image_size: int = 32) -> int:
     """Trainable parameters (batch statistics not counted). Nothing is computed or allocated."""
-    return _count_parameters(abstract_variables(model, image_size))
+    return _count_parameters(_abstract_variables(model, image_size))
 
 
 def count_both(model: Model, image_size: int) -> tuple[int, int]:
     """``count_parameters`` and ``count_multiply_adds`` with one initialisation traced for both."""
-    variables = abstract_variables(model, image_size)
+    variables = _abstract_variables(model, image_size)
     return _count_parameters(variables), _count_multiply_adds(model, variables, image_size)
 
 
@@ -27,10 +27,10 @@ def count_multiply_adds(model: Model, image_size: int) -> int:
     Counts the convolutions and the last layer only, as the paper's FLOPs do (Table 1). Read off the traced program,
     so it holds for any field of the model.
     """
-    return _count_multiply_adds(model, abstract_variables(model, image_size), image_size)
+    return _count_multiply_adds(model, _abstract_variables(model, image_size), image_size)
 
 
-def abstract_variables(model: Model, image_size: int) -> Any:
+def _abstract_variables(model: Model, image_size: int) -> Any:
     """The shapes and types of the model's variables."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
@@ -42,7 +42,7 @@ def _count_parameters(variables: Any) -> int:
 
 def _count_multiply_adds(model: Model, variables: Any, image_size: int) -> int:
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    # In bfloat16 convolutions are XLA's on every backend; oneDNN's, in float32, would not be seen as such.
+    # In bfloat16 all is XLA's own on every backend; oneDNN's convolutions, in float32, could not be counted.
     model = model.clone(dtype=jnp.bfloat16)
     program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
     return _count(program.jaxpr)

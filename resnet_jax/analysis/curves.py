@@ -33,18 +33,19 @@ def plot_errors(metrics: Path, picture: Path, title: str) -> None:
     figure.savefig(picture, dpi=150)
 
 
-def plot_comparison(picture: Path, panels: Mapping[str, Mapping[str, Sequence[Curves]]]) -> None:
+def plot_comparison(picture: Path, panels: Mapping[str, Mapping[str, Sequence[Curves]]], title: str = "") -> None:
     """Draws panels side by side on one scale, as in Figures 4 and 6: panel title -> network -> a run for each seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    figure.suptitle(title)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)
-    for axes, (title, networks) in zip(grid[0], panels.items(), strict=True):
+    for axes, (panel, networks) in zip(grid[0], panels.items(), strict=True):
         for number, (label, runs) in enumerate(networks.items()):
             for i, run in enumerate(runs):
                 _draw(axes, run.train, _THIN, f"C{number}", None)
                 _draw(axes, run.test, _BOLD, f"C{number}", None if i else label)
-        _finish(axes, title)
+        _finish(axes, panel)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=150)
 

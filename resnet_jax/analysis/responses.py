@@ -85,11 +85,12 @@ def write_responses(path: Path, responses: Mapping[str, float]) -> None:
         file.write(text.getvalue().encode())
 
 
-def plot_responses(picture: Path, networks: Mapping[str, Mapping[str, float]]) -> None:
+def plot_responses(picture: Path, networks: Mapping[str, Mapping[str, float]], title: str = "") -> None:
     """Draws Figure 7 as a PNG: the deviations of each network in the order of layers, and sorted by size."""
     from matplotlib.figure import Figure  # Slow to import.
 
     figure = Figure(figsize=(7, 6), layout="constrained")
+    figure.suptitle(title)
     in_order, by_size = figure.subplots(2)
     for label, responses in networks.items():
         style: dict[str, Any] = {"label": label, "linewidth": 1.2, "linestyle": "--" if "plain" in label else "-"}

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -21,6 +21,19 @@ from resnet_jax.models import list_models
 _MUST_AGREE = ("model.", "data.name", "data.normalization", "data.mean", "data.std", "data.holdout", "ema_decay")
 
 
+class Scored(NamedTuple):
+    """What came of it.
+
+    record: {"model", "data", "split", "protocol", "weights", "checkpoint", "step", "num_examples", "top1_error",
+    "top5_error", "loss", "compilations", "seconds"}.
+    """
+
+    record: dict[str, Any]
+    scores: Scores
+    data: Data
+    networks: list[Network]
+
+
 def score(
     config: ConfigDict,
     workdirs: list[Path] | None = None,
@@ -29,7 +42,7 @@ def score(
     split: str | None = None,
     protocol: str = "single",
     allow_config_change: bool = False,
-) -> tuple[dict[str, Any], Scores, Data]:
+) -> Scored:
     """Evaluates an ensemble, by default of one, on a split under a protocol of ``protocols.NAMES``.
 
     Args:
@@ -39,9 +52,7 @@ def score(
         torch_weights: files of PyTorch weights, each as FILE for config.model, or as MODEL=FILE.
         split: default the test set, or the validation set of photographs.
 
-    The probabilities of all members are averaged. Returns a record {"model", "data", "split", "protocol", "weights",
-    "checkpoint", "step", "num_examples", "top1_error", "top5_error", "loss", "compilations", "seconds"}, the scores and
-    the data.
+    The probabilities of all members are averaged.
     Raises UserError if there are no members, or if one does not fit.
     """
     workdirs, torch_weights = workdirs or [], torch_weights or []
@@ -84,7 +95,7 @@ def score(
     }
     result |= error_rates(ensemble)
     result |= {"compilations": compilations, "seconds": round(time.perf_counter() - start, 1)}
-    return result, ensemble, data
+    return Scored(result, ensemble, data, members)
 
 
 def _named_weights(config: ConfigDict, text: str) -> tuple[ConfigDict, Path]:

@@ -14,8 +14,8 @@ from resnet_jax.config import make_model
 from resnet_jax.evaluation.protocols import SCALES as IMAGE_SCALES
 from resnet_jax.reproduction.document import Heading, Paragraph, Table, to_markdown
 from resnet_jax.reproduction.experiments import EXPERIMENTS, SCALES, Run, scaled
-from resnet_jax.reproduction.ledger import read_record, record_path
-from resnet_jax.reproduction.running import Places, scored, workdir
+from resnet_jax.reproduction.ledger import record_path
+from resnet_jax.reproduction.running import Places, ensemble_name, lacking, workdir
 from resnet_jax.train.schedules import make_schedule
 from resnet_jax.train.state import init_state
 from resnet_jax.train.step import train_step
@@ -26,24 +26,25 @@ _TRAINING_PASSES = 3  # Forward, and two gradients that cost about as much each.
 
 
 def plan(name: str, scale: str, runs: list[Run], places: Places) -> str:
-    """The runs of an experiment in order, what each costs, and whether it is done; Markdown."""
+    """The runs of an experiment in order, what each costs, and what is to be done; Markdown."""
     experiment, rate = EXPERIMENTS[name], measured_rate()
-    rows, total = [], 0.0
+    rows, total, scoring = [], 0.0, 0.0
     for run in runs:
-        record = read_record(record_path(places.results, scale, run.name))
+        state, _ = lacking(experiment, scale, run, places)
         estimate = cost(places.root, run, scale, experiment.protocol)
-        to_do = 0.0
-        state = "done"
-        if record is None:
-            state, to_do = "to train and score", estimate.training + estimate.scoring
-        elif not scored(experiment, record):
-            state, to_do = "to score", estimate.scoring
-        if state == "to train and score" and (workdir(places, scale, run) / "checkpoints").is_dir():
-            state = "to go on with and score"
-        total += to_do
         steps = scaled(places.root, run, scale).steps
+        done = _steps_done(workdir(places, scale, run))
+        to_do = {"nothing": 0.0, "score": estimate.scoring}.get(
+            state, estimate.training * (1 - done / steps) + estimate.scoring
+        )
+        if state == "train and score" and done:
+            state = f"go on from step {done:,}, and score"
+        total, scoring = total + to_do, scoring + estimate.scoring
         rows.append([run.name, f"{steps:,}", f"{estimate.training:.2g}", f"{to_do / rate / 3600:.2f}", state])
-    header = ["run", "steps", "multiply-adds to train", "hours to do", "state"]
+    if experiment.ensemble and not record_path(places.results, scale, ensemble_name(name)).exists():
+        total += scoring
+        rows.append([ensemble_name(name), "", "", f"{scoring / rate / 3600:.2f}", "score"])
+    header = ["run", "steps", "multiply-adds to train", "hours to do", "to do"]
     text = (
         f"About {total / rate / 3600:.2f} hours, at {rate / 1e9:.0f} billion multiply-adds a second, which is what "
         f"training steps of ResNet-20 just reached on {jax.devices()[0].device_kind}. Starting up and compiling, which "
@@ -51,6 +52,11 @@ def plan(name: str, scale: str, runs: list[Run], places: Places) -> str:
     )
     heading = Heading(f"{name}, {scale}: {len(runs)} runs")
     return to_markdown([heading, Paragraph(SCALES[scale].statement), Table(header, rows), Paragraph(text)])
+
+
+def _steps_done(folder: Path) -> int:
+    """The step of the latest checkpoint."""
+    return max((int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()), default=0)
 
 
 class Cost(NamedTuple):

@@ -96,7 +96,7 @@ def _html(block: Block) -> str:
 _STYLE = """\
 :root { color-scheme: light; --ink: #1d2430; --soft: #5d6878; --line: #dde2ea; --accent: #a4331f; }
 body { margin: 0; background: #f5f6f8; color: var(--ink); font: 16px/1.6 "Source Serif 4", Georgia, serif; }
-main { max-width: 60rem; margin: 2rem auto; padding: 2.5rem 3.5rem 4rem; background: #fff; }
+main { max-width: 68rem; margin: 2rem auto; padding: 2.5rem 3.5rem 4rem; background: #fff; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 1rem; }
 h2 { font-size: 1.35rem; margin: 3rem 0 .75rem; padding-top: 1.25rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
@@ -104,7 +104,7 @@ p { margin: .75rem 0; max-width: 46rem; }
 p.strong { padding: .75rem 1rem; border-left: 4px solid var(--accent); background: #fbf3f1; }
 .wide { overflow-x: auto; margin: 1.25rem 0; }
 table { border-collapse: collapse; font: 14px/1.45 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--ink); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody tr:hover { background: #f7f9fc; }

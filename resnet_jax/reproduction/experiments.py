@@ -138,13 +138,15 @@ def runs(experiment: str, scale: str, seeds: int | None = None, networks: list[s
     """The runs of an experiment, seed by seed, so that a comparison of all networks stands early.
 
     A config that is named twice is run with one seed more. ``networks`` limits them to those, such as "plain20".
-    Raises UserError for networks that the experiment does not have.
+    Raises UserError for networks that the experiment does not have, and for any choice among an ensemble's members.
     """
     configs = EXPERIMENTS[experiment].configs
+    if EXPERIMENTS[experiment].ensemble and (seeds is not None or networks is not None):
+        raise UserError(f"{experiment} is one ensemble of all its networks; leave --seeds and --networks out")
     known = {Run(config).network for config in configs}
-    for network in networks or []:
+    for network in [""] if networks == [] else networks or []:
         if network not in known:
-            raise UserError(f"{experiment} has no network {network!r}; it has {', '.join(sorted(known)) or 'none'}")
+            raise UserError(f"{experiment} has no network {network!r}; it has {', '.join(sorted(known))}")
     most = SCALES[scale].most_seeds or math.inf
     count = int(min(EXPERIMENTS[experiment].seeds, most)) if seeds is None else seeds
     found = []

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from resnet_jax.reproduction.document import (
 )
 from resnet_jax.reproduction.experiments import EXPERIMENTS, SCALES, Run, label
 from resnet_jax.reproduction.ledger import Record, read_ledger
-from resnet_jax.reproduction.running import ensemble_name
+from resnet_jax.reproduction.running import ensemble_name, is_current
 
 Records = Mapping[str, list[Record]]  # Network -> its runs, by seed.
 
@@ -93,32 +93,36 @@ def _map_sizes(model: Any) -> str:
     return " ".join(str(model.image_size // stride) for stride in strides)
 
 
-def write_report(results: Path, scale: str) -> Path:
-    """Writes RESULTS/SCALE/report.html, which needs no other file, and report.md with its pictures beside it."""
+def write_report(root: Path, results: Path, scale: str) -> Path:
+    """Writes RESULTS/SCALE/report.html, which needs no other file, and report.md with its pictures beside it.
+
+    ``root`` is the checkout, whose configs tell which records are of today's settings; the others are left out.
+    """
     folder = results / scale
     folder.mkdir(parents=True, exist_ok=True)
-    blocks = _blocks(folder, scale, read_ledger(results, scale))
+    blocks = _blocks(folder, scale, _ledger(root, results, scale))
     for name, text in (("report.html", to_html(blocks)), ("report.md", to_markdown(blocks))):
         with replace_atomically(folder / name) as file:
             file.write(text.encode())
     return folder / "report.html"
 
 
-README_MARKS = ("<!-- results: python reproduce.py report writes this table -->", "<!-- end of results -->")
+README_MARKS = (
+    "<!-- results, written by: python reproduce.py report --scale=small --readme=README.md -->",
+    "<!-- end of results -->",
+)
 
 
-def readme_table(results: Path) -> str:
-    """Every network of the ledger, but for smoke runs, beside the paper's single-view or ten-crop error; Markdown."""
+def readme_table(root: Path, results: Path) -> str:
+    """Every network of the ledger, but for smoke runs, beside the paper's error on the same views; Markdown."""
+    of_paper = {"single": paper.TABLE_6, "ten_crop": paper.TABLE_2 | paper.TABLE_3, "multi_scale": paper.TABLE_4}
     rows = []
     for scale in ("paper", "small"):
-        for network, runs in _by_network(read_ledger(results, scale)).items():
-            published = paper.TABLE_6 | paper.TABLE_3 | paper.TABLE_2
-            of_paper = published.get(network, paper.Error(None)).top1
-            for protocol in ("single", "ten_crop", "multi_scale"):
+        for network, runs in _by_network(_ledger(root, results, scale)).items():
+            for protocol, published in of_paper.items():
                 scored = [run for run in runs if protocol in run["results"]]
                 if scored:
                     values = [run["results"][protocol]["top1_error"] for run in scored]
-                    compared = protocol == ("single" if network in paper.TABLE_6 else "ten_crop")
                     rows.append(
                         [
                             label(network),
@@ -126,15 +130,15 @@ def readme_table(results: Path) -> str:
                             ", ".join(str(run["seed"]) for run in scored),
                             protocol,
                             mean_and_deviation(values),
-                            _number(of_paper) if compared else "",
-                            _hardware(scored[0]),
+                            _number(published.get(network, paper.Error(None)).top1),
+                            "; ".join(dict.fromkeys(map(_hardware, scored))),
                         ]
                     )
     header = ["network", "scale", "seeds", "views", "top-1 error (%)", "the paper", "hardware"]
     return to_markdown([Table(header, rows)])
 
 
-def update_readme(readme: Path, results: Path) -> None:
+def update_readme(readme: Path, root: Path, results: Path) -> None:
     """Writes the table between its two marks. Raises UserError if they are not there."""
     text = readme.read_text()
     before, first, rest = text.partition(README_MARKS[0])
@@ -142,14 +146,19 @@ def update_readme(readme: Path, results: Path) -> None:
     if not (first and last):
         raise UserError(f"{readme} has no lines {' and '.join(README_MARKS)}; put them where the table is to be")
     with replace_atomically(readme) as file:
-        file.write(f"{before}{first}\n\n{readme_table(results)}\n{last}{after}".encode())
+        file.write(f"{before}{first}\n\n{readme_table(root, results)}\n{last}{after}".encode())
 
 
-def one_section(results: Path, scale: str, name: str) -> list[Block]:
+def one_section(root: Path, results: Path, scale: str, name: str) -> list[Block]:
     """A single table or figure, under the statement of its scale."""
-    ledger = read_ledger(results, scale)
-    blocks = section(name, scale, results / scale, _by_network(ledger), ledger)
+    (results / scale).mkdir(parents=True, exist_ok=True)
+    ledger = _ledger(root, results, scale)
+    blocks = section(name, scale, results / scale, ledger)
     return [*blocks[:1], Paragraph(SCALES[scale].statement, strong=True), *blocks[1:]]
+
+
+def _ledger(root: Path, results: Path, scale: str) -> dict[str, Record]:
+    return read_ledger(results, scale, partial(is_current, root, scale))
 
 
 def _by_network(ledger: Mapping[str, Record]) -> Records:
@@ -157,50 +166,55 @@ def _by_network(ledger: Mapping[str, Record]) -> Records:
     for record in sorted(ledger.values(), key=lambda record: record.get("seed", 0)):
         if "network" in record:
             records.setdefault(record["network"], []).append(record)
-    return records
+    return dict(sorted(records.items(), key=lambda item: (item[0].rstrip("abc0123456789"), _layers(item[0]), item[0])))
 
 
 def _blocks(folder: Path, scale: str, ledger: Mapping[str, Record]) -> list[Block]:
-    records = _by_network(ledger)
+    trained = sum("network" in record for record in ledger.values())
     blocks: list[Block] = [
         Heading(f"Deep Residual Learning, reproduced at {scale} scale", 1),
         Paragraph(SCALES[scale].statement, strong=True),
         Paragraph(
-            f"Tables and figures of He, Zhang, Ren and Sun (arXiv 1512.03385), from {len(ledger)} finished runs. "
-            "Errors are in percent. A difference is ours less the paper's. What has not been run is left out."
+            f"Tables and figures of He, Zhang, Ren and Sun (arXiv 1512.03385), from {trained} finished runs. Errors "
+            "are in percent. A difference is ours less the paper's. What has not been run is left out."
         ),
     ]
     for name in EXPERIMENTS:
-        blocks += section(name, scale, folder, records, ledger)
+        blocks += section(name, scale, folder, ledger)
     return blocks + _runs(ledger)
 
 
-def section(name: str, scale: str, folder: Path, records: Records, ledger: Mapping[str, Record]) -> list[Block]:
-    """A table or figure with what has been run of it; nothing if nothing has. Pictures are drawn into ``folder``."""
+def section(name: str, scale: str, folder: Path, ledger: Mapping[str, Record]) -> list[Block]:
+    """A table or figure with what has been run of it; nothing if nothing has. Pictures are drawn into ``folder``.
+
+    A smoke run's numbers mean nothing, so that none of them is compared with the paper's or with another.
+    """
     if name == "table1":
         return table1()
-    experiment = EXPERIMENTS[name]
+    experiment, records = EXPERIMENTS[name], _by_network(ledger)
     networks = dict.fromkeys(Run(config).network for config in experiment.configs)
     protocol, found = experiment.protocol, {}
     for network in networks:
         runs = [record for record in records.get(network, []) if protocol in record["results"]]
         if experiment.responses:
-            runs = [record for record in runs if record.get("responses")]
+            runs = [record for record in runs if "responses" in record]
         if runs:
             found[network] = runs
-    if not found:
+    ensemble = ledger.get(ensemble_name(name))
+    if not found or (experiment.ensemble and ensemble is None):
         return []
     heading = Heading(f"{'Table' if name.startswith('table') else 'Figure'} {name[-1]}: {experiment.title}")
-    if name == "table5":
-        return [heading, *_ensemble(ledger.get(ensemble_name(name)), protocol)]
-    if name == "fig7":
-        return [heading, *_figure7(folder, found)]
+    compare = scale != "smoke"
+    if ensemble is not None:
+        return [heading, *_ensemble(ensemble, protocol, compare)]
+    if experiment.responses:
+        return [heading, *_responses(name, scale, folder, found, compare)]
     if name.startswith("fig"):
-        return [heading, *_error_figure(name, scale, folder, found)]
-    return [heading, *_error_table(name, found, protocol)]
+        return [heading, *_error_figure(name, scale, folder, found, compare)]
+    return [heading, *_error_table(name, found, protocol, compare)]
 
 
-def _error_table(name: str, found: Records, protocol: str) -> list[Block]:
+def _error_table(name: str, found: Records, protocol: str, compare: bool) -> list[Block]:
     published = {"table2": paper.TABLE_2, "table3": paper.TABLE_3, "table4": paper.TABLE_4, "table6": paper.TABLE_6}
     of_cifar, rows = name == "table6", []
     for network, runs in found.items():
@@ -209,9 +223,11 @@ def _error_table(name: str, found: Records, protocol: str) -> list[Block]:
         for key, of_paper in (("top1_error", error.top1), ("top5_error", error.top5))[: 1 if of_cifar else 2]:
             values = [run["results"][protocol][key] for run in runs]
             shown = _number(of_paper)
-            if network == "resnet110":
-                shown = paper.RESNET110_FIVE_RUNS
-            row += [mean_and_deviation(values), shown, _difference(values, of_paper)]
+            if of_cifar and network in paper.TABLE_6_REPEATED:
+                repeated = paper.TABLE_6_REPEATED[network]
+                shown += f" ({repeated.mean:.2f} ± {repeated.deviation:.2f})"
+                of_paper = of_paper if len(runs) == 1 else repeated.mean  # Like with like.
+            row += [mean_and_deviation(values), shown, _difference(values, of_paper) if compare else ""]
         rows.append(row)
     cited: dict[str, list[str]] = {}
     if name == "table3":
@@ -226,23 +242,27 @@ def _error_table(name: str, found: Records, protocol: str) -> list[Block]:
     for place in ("top-1 error",) if of_cifar else ("top-1 error", "top-5 error"):
         header += [place, "paper", "difference"]
     text = "Several runs, of several seeds, are given as mean ± sample standard deviation."
+    if of_cifar:
+        text += (
+            " Of ResNet-110 the paper gives the best of five runs and, in brackets, their mean, with which a mean of "
+            "ours is compared."
+        )
     return [Paragraph(text), Table(header, rows)]
 
 
-def _ensemble(record: Record | None, protocol: str) -> list[Block]:
-    if record is None:
-        return []
+def _ensemble(record: Record, protocol: str, compare: bool) -> list[Block]:
     errors = record["results"][protocol]
     row = [str(len(record["members"])), f"{errors['top1_error']:.2f}", f"{errors['top5_error']:.2f}"]
     text = f"Members: {', '.join(record['members'])}. The paper's errors are of the test set, whose labels are secret."
     header = ["networks", "top-1 error", "top-5 error", "paper, top-5", "difference"]
+    difference = _difference([errors["top5_error"]], paper.TABLE_5_TOP5) if compare else ""
     return [
         Paragraph(text),
-        Table(header, [[*row, f"{paper.TABLE_5_TOP5}", _difference([errors["top5_error"]], paper.TABLE_5_TOP5)]]),
+        Table(header, [[*row, f"{paper.TABLE_5_TOP5}", difference]]),
     ]
 
 
-def _error_figure(name: str, scale: str, folder: Path, found: Records) -> list[Block]:
+def _error_figure(name: str, scale: str, folder: Path, found: Records, compare: bool) -> list[Block]:
     panels: dict[str, dict[str, list[Curves]]] = {}
     rows = []
     for network, runs in found.items():
@@ -250,54 +270,80 @@ def _error_figure(name: str, scale: str, folder: Path, found: Records) -> list[B
         curves = [Curves(run["curves"]["train"], run["curves"]["test"]) for run in runs]
         panels.setdefault(family, {})[label(network)] = curves
         train = [final_training_error(run) for run in runs]
-        test = [run["curves"]["test"][-1][1] for run in runs]
+        test = [_final_test_error(run) for run in runs]
         rows.append([label(network), str(len(runs)), mean_and_deviation(train), mean_and_deviation(test)])
     picture = folder / f"{name}.png"
-    plot_comparison(picture, panels)
-    caption = f"Thin and dashed: training error. Bold: test error. A line for each seed. Scale: {scale}."
+    plot_comparison(picture, panels, f"{scale} scale: {_steps(found)} steps")
+    caption = f"Thin and dashed: training error. Bold: test error. A line for each seed. {scale.capitalize()} scale."
     header = ["network", "runs", "training error at the end", "test error at the end"]
     text = (
         f"The training error is that of augmented images as they are trained on, over the last {_LAST_LOGS} logged "
         "intervals. Several runs are given as mean ± sample standard deviation."
     )
     blocks: list[Block] = [Picture(picture, caption), Table(header, rows), Paragraph(text)]
-    return blocks + [Paragraph(sentence, strong=True) for sentence in degradation(found)]
+    return blocks + [Paragraph(sentence, strong=True) for sentence in degradation(found) if compare]
 
 
 def degradation(found: Records) -> list[str]:
     """What the runs say of the paper's claim, that deeper plain networks train worse and deeper residual ones do not.
 
-    Of each kind the shallowest network is compared with the deepest, seed by seed, by training and by test error.
+    The deepest plain network is compared with the shallowest, and so are their residual twins, seed by seed, by
+    training and by test error.
     """
-    sentences = []
-    for prefix, kind in (("plain", "Degradation of plain networks"), ("resnet", "Its cure by residual networks")):
-        networks = sorted((name for name in found if name.startswith(prefix)), key=_layers)
-        if len(networks) < 2:
-            continue
-        shallow, deep = networks[0], networks[-1]
-        by_seed = [{run["seed"]: run for run in found[network]} for network in (shallow, deep)]
-        seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+    families = {
+        "plain": {_layers(name): runs for name, runs in found.items() if name.startswith("plain")},
+        "residual": {_layers(name): runs for name, runs in found.items() if name.startswith("resnet")},
+    }
+    depths = sorted(families["plain"].keys() & (families["residual"] or families["plain"]).keys())
+    if len(depths) < 2:
+        return []
+    sentences, costs = [], {}
+    for kind, networks in families.items():
+        shallow, deep = ({run["seed"]: run for run in networks.get(depth, [])} for depth in (depths[0], depths[-1]))
+        seeds = sorted(shallow.keys() & deep.keys())
         if not seeds:
             continue
-        pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in seeds]
-        train = [final_training_error(b) - final_training_error(a) for a, b in pairs]
-        test = [b["curves"]["test"][-1][1] - a["curves"]["test"][-1][1] for a, b in pairs]
+        train = [final_training_error(deep[seed]) - final_training_error(shallow[seed]) for seed in seeds]
+        test = [_final_test_error(deep[seed]) - _final_test_error(shallow[seed]) for seed in seeds]
         worse = sum(x > 0 and y > 0 for x, y in zip(train, test, strict=True))
         better = sum(x < 0 and y < 0 for x, y in zip(train, test, strict=True))
-        seen = worse if prefix == "plain" else better
+        seen = worse if kind == "plain" else better
         verdict = "seen" if seen == len(seeds) else "not seen" if seen == 0 else "seen in part"
+        claim = "Deeper plain networks are worse" if kind == "plain" else "Deeper residual networks are better"
         sentences.append(
-            f"{kind}: {verdict}. Against {label(shallow)}, {label(deep)}'s training error differs by "
-            f"{_signed(train)} and its test error by {_signed(test)} points (seeds {', '.join(map(str, seeds))}): the "
-            f"deeper network is worse in both in {worse} of {len(seeds)}, and better in both in {better}."
+            f"{claim}: {verdict}. From {depths[0]} to {depths[-1]} layers the training error changes by "
+            f"{_signed(train)} and the test error by {_signed(test)} points ({_named(seeds)})."
+        )
+        costs[kind] = statistics.mean(train), statistics.mean(test)
+    if len(costs) == 2:
+        (plain, plain_test), (residual, residual_test) = costs["plain"], costs["residual"]
+        less = residual < plain and residual_test < plain_test
+        sentences.append(
+            f"With shortcuts depth costs {'less' if less else 'no less'}: on average it changes the training error by "
+            f"{plain:+.2f} points without them and by {residual:+.2f} with them, the test error by {plain_test:+.2f} "
+            f"and by {residual_test:+.2f}."
         )
     return sentences
 
 
-def _figure7(folder: Path, found: Records) -> list[Block]:
+def _final_test_error(record: Record) -> float:
+    return record["curves"]["test"][-1][1]
+
+
+def _steps(found: Records) -> str:
+    """How long the runs were, and how long the recipe is."""
+    lengths = {(run["steps"], run["recipe_steps"]) for runs in found.values() for run in runs}
+    return " or ".join(f"{steps:,} of {whole:,}" for steps, whole in sorted(lengths))
+
+
+def _responses(name: str, scale: str, folder: Path, found: Records, compare: bool) -> list[Block]:
     responses = {label(network): runs[0]["responses"] for network, runs in found.items()}
-    picture = folder / "fig7.png"
-    plot_responses(picture, responses)
+    picture = folder / f"{name}.png"
+    plot_responses(
+        picture,
+        responses,
+        f"{scale} scale: {_steps(found)} steps, {_named(sorted({runs[0]['seed'] for runs in found.values()}))}",
+    )
     rows = [
         [title, str(len(values)), *(f"{f(values.values()):.3f}" for f in (statistics.mean, statistics.median, max))]
         for title, values in responses.items()
@@ -307,11 +353,12 @@ def _figure7(folder: Path, found: Records) -> list[Block]:
         "Standard deviation of each 3x3 layer's response over the test set, after batch normalisation and before the "
         "ReLU or the addition."
     )
-    blocks: list[Block] = [Paragraph(text), Picture(picture, "Above: in the order of layers. Below: sorted by size.")]
+    caption = f"Above: in the order of layers. Below: sorted by size. {scale.capitalize()} scale."
+    blocks: list[Block] = [Paragraph(text), Picture(picture, caption)]
     blocks.append(Table(["network", "layers", "mean", "median", "largest"], rows))
     plain = [mean for title, mean in means.items() if title.startswith("plain")]
     residual = [mean for title, mean in means.items() if title.startswith("ResNet")]
-    if plain and residual:
+    if plain and residual and compare:
         smaller = max(residual) < min(plain)
         sentences = (
             f"By the mean, {'all' if smaller else 'not all'} residual networks respond less than the plain ones."
@@ -356,7 +403,9 @@ def _runs(ledger: Mapping[str, Record]) -> list[Block]:
 def _hardware(record: Record) -> str:
     environment = record["environment"]
     devices = [kind.partition(": ")[2] or kind for kind in environment["devices"]]
-    return environment["processor"] if devices[0] == "cpu" else f"{len(devices)} x {devices[0]}"
+    if devices[0] == "cpu":
+        return environment["processor"] or "CPU"
+    return f"{len(devices)} x {devices[0]}"
 
 
 def final_training_error(record: Record) -> float:
@@ -380,6 +429,10 @@ def _signed(values: list[float]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def _named(seeds: list[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _layers(network: str) -> int:

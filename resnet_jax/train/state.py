@@ -52,12 +52,13 @@ def init_state(config: ConfigDict, model: Model, image_shape: tuple[int, ...], m
     def init() -> TrainState:
         images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = model.init(jax.random.key(config.seed), images, train=False)
+        batch_stats = variables.get("batch_stats", {})  # VGG has none.
         return TrainState(
             step=jnp.int32(0),
             params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
+            batch_stats=batch_stats,
             opt_state=sgd(jnp.float32(0), config).init(variables["params"]),
-            ema=variables if config.ema_decay else {},
+            ema={"params": variables["params"], "batch_stats": batch_stats} if config.ema_decay else {},
             plateau=optax.contrib.reduce_on_plateau().init(jnp.float32(0)),  # The same for any setting of it.
             train_error=jnp.float32(1),
             warming_up=jnp.bool_(config.schedule.warmup_error > 0),

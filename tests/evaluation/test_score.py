@@ -39,7 +39,7 @@ def error_rates(mean, labels):
 
 def assert_scored(found, mean, labels):
     """The record and the scores are those of these probabilities."""
-    record, scores, _ = found
+    record, scores, *_ = found
     np.testing.assert_allclose(np.exp(scores.log_probs), mean, atol=1e-5)
     np.testing.assert_array_equal(scores.labels, labels)
     assert record == record | error_rates(mean, labels)
@@ -160,7 +160,7 @@ def test_a_model_is_named_only_before_the_first_equals_sign_and_if_there_is_such
 def test_photographs_are_scored_on_their_validation_split(tmp_path, photographs, folder_config, save_run):
     config = folder_config(photographs.root)
     variables = save_run(tmp_path, config, {10: 5.0}, photographs.class_names, NORMALIZATION)
-    record, scores, data = score(config, [tmp_path])
+    record, scores, data, _ = score(config, [tmp_path])
     files = [data.validation[i]["image"] for i in range(len(data.validation))]
     crops = np.stack([crop_and_resize(file, lambda h, w: center_box(h, w, 41, 32), (32, 32)) for file in files])
     mean = probabilities(config, variables[10], crops, num_classes=3)
@@ -183,7 +183,7 @@ def test_an_ensemble_averages_what_a_protocol_says_of_each_member(
     members = [
         np.exp(score(config, *member, protocol="multi_scale")[1].log_probs) for member in ([workdirs, []], [[], files])
     ]
-    record, scores, _ = score(config, workdirs, files, protocol="multi_scale")
+    record, scores, *_ = score(config, workdirs, files, protocol="multi_scale")
     np.testing.assert_allclose(np.exp(scores.log_probs), np.mean(members, axis=0), atol=1e-6)
     assert record["protocol"] == "multi_scale"
     assert record["compilations"] == 2  # Both scales have the same canvas here.
@@ -225,9 +225,10 @@ def test_a_run_is_refused_under_a_config_that_changes_what_it_says(digits_config
 
 def test_a_change_can_be_allowed_but_not_to_another_network(digits_config, run):
     workdir, _ = run
-    expected, _, _ = score(digits_config(), [workdir])
+    expected = score(digits_config(), [workdir]).record
     # The network is used with the normalisation that it was trained with, whatever the config says.
-    found, _, _ = score(digits_config(**{"data.normalization": "channel"}), [workdir], allow_config_change=True)
+    changed = digits_config(**{"data.normalization": "channel"})
+    found = score(changed, [workdir], allow_config_change=True).record
     assert found["loss"] == expected["loss"]
     with pytest.raises(UserError, match="is of another model: params/"):
         score(digits_config(**{"model.width": 8}), [workdir], allow_config_change=True)

@@ -1,10 +1,13 @@
 """A checkout whose train.py and eval.py take no time, and records as finished runs leave them."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from resnet_jax.config import flatten
+from resnet_jax.reproduction.experiments import EXPERIMENTS, Run, scaled
 from resnet_jax.reproduction.running import Places
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -20,12 +23,16 @@ if (workdir.parent / f"{workdir.name}.broken").exists():
     sys.exit("error: broken")
 if (workdir.parent / f"{workdir.name}.slow").exists():
     import signal
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda number, _: sys.exit(128 + number))
     (workdir.parent / "started").touch()
     time.sleep(60)
-(workdir / "checkpoints").mkdir(parents=True)
+(workdir / "checkpoints" / "24").mkdir(parents=True, exist_ok=True)
+if (workdir.parent / f"{workdir.name}.stopped").exists():
+    os.kill(os.getpid(), 15)
 packages = {"jax": "1.2", "flax": "3.4"}
 environment = {"commit": "0123456789abcdef", "devices": ["cpu: cpu"], "python": "3.11", "packages": packages}
+environment["processor"] = "2 cores of X"
 (workdir / "environment.json").write_text(json.dumps(environment))
 (workdir / "class_names.json").write_text(json.dumps([str(n) for n in range(10)]))
 rows = [{"step": s, "train_error": 90 - s, "images_per_second": 10.0 * s} for s in (4, 8, 12)]
@@ -43,7 +50,10 @@ for argument in sys.argv:
     if flag == "--responses_csv":
         Path(value).write_text("position,layer,std,rank\\n1,stem,0.5,2\\n2,stage1_block1/conv1,1.5,1\\n")
 print("a line to read")
-result = {"split": "test", "num_examples": 9, "top1_error": 12.5, "top5_error": 1.5, "loss": 0.5, "step": 12}
+if (workdirs[0].parent / "eval.broken").exists() and len(workdirs) > 1:
+    sys.exit("error: broken")
+step = max(int(path.name) for path in (workdirs[0] / "checkpoints").iterdir())
+result = {"split": "test", "num_examples": 9, "top1_error": 12.5, "top5_error": 1.5, "loss": 0.5, "step": step}
 print(json.dumps(result | {"seconds": 3.0}))
 """
 
@@ -74,10 +84,11 @@ def make_record():
         errors = {"split": "test", "num_examples": 9, "top1_error": top1, "top5_error": 1.0, "loss": 0.5, "step": 60}
         environment = {"commit": "0123456789abcdef", "devices": ["cpu: cpu"], "processor": "2 cores of X"}
         environment |= {"python": "3.11", "packages": {"jax": "1.2", "flax": "3.4"}}
-        config = f"{network}_cifar10"
+        (config,) = {c for e in EXPERIMENTS.values() for c in e.configs if c.split("_")[0] == network}
         record = {"run": f"{network}-seed{seed}", "network": network, "config": config, "seed": seed, "steps": 60}
-        record["recipe_steps"] = 1200
-        record |= {"parameters": 1234567, "images_per_second": 100.0, "environment": environment, "overrides": {}}
+        record |= {"scale": "small", "recipe_steps": 1200}
+        record["values"] = json.loads(json.dumps(flatten(scaled(ROOT, Run(config, seed), "small"))))
+        record |= {"parameters": 1234567, "images_per_second": 100.0, "environment": environment}
         record |= {"commands": {"training": f"python train.py {network} {seed}"}}
         record |= {"results": dict.fromkeys(("single", "ten_crop", "multi_scale"), errors)}
         curve = [[10 * i, train + 6 - i] for i in range(1, 7)]  # Its last five points have the mean train + 2.

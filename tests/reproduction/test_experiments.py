@@ -54,7 +54,7 @@ def test_a_small_run_on_imagenet_takes_steps_for_plateaus():
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_smoke_run_is_small_and_deeper_networks_stay_deeper(config):
+def test_a_smoke_run_is_small_and_of_the_same_kind_of_network(config):
     smoke, whole = (scaled(ROOT, Run(config), scale) for scale in ("smoke", "paper"))
     assert smoke.data.name in ("digits", "folder") and smoke.steps <= 50
     assert smoke.model.name == whole.model.name and smoke.model.shortcut == whole.model.shortcut
@@ -84,10 +84,18 @@ def test_table_6_runs_five_seeds_and_every_network_once_before_the_next_seed():
     assert {run.seed for run in runs("table6", "smoke", seeds=2)} == {0, 1}
 
 
+@pytest.mark.parametrize("choice", [{"seeds": 2}, {"networks": ["resnet50"]}], ids=str)
+def test_an_ensemble_is_of_all_its_networks(choice):
+    with pytest.raises(UserError, match="table5 is one ensemble of all its networks"):
+        runs("table5", "small", **choice)
+
+
 def test_networks_can_be_chosen_and_unknown_ones_are_named():
     assert [run.name for run in runs("fig1", "small", 2, ["plain56"])] == ["plain56-seed0", "plain56-seed1"]
     with pytest.raises(UserError, match="fig1 has no network 'resnet20'; it has plain20, plain56"):
         runs("fig1", "small", networks=["resnet20"])
+    with pytest.raises(UserError, match="fig1 has no network ''"):
+        runs("fig1", "small", networks=[])
 
 
 @pytest.mark.parametrize(

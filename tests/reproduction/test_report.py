@@ -6,7 +6,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.reproduction import report
 from resnet_jax.reproduction.document import Paragraph, Table, to_markdown
 from resnet_jax.reproduction.experiments import EXPERIMENTS
-from resnet_jax.reproduction.ledger import record_path, write_record
+from resnet_jax.reproduction.ledger import read_ledger, record_path, write_record
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Network, image, maps, parameters, multiply-adds: exact counts of the layers in Table 1 and section 4.2.
@@ -66,12 +66,12 @@ def write(tmp_path, *records):
 
 
 def table_of(tmp_path, name):
-    blocks = report.one_section(tmp_path, "small", name)
+    blocks = report.one_section(ROOT, tmp_path, "small", name)
     return next(block for block in blocks if isinstance(block, Table))
 
 
 def strong(tmp_path, name):
-    blocks = report.one_section(tmp_path, "small", name)
+    blocks = report.one_section(ROOT, tmp_path, "small", name)
     return [block.text for block in blocks if isinstance(block, Paragraph) and block.strong]
 
 
@@ -81,6 +81,27 @@ def test_errors_stand_beside_the_paper_s_with_their_difference_and_spread(tmp_pa
     assert rows[0] == ["ResNet-20", "1,234,567", "2", "9.50 ± 0.71", "8.75", "+0.75"]
     assert rows[1] == ["ResNet-110", "1,234,567", "1", "6.00", "6.43 (6.61 ± 0.16)", "-0.43"]
     assert ["Highway (19 layers), cited", "", "", "", "7.54 (7.72 ± 0.16)", ""] in rows
+
+
+def test_several_runs_of_resnet_110_are_compared_with_the_paper_s_mean(tmp_path, make_record):
+    write(tmp_path, make_record("resnet110", 0, 6.5), make_record("resnet110", 1, 6.7))
+    assert table_of(tmp_path, "table6").rows[0][-1] == "-0.01"
+
+
+def test_a_smoke_run_is_compared_with_nothing(tmp_path, make_record):
+    settings = {"scale": "smoke", "responses": {"stem": 1.0}}
+    for network in ("plain20", "plain56", "resnet20", "resnet56"):
+        record = make_record(network, **settings)
+        record["values"] = {}  # All keys newer than the record would have their defaults.
+        write_record(record_path(tmp_path, "smoke", record["run"]), record)
+    blocks = [
+        block
+        for name in ("table6", "fig6", "fig7")
+        for block in report.section(name, "smoke", tmp_path, read_ledger(tmp_path, "smoke", lambda record: True))
+    ]
+    tables = [block for block in blocks if isinstance(block, Table)]
+    assert len(tables) == 3 and all(row[-1] == "" for row in tables[0].rows)
+    assert not [block for block in blocks if isinstance(block, Paragraph) and block.strong]
 
 
 @pytest.mark.parametrize(
@@ -100,9 +121,12 @@ def test_tables_of_imagenet_have_both_errors(tmp_path, make_record, name, networ
 
 def test_the_ensemble_is_compared_by_its_top_5_error(tmp_path, make_record):
     members = [make_record("resnet50"), make_record("resnet101")]
+    write(tmp_path, *members)
+    # The members alone are no ensemble.
+    assert "Table 5" not in to_markdown(report.one_section(ROOT, tmp_path, "small", "table5"))
     errors = {"multi_scale": {"top1_error": 20.0, "top5_error": 4.57}}
-    ensemble = {"run": "table5-ensemble", "members": ["a", "b"], "results": errors, "commands": {"multi_scale": "x"}}
-    write(tmp_path, *members, ensemble)
+    ensemble = {"run": "table5-ensemble", "scale": "small", "members": {"a": 0.1, "b": 0.2}, "results": errors}
+    write(tmp_path, ensemble | {"commands": {"multi_scale": "x"}})
     assert table_of(tmp_path, "table5").rows == [["2", "20.00", "4.57", "3.57", "+1.00"]]
 
 
@@ -114,15 +138,34 @@ def test_degradation_is_said_as_it_was_measured(tmp_path, make_record):
         make_record("resnet20", 0, train=20.0, top1=25.0),
         make_record("resnet56", 0, train=19.0, top1=26.0),
     )
-    scale, plain, residual = strong(tmp_path, "fig6")
+    scale, plain, residual, both = strong(tmp_path, "fig6")
     assert scale.startswith("A SMALL run")
-    assert plain.startswith(
-        "Degradation of plain networks: seen. Against plain-20, plain-56's training error differs by"
+    assert plain == (
+        "Deeper plain networks are worse: seen. From 20 to 56 layers the training error changes by +20.00, +20.00 and "
+        "the test error by +19.00, +19.00 points (seeds 0, 1)."
     )
-    assert "+20.00, +20.00 and its test error by +19.00, +19.00 points (seeds 0, 1)" in plain
-    assert "worse in both in 2 of 2, and better in both in 0" in plain
-    assert residual.startswith("Its cure by residual networks: not seen.")
-    assert "-1.00 and its test error by +1.00 points (seeds 0)" in residual
+    assert residual == (
+        "Deeper residual networks are better: not seen. From 20 to 56 layers the training error changes by -1.00 and "
+        "the test error by +1.00 points (seed 0)."
+    )
+    assert (
+        both.startswith("With shortcuts depth costs less: ") and "+20.00 points without them and by -1.00 with" in both
+    )
+
+
+def test_deeper_networks_of_one_kind_alone_change_nothing_in_what_is_said(tmp_path, make_record):
+    records = [make_record(name, train=error) for name, error in (("plain20", 20.0), ("plain56", 30.0))]
+    records += [make_record(name, train=error) for name, error in (("resnet20", 20.0), ("resnet56", 15.0))]
+    write(tmp_path, *records)
+    before = strong(tmp_path, "fig6")
+    write(tmp_path, make_record("resnet1202", train=90.0))
+    assert strong(tmp_path, "fig6") == before and "to 56 layers" in before[2]
+
+
+def test_shortcuts_that_do_not_help_are_said_not_to(tmp_path, make_record):
+    records = [make_record(name, train=20.0, top1=25.0) for name in ("plain20", "plain56", "resnet20")]
+    write(tmp_path, *records, make_record("resnet56", train=30.0, top1=26.0))
+    assert strong(tmp_path, "fig6")[-1].startswith("With shortcuts depth costs no less: ")
 
 
 def test_seeds_that_only_one_of_two_networks_has_are_not_compared(tmp_path, make_record):
@@ -150,7 +193,7 @@ def test_responses_are_compared_by_their_means(tmp_path, make_record, residual, 
 
 def test_the_report_has_what_was_run_and_its_scale_and_nothing_else(tmp_path, make_record):
     write(tmp_path, make_record("plain20"), make_record("resnet20", responses={"stem": 1.0}))
-    page = report.write_report(tmp_path, "small")
+    page = report.write_report(ROOT, tmp_path, "small")
     assert page == tmp_path / "small" / "report.html"
     text = (tmp_path / "small" / "report.md").read_text()
     assert "A SMALL run: 1/20 of the paper's iterations" in text and "A SMALL run" in page.read_text()
@@ -166,26 +209,26 @@ def test_the_report_has_what_was_run_and_its_scale_and_nothing_else(tmp_path, ma
 
 def test_every_experiment_says_its_scale_even_where_nothing_has_been_run(tmp_path):
     for name in EXPERIMENTS:
-        assert "A SMOKE run" in to_markdown(report.one_section(tmp_path, "smoke", name))
+        assert "A SMOKE run" in to_markdown(report.one_section(ROOT, tmp_path, "smoke", name))
 
 
 def test_the_readme_gets_the_table_of_all_scales_between_its_marks(tmp_path, make_record):
     write(tmp_path, make_record("plain20", 0, 30.0), make_record("plain20", 1, 31.0))
     readme, (first, last) = tmp_path / "README.md", report.README_MARKS
     readme.write_text(f"before\n{first}\nold\n{last}\nafter\n")
-    report.update_readme(readme, tmp_path)
+    report.update_readme(readme, ROOT, tmp_path)
     text = readme.read_text()
     assert text.startswith(f"before\n{first}\n") and text.endswith(f"{last}\nafter\n") and "old" not in text
     assert "| plain-20 | small: 60 of 1,200 steps | 0, 1 | single | 30.50 ± 0.71 |  | 2 cores of X |" in text
-    report.update_readme(readme, tmp_path)
+    report.update_readme(readme, ROOT, tmp_path)
     assert readme.read_text() == text
     readme.write_text("no marks")
     with pytest.raises(UserError, match=r"README\.md has no lines"):
-        report.update_readme(readme, tmp_path)
+        report.update_readme(readme, ROOT, tmp_path)
 
 
 def test_the_readme_s_own_table_is_that_of_the_ledger():
     text = (ROOT / "README.md").read_text()
     _, _, rest = text.partition(report.README_MARKS[0])
     table, mark, _ = rest.partition(report.README_MARKS[1])
-    assert mark and table.strip() == report.readme_table(ROOT / "results").strip()
+    assert mark and table.strip() == report.readme_table(ROOT, ROOT / "results").strip()

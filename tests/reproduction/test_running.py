@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,7 +18,15 @@ def perform(name, checkout, **choice):
 
 
 def ledger(checkout):
-    return read_ledger(checkout.places.results, "smoke")
+    return read_ledger(checkout.places.results, "smoke", lambda record: True)
+
+
+def flag(checkout, name):
+    """A file that tells the fake programs what to do."""
+    path = checkout.places.workdirs / "smoke" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
 
 
 def test_each_run_is_trained_and_scored_and_recorded(checkout):
@@ -30,13 +39,14 @@ def test_each_run_is_trained_and_scored_and_recorded(checkout):
     ]
     record = ledger(checkout)["plain56-seed0"]
     assert record["results"] == {
-        "single": {"split": "test", "num_examples": 9, "top1_error": 12.5, "top5_error": 1.5, "loss": 0.5, "step": 12}
+        "single": {"split": "test", "num_examples": 9, "top1_error": 12.5, "top5_error": 1.5, "loss": 0.5, "step": 24}
     }
     assert record["curves"] == {"train": [[4, 86], [8, 82], [12, 78]], "test": [[12, 50.0]]}
     assert (record["network"], record["seed"], record["images_per_second"]) == ("plain56", 0, 80)
     assert record["commands"]["training"].startswith("python train.py --config configs/plain56_cifar10.py --workdir ")
     assert "--config.data.name=digits" in record["commands"]["training"]
-    assert record["environment"]["commit"] == "0123456789abcdef" and "cores" in record["environment"]["processor"]
+    assert (record["environment"]["commit"], record["environment"]["processor"]) == ("0123456789abcdef", "2 cores of X")
+    assert str(checkout.places.workdirs) not in json.dumps(record)
 
 
 def test_what_is_done_is_not_done_again_and_what_is_lacking_is_added(checkout):
@@ -51,9 +61,7 @@ def test_what_is_done_is_not_done_again_and_what_is_lacking_is_added(checkout):
 
 
 def test_a_run_that_fails_does_not_lose_the_others_and_can_be_mended(checkout, capfd):
-    broken = checkout.places.workdirs / "smoke" / "plain20-seed0.broken"
-    broken.parent.mkdir(parents=True)
-    broken.touch()
+    broken = flag(checkout, "plain20-seed0.broken")
     failures = perform("fig1", checkout)
     assert list(failures) == ["plain20-seed0"] and list(ledger(checkout)) == ["plain56-seed0"]
     assert "error: broken" in capfd.readouterr().err
@@ -67,25 +75,91 @@ def test_an_ensemble_is_scored_of_all_its_members(checkout):
     members = ["resnet34-seed0", "resnet34c-seed0", "resnet50-seed0", "resnet101-seed0", "resnet152-seed0"]
     members.append("resnet152-seed1")
     assert checkout.called()[-1] == f"eval {' '.join(members)}"
-    assert ledger(checkout)["table5-ensemble"]["members"] == members
+    assert ledger(checkout)["table5-ensemble"]["members"] == dict.fromkeys(members, 0.5)
     before = len(checkout.called())
     assert perform("table5", checkout) == {} and len(checkout.called()) == before
 
 
 def test_an_ensemble_that_lacks_a_member_is_not_scored(checkout):
-    broken = checkout.places.workdirs / "smoke" / "resnet50-seed0.broken"
-    broken.parent.mkdir(parents=True)
-    broken.touch()
+    flag(checkout, "resnet50-seed0.broken")
     assert list(perform("table5", checkout)) == ["resnet50-seed0", "table5-ensemble"]
     assert "table5-ensemble" not in ledger(checkout)
 
 
-def test_a_record_of_other_settings_is_left_alone_and_named(checkout, capsys):
+def test_an_ensemble_that_fails_is_named_and_scored_the_next_time(checkout):
+    broken = flag(checkout, "eval.broken")
+    assert list(perform("table5", checkout)) == ["table5-ensemble"]
+    broken.unlink()
+    assert perform("table5", checkout) == {} and "table5-ensemble" in ledger(checkout)
+
+
+def test_an_ensemble_is_scored_anew_when_a_member_has_been(checkout):
+    perform("table5", checkout)
+    path = record_path(checkout.places.results, "smoke", "resnet50-seed0")
+    record = json.loads(path.read_text())
+    record["results"]["multi_scale"]["loss"] = 0.25
+    write_record(path, record)
+    before = len(checkout.called())
+    assert perform("table5", checkout) == {} and len(checkout.called()) == before + 1
+    assert ledger(checkout)["table5-ensemble"]["members"]["resnet50-seed0"] == 0.25
+
+
+def test_a_record_of_other_settings_is_left_alone_and_named(checkout):
+    perform("fig1", checkout, networks=["plain20"])
     path = record_path(checkout.places.results, "smoke", "plain20-seed0")
-    write_record(path, {"overrides": {"steps": 3}, "results": {}})
+    record = json.loads(path.read_text())
+    record["values"]["steps"] = 3
+    write_record(path, record)
     failures = perform("fig1", checkout)
     assert "a run with other settings; move it away" in failures["plain20-seed0"]
-    assert json.loads(path.read_text())["overrides"] == {"steps": 3}
+    assert json.loads(path.read_text()) == record
+
+
+def test_a_key_that_is_newer_than_a_record_had_its_default(checkout):
+    perform("fig1", checkout, networks=["plain20"])
+    path = record_path(checkout.places.results, "smoke", "plain20-seed0")
+    record = json.loads(path.read_text())
+    del record["values"]["ema_decay"]
+    write_record(path, record)
+    before = len(checkout.called())
+    assert perform("fig1", checkout, networks=["plain20"]) == {} and len(checkout.called()) == before
+
+
+def test_a_record_whose_workdir_is_gone_is_trained_again_before_more_is_scored(checkout):
+    perform("fig1", checkout, networks=["plain20"])
+    shutil.rmtree(checkout.places.workdirs)
+    assert perform("fig7", checkout, networks=["plain20"]) == {}
+    assert checkout.called()[2:] == ["train plain20-seed0", "eval plain20-seed0"]
+
+
+def test_a_half_trained_network_is_trained_on_and_not_scored_as_a_finished_one(checkout):
+    perform("fig1", checkout, networks=["plain20"])
+    checkpoints = checkout.places.workdirs / "smoke" / "plain20-seed0" / "checkpoints"
+    (checkpoints / "24").rename(checkpoints / "12")
+    assert perform("fig7", checkout, networks=["plain20"]) == {}
+    assert checkout.called()[2] == "train plain20-seed0"
+    assert ledger(checkout)["plain20-seed0"]["results"]["single"]["step"] == 24
+
+
+def test_scores_of_another_training_are_not_kept(checkout):
+    perform("fig1", checkout, networks=["plain20"])
+    path = record_path(checkout.places.results, "smoke", "plain20-seed0")
+    record = json.loads(path.read_text())
+    record["curves"]["train"][0][1] = 1.0
+    record["results"]["ten_crop"] = record["results"].pop("single")
+    write_record(path, record)
+    perform("fig1", checkout, networks=["plain20"])
+    assert list(ledger(checkout)["plain20-seed0"]["results"]) == ["single"]
+
+
+def test_a_damaged_workdir_fails_its_run_alone(checkout):
+    perform("fig1", checkout, networks=["plain20"])
+    record_path(checkout.places.results, "smoke", "plain20-seed0").unlink()
+    train = checkout.places.root / "train.py"
+    train.write_text(train.read_text() + '\nif "20" in workdir.name: (workdir / "environment.json").write_text("{")\n')
+    failures = perform("fig1", checkout)
+    assert list(failures) == ["plain20-seed0"] and "is damaged" in failures["plain20-seed0"]
+    assert list(ledger(checkout)) == ["plain56-seed0"]
 
 
 def test_a_damaged_record_fails_its_run_alone(checkout):
@@ -96,27 +170,36 @@ def test_a_damaged_record_fails_its_run_alone(checkout):
     assert record_path(checkout.places.results, "smoke", "plain56-seed0").exists()
 
 
-def test_a_signal_reaches_the_program_that_runs_and_ends_the_experiment(checkout):
-    folder = checkout.places.workdirs / "smoke"
-    folder.mkdir(parents=True)
-    (folder / "plain20-seed0.slow").touch()
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_the_program_that_runs_and_ends_the_experiment(checkout, signum):
+    started = flag(checkout, "plain20-seed0.slow").parent / "started"
 
     def stop():
-        while not (folder / "started").exists():
+        deadline = time.monotonic() + 60
+        while not started.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if started.exists():
+            os.kill(os.getpid(), signum)
 
-    thread = threading.Thread(target=stop)
+    thread = threading.Thread(target=stop, daemon=True)
     thread.start()
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signum)
     with pytest.raises(Stopped) as stopped:
         perform("fig1", checkout)
     thread.join()
-    assert stopped.value.signum == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
+    assert stopped.value.signum == signum and signal.getsignal(signum) == before
     assert checkout.called() == ["train plain20-seed0"] and ledger(checkout) == {}
+
+
+def test_a_program_that_somebody_else_stopped_ends_the_experiment_too(checkout):
+    flag(checkout, "plain20-seed0.stopped")
+    with pytest.raises(Stopped):
+        perform("fig1", checkout)
+    assert checkout.called() == ["train plain20-seed0"]
 
 
 def test_experiments_on_photographs_get_digits_that_stand_for_them(checkout):
     assert perform("table2", checkout, networks=["plain18"]) == {}
     photographs = checkout.places.workdirs / "smoke" / "photographs"
+    assert ledger(checkout)["plain18-seed0"]["commands"]["training"].endswith("--config.data_dir=DIR")
     assert len(list(photographs.glob("val/*/*.png"))) == 40 and len(list(photographs.glob("train/*/*.png"))) == 120

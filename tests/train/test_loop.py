@@ -34,7 +34,7 @@ def tiny_config(**settings):
 
 def score(config, workdir, **options):
     """What a workdir's checkpoint scores."""
-    record, _, _ = score_ensemble(config, [workdir], **options)
+    record = score_ensemble(config, [workdir], **options).record
     return record
 
 
