@@ -26,7 +26,7 @@ from resnet_jax.reproduction.document import (
     to_html,
     to_markdown,
 )
-from resnet_jax.reproduction.experiments import EXPERIMENTS, SCALES, Run, label
+from resnet_jax.reproduction.experiments import EXPERIMENTS, SCALES, Experiment, Run, label
 from resnet_jax.reproduction.ledger import Record, read_ledger
 from resnet_jax.reproduction.running import ensemble_name, is_current
 
@@ -113,8 +113,11 @@ README_MARKS = (
 )
 
 
-def readme_table(root: Path, results: Path) -> str:
-    """Every network of the ledger, but for smoke runs, beside the paper's error on the same views; Markdown."""
+def readme_results(root: Path, results: Path) -> str:
+    """Every network of the ledger, but for smoke runs, beside the paper's error on the same views; Markdown.
+
+    Below stands what the runs on CIFAR-10 say of degradation.
+    """
     of_paper = {"single": paper.TABLE_6, "ten_crop": paper.TABLE_2 | paper.TABLE_3, "multi_scale": paper.TABLE_4}
     rows = []
     for scale in ("paper", "small"):
@@ -135,7 +138,11 @@ def readme_table(root: Path, results: Path) -> str:
                         ]
                     )
     header = ["network", "scale", "seeds", "views", "top-1 error (%)", "the paper", "hardware"]
-    return to_markdown([Table(header, rows)])
+    blocks: list[Block] = [Table(header, rows)]
+    for scale in ("paper", "small"):
+        found, _ = _found("fig6", _ledger(root, results, scale))
+        blocks += [Paragraph(f"At {scale} scale: {sentence}") for sentence in degradation(found)]
+    return to_markdown(blocks)
 
 
 def update_readme(readme: Path, root: Path, results: Path) -> None:
@@ -146,7 +153,7 @@ def update_readme(readme: Path, root: Path, results: Path) -> None:
     if not (first and last):
         raise UserError(f"{readme} has no lines {' and '.join(README_MARKS)}; put them where the table is to be")
     with replace_atomically(readme) as file:
-        file.write(f"{before}{first}\n\n{readme_table(root, results)}\n{last}{after}".encode())
+        file.write(f"{before}{first}\n\n{readme_results(root, results)}\n{last}{after}".encode())
 
 
 def one_section(root: Path, results: Path, scale: str, name: str) -> list[Block]:
@@ -191,15 +198,8 @@ def section(name: str, scale: str, folder: Path, ledger: Mapping[str, Record]) -
     """
     if name == "table1":
         return table1()
-    experiment, records = EXPERIMENTS[name], _by_network(ledger)
-    networks = dict.fromkeys(Run(config).network for config in experiment.configs)
-    protocol, found = experiment.protocol, {}
-    for network in networks:
-        runs = [record for record in records.get(network, []) if protocol in record["results"]]
-        if experiment.responses:
-            runs = [record for record in runs if "responses" in record]
-        if runs:
-            found[network] = runs
+    found, experiment = _found(name, ledger)
+    protocol = experiment.protocol
     ensemble = ledger.get(ensemble_name(name))
     if not found or (experiment.ensemble and ensemble is None):
         return []
@@ -212,6 +212,19 @@ def section(name: str, scale: str, folder: Path, ledger: Mapping[str, Record]) -
     if name.startswith("fig"):
         return [heading, *_error_figure(name, scale, folder, found, compare)]
     return [heading, *_error_table(name, found, protocol, compare)]
+
+
+def _found(name: str, ledger: Mapping[str, Record]) -> tuple[Records, Experiment]:
+    """The runs that have what an experiment needs, in its order, and the experiment."""
+    experiment, records = EXPERIMENTS[name], _by_network(ledger)
+    found = {}
+    for network in dict.fromkeys(Run(config).network for config in experiment.configs):
+        runs = [record for record in records.get(network, []) if experiment.protocol in record["results"]]
+        if experiment.responses:
+            runs = [record for record in runs if "responses" in record]
+        if runs:
+            found[network] = runs
+    return found, experiment
 
 
 def _error_table(name: str, found: Records, protocol: str, compare: bool) -> list[Block]:

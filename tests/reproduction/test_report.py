@@ -213,13 +213,14 @@ def test_every_experiment_says_its_scale_even_where_nothing_has_been_run(tmp_pat
 
 
 def test_the_readme_gets_the_table_of_all_scales_between_its_marks(tmp_path, make_record):
-    write(tmp_path, make_record("plain20", 0, 30.0), make_record("plain20", 1, 31.0))
+    write(tmp_path, make_record("plain20", 0, 30.0), make_record("plain20", 1, 31.0), make_record("plain56", 0, 40.0))
     readme, (first, last) = tmp_path / "README.md", report.README_MARKS
     readme.write_text(f"before\n{first}\nold\n{last}\nafter\n")
     report.update_readme(readme, ROOT, tmp_path)
     text = readme.read_text()
     assert text.startswith(f"before\n{first}\n") and text.endswith(f"{last}\nafter\n") and "old" not in text
     assert "| plain-20 | small: 60 of 1,200 steps | 0, 1 | single | 30.50 ± 0.71 |  | 2 cores of X |" in text
+    assert "At small scale: Deeper plain networks are worse: not seen." in text  # The training errors are equal.
     report.update_readme(readme, ROOT, tmp_path)
     assert readme.read_text() == text
     readme.write_text("no marks")
@@ -231,4 +232,4 @@ def test_the_readme_s_own_table_is_that_of_the_ledger():
     text = (ROOT / "README.md").read_text()
     _, _, rest = text.partition(report.README_MARKS[0])
     table, mark, _ = rest.partition(report.README_MARKS[1])
-    assert mark and table.strip() == report.readme_table(ROOT, ROOT / "results").strip()
+    assert mark and table.strip() == report.readme_results(ROOT, ROOT / "results").strip()
