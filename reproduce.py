@@ -17,7 +17,7 @@ from absl import flags
 
 from resnet_jax import cli
 from resnet_jax.errors import UserError
-from resnet_jax.reproduction import cost, experiments, report, running
+from resnet_jax.reproduction import cost, experiments, report, running, sections
 from resnet_jax.reproduction.document import to_markdown
 
 ROOT = Path(__file__).resolve().parent
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     if not DRY_RUN.value:
         jax.config.update("jax_platforms", "cpu")  # The accelerator's memory is for the programs that train and score.
     if name == "table1":
-        print(to_markdown(report.table1()))
+        print(to_markdown(sections.table1()))
         return
     if not SCALE.value:
         raise UserError(f"--scale is missing; give one of {', '.join(experiments.SCALES)}")

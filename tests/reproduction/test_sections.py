@@ -1,0 +1,189 @@
+from pathlib import Path
+
+import pytest
+
+from resnet_jax.reproduction import report, sections
+from resnet_jax.reproduction.document import Paragraph, Table, to_markdown
+from resnet_jax.reproduction.ledger import read_ledger, record_path, write_record
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# Network, image, maps, parameters, multiply-adds: exact counts of the layers in Table 1 and section 4.2.
+TABLE_1 = {
+    "VGG-16": (224, "224 112 56 28 14", 138_357_544, 15_470_264_320),
+    "VGG-19": (224, "224 112 56 28 14", 143_667_240, 19_632_062_464),
+    "plain-18": (224, "112 56 28 14 7", 11_515_688, 1_794_805_760),
+    "plain-34": (224, "112 56 28 14 7", 21_623_848, 3_644_493_824),
+    "ResNet-18 A": (224, "112 56 28 14 7", 11_515_688, 1_794_805_760),
+    "ResNet-34 A": (224, "112 56 28 14 7", 21_623_848, 3_644_493_824),
+    "ResNet-18 B": (224, "112 56 28 14 7", 11_689_512, 1_814_073_344),
+    "ResNet-34 B": (224, "112 56 28 14 7", 21_797_672, 3_663_761_408),
+    "ResNet-50": (224, "112 56 28 14 7", 25_557_032, 3_857_973_248),
+    "ResNet-101": (224, "112 56 28 14 7", 44_549_160, 7_570_194_432),
+    "ResNet-152": (224, "112 56 28 14 7", 60_192_808, 11_282_415_616),
+    "ResNet-50 v1.5": (224, "112 56 28 14 7", 25_557_032, 4_089_184_256),
+    "ResNet-101 v1.5": (224, "112 56 28 14 7", 44_549_160, 7_801_405_440),
+    "ResNet-152 v1.5": (224, "112 56 28 14 7", 60_192_808, 11_513_626_624),
+    "ResNet-20": (32, "32 32 16 8", 269_722, 40_551_040),
+    "ResNet-32": (32, "32 32 16 8", 464_154, None),
+    "ResNet-44": (32, "32 32 16 8", 658_586, None),
+    "ResNet-56": (32, "32 32 16 8", 853_018, 125_485_696),
+    "ResNet-110": (32, "32 32 16 8", 1_727_962, 252_887_680),
+    "ResNet-1202": (32, "32 32 16 8", 19_421_274, None),
+}
+
+
+@pytest.fixture(scope="module")
+def rows_of_table1():
+    (table,) = [block for block in sections.table1() if isinstance(block, Table)]
+    return {row[0]: row for row in table.rows}
+
+
+@pytest.mark.parametrize("network", TABLE_1)
+def test_table_1_holds_the_exact_counts(rows_of_table1, network):
+    size, maps, parameters, multiply_adds = TABLE_1[network]
+    _, images, _, found_maps, found_parameters, _, found_adds, _ = rows_of_table1[network]
+    assert (images, found_maps, found_parameters) == (f"{size} x {size}", maps, f"{parameters:,}")
+    assert multiply_adds is None or found_adds == f"{multiply_adds:,}"
+
+
+def test_table_1_agrees_with_the_paper_s_rounded_figures(rows_of_table1):
+    compared = 0
+    for name, (_, _, _, _, parameters, of_paper, adds, flops) in rows_of_table1.items():
+        for count, published, unit in ((parameters, of_paper, 1e6), (adds, flops, 1e9)):
+            if published:
+                compared += 1
+                # The paper cuts 3.86 billion to 3.8, has no projections in its 34 layers, and 15.3 for VGG-16's 15.47.
+                tolerance = {"VGG-16": 0.18, "ResNet-50": 0.06, "ResNet-34 B": 0.07}.get(name, 0.051)
+                assert float(published.split()[0]) == pytest.approx(int(count.replace(",", "")) / unit, abs=tolerance)
+    assert compared == 17
+
+
+def write(tmp_path, *records):
+    for record in records:
+        write_record(record_path(tmp_path, "small", record["run"]), record)
+
+
+def table_of(tmp_path, name):
+    blocks = report.one_section(ROOT, tmp_path, "small", name)
+    return next(block for block in blocks if isinstance(block, Table))
+
+
+def strong(tmp_path, name):
+    blocks = report.one_section(ROOT, tmp_path, "small", name)
+    return [block.text for block in blocks if isinstance(block, Paragraph) and block.strong]
+
+
+def test_errors_stand_beside_the_paper_s_with_their_difference_and_spread(tmp_path, make_record):
+    write(tmp_path, make_record("resnet20", 0, 9.0), make_record("resnet20", 1, 10.0), make_record("resnet110", 0, 6.0))
+    rows = table_of(tmp_path, "table6").rows
+    assert rows[0] == ["ResNet-20", "1,234,567", "2", "9.50 ± 0.71", "8.75", "+0.75"]
+    assert rows[1] == ["ResNet-110", "1,234,567", "1", "6.00", "6.43 (6.61 ± 0.16)", "-0.43"]
+    assert ["Highway (19 layers), cited", "", "", "", "7.54 (7.72 ± 0.16)", ""] in rows
+
+
+def test_several_runs_of_resnet_110_are_compared_with_the_paper_s_mean(tmp_path, make_record):
+    write(tmp_path, make_record("resnet110", 0, 6.5), make_record("resnet110", 1, 6.7))
+    assert table_of(tmp_path, "table6").rows[0][-1] == "-0.01"
+
+
+def test_a_smoke_run_is_compared_with_nothing(tmp_path, make_record):
+    settings = {"scale": "smoke", "responses": {"stem": 1.0}}
+    for network in ("plain20", "plain56", "resnet20", "resnet56"):
+        record = make_record(network, **settings)
+        record["values"] = {}  # All keys newer than the record would have their defaults.
+        write_record(record_path(tmp_path, "smoke", record["run"]), record)
+    blocks = [
+        block
+        for name in ("table6", "fig6", "fig7")
+        for block in sections.section(name, "smoke", tmp_path, read_ledger(tmp_path, "smoke", lambda record: True))
+    ]
+    tables = [block for block in blocks if isinstance(block, Table)]
+    assert len(tables) == 3 and all(row[-1] == "" for row in tables[0].rows)
+    assert not [block for block in blocks if isinstance(block, Paragraph) and block.strong]
+
+
+@pytest.mark.parametrize(
+    "name, network, expected",
+    [
+        ("table2", "resnet34a", ["10.00", "25.03", "-15.03", "1.00", "", ""]),
+        ("table3", "resnet50", ["10.00", "22.85", "-12.85", "1.00", "6.71", "-5.71"]),
+        ("table4", "resnet152", ["10.00", "19.38", "-9.38", "1.00", "4.49", "-3.49"]),
+    ],
+)
+def test_tables_of_imagenet_have_both_errors(tmp_path, make_record, name, network, expected):
+    write(tmp_path, make_record(network))
+    table = table_of(tmp_path, name)
+    assert table.rows[0][3:] == expected
+    assert {len(row) for row in table.rows} == {len(table.header)}
+
+
+def test_the_ensemble_is_compared_by_its_top_5_error(tmp_path, make_record):
+    members = [make_record("resnet50"), make_record("resnet101")]
+    write(tmp_path, *members)
+    # The members alone are no ensemble.
+    assert "Table 5" not in to_markdown(report.one_section(ROOT, tmp_path, "small", "table5"))
+    errors = {"multi_scale": {"top1_error": 20.0, "top5_error": 4.57}}
+    ensemble = {"run": "table5-ensemble", "scale": "small", "members": {"a": 0.1, "b": 0.2}, "results": errors}
+    write(tmp_path, ensemble | {"commands": {"multi_scale": "x"}})
+    assert table_of(tmp_path, "table5").rows == [["2", "20.00", "4.57", "3.57", "+1.00"]]
+
+
+def test_degradation_is_said_as_it_was_measured(tmp_path, make_record):
+    write(
+        tmp_path,
+        *(make_record("plain20", seed, train=20.0, top1=25.0) for seed in (0, 1)),
+        *(make_record("plain56", seed, train=40.0, top1=44.0) for seed in (0, 1)),
+        make_record("resnet20", 0, train=20.0, top1=25.0),
+        make_record("resnet56", 0, train=19.0, top1=26.0),
+    )
+    scale, plain, residual, both = strong(tmp_path, "fig6")
+    assert scale.startswith("A SMALL run")
+    assert plain == (
+        "Deeper plain networks are worse: seen. From 20 to 56 layers the training error changes by +20.00, +20.00 and "
+        "the test error by +19.00, +19.00 points (seeds 0, 1)."
+    )
+    assert residual == (
+        "Deeper residual networks are better: not seen. From 20 to 56 layers the training error changes by -1.00 and "
+        "the test error by +1.00 points (seed 0)."
+    )
+    assert (
+        both.startswith("With shortcuts depth costs less: ") and "+20.00 points without them and by -1.00 with" in both
+    )
+
+
+def test_deeper_networks_of_one_kind_alone_change_nothing_in_what_is_said(tmp_path, make_record):
+    records = [make_record(name, train=error) for name, error in (("plain20", 20.0), ("plain56", 30.0))]
+    records += [make_record(name, train=error) for name, error in (("resnet20", 20.0), ("resnet56", 15.0))]
+    write(tmp_path, *records)
+    before = strong(tmp_path, "fig6")
+    write(tmp_path, make_record("resnet1202", train=90.0))
+    assert strong(tmp_path, "fig6") == before and "to 56 layers" in before[2]
+
+
+def test_shortcuts_that_do_not_help_are_said_not_to(tmp_path, make_record):
+    records = [make_record(name, train=20.0, top1=25.0) for name in ("plain20", "plain56", "resnet20")]
+    write(tmp_path, *records, make_record("resnet56", train=30.0, top1=26.0))
+    assert strong(tmp_path, "fig6")[-1].startswith("With shortcuts depth costs no less: ")
+
+
+def test_seeds_that_only_one_of_two_networks_has_are_not_compared(tmp_path, make_record):
+    write(tmp_path, make_record("plain20", 0), make_record("plain56", 1))
+    assert len(strong(tmp_path, "fig6")) == 1
+
+
+def test_the_final_training_error_is_the_mean_of_the_last_logs(make_record):
+    assert sections.final_training_error(make_record("plain20", train=20.0)) == 22.0
+
+
+@pytest.mark.parametrize(
+    "residual, words", [(0.5, "By the mean, all residual"), (3.0, "By the mean, not all residual")]
+)
+def test_responses_are_compared_by_their_means(tmp_path, make_record, residual, words):
+    write(
+        tmp_path,
+        make_record("plain20", responses={"stem": 1.0, "stage1_block1/conv1": 2.0}),
+        make_record("resnet20", responses={"stem": residual, "stage1_block1/conv1": residual}),
+        make_record("resnet56"),  # Without responses.
+    )
+    assert strong(tmp_path, "fig7")[1].startswith(words)
+    assert [row[0] for row in table_of(tmp_path, "fig7").rows] == ["plain-20", "ResNet-20"]
