@@ -303,11 +303,11 @@ def test_create_model_takes_the_number_of_classes_and_dtypes_by_name():
     [
         ("resnet-50", {}, "'resnet-50'; did you mean 'resnet50'"),
         ("plain43", {}, "'plain43'; did you mean 'plain44'"),
-        ("vgg", {}, "'vgg'; The models are resnet18, .*plain110"),
+        ("vgg", {}, "'vgg'; The models are resnet18, .*vgg19"),
         ("resnet20", {"droput": 0.1}, "field 'droput'; the fields are stage_sizes, "),
         ("resnet20", {"parent": None}, "field 'parent'"),
         ("resnet20", {"stem": "mnist"}, r"stem is 'mnist'; .* 'imagenet' or 'cifar'"),
-        ("resnet20", {"shortcut": "D"}, r"shortcut is 'D'; .* 'A' or 'B' or 'C' or None"),
+        ("resnet20", {"shortcut": "D"}, r"shortcut is 'D'; .* 'A' or 'B' or 'C' or 'gated' or None"),
         ("resnet50", {"stride_placement": "v2"}, r"stride_placement is 'v2'; .* 'v1' or 'v1.5'"),
         ("resnet20", {"num_classes": 0}, "num_classes is 0"),
         ("resnet20", {"num_classes": "10"}, "num_classes is '10'"),
