@@ -303,7 +303,7 @@ def test_create_model_takes_the_number_of_classes_and_dtypes_by_name():
     [
         ("resnet-50", {}, "'resnet-50'; did you mean 'resnet50'"),
         ("plain43", {}, "'plain43'; did you mean 'plain44'"),
-        ("vgg", {}, "'vgg'; The models are resnet18, .*vgg19"),
+        ("lstm", {}, "'lstm'; The models are resnet18, .*vgg19"),
         ("resnet20", {"droput": 0.1}, "field 'droput'; the fields are stage_sizes, "),
         ("resnet20", {"parent": None}, "field 'parent'"),
         ("resnet20", {"stem": "mnist"}, r"stem is 'mnist'; .* 'imagenet' or 'cifar'"),
