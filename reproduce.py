@@ -1,4 +1,4 @@
-"""Reproduces the paper: python reproduce.py EXPERIMENT --scale smoke|small|paper, or table1, or report --scale SCALE.
+"""Reproduces the paper: python reproduce.py EXPERIMENT --scale smoke|small|medium|paper, or table1, or report --scale SCALE.
 
 EXPERIMENT is a table or figure: table2 to table6, fig1, fig4, fig6, fig7. What has been trained and scored before is
 kept; what was interrupted goes on. --dry_run prints the plan and what it costs. report makes RESULTS/SCALE/report.html

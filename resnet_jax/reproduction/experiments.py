@@ -87,15 +87,17 @@ def _paper(config: ConfigDict) -> dict[str, Any]:
     return {}
 
 
-_SMALL_PART = 20
+def _shortened(part: int, evaluations: int) -> Callable[[ConfigDict], dict[str, Any]]:
+    """1/``part`` of the recipe's steps; the learning rate falls at the same fractions of them."""
 
+    def overrides(config: ConfigDict) -> dict[str, Any]:
+        steps = config.steps // part
+        keys = _every(steps, logs=100, evaluations=evaluations)
+        if config.schedule.name == "plateau":  # There are too few evaluations to see one.
+            keys |= {"schedule.name": "step"}
+        return keys | {"schedule.boundaries": (steps // 2, steps * 3 // 4)}
 
-def _small(config: ConfigDict) -> dict[str, Any]:
-    steps = config.steps // _SMALL_PART
-    overrides = _every(steps, logs=100, evaluations=10)
-    if config.schedule.name == "plateau":  # There are too few evaluations to see one.
-        overrides |= {"schedule.name": "step"}
-    return overrides | {"schedule.boundaries": (steps // 2, steps * 3 // 4)}
+    return overrides
 
 
 def _smoke(config: ConfigDict) -> dict[str, Any]:
@@ -120,10 +122,15 @@ def _every(steps: int, logs: int, evaluations: int) -> dict[str, Any]:
 
 SCALES = {
     "paper": Scale("The paper's recipes, whole.", _paper),
+    "medium": Scale(
+        "A MEDIUM run: 1/4 of the paper's iterations, the learning rate divided by 10 after 1/2 and 3/4 of them, on the "
+        "whole data set.",
+        _shortened(4, evaluations=16),
+    ),
     "small": Scale(
-        f"A SMALL run: 1/{_SMALL_PART} of the paper's iterations, the learning rate divided by 10 after 1/2 and 3/4 of "
+        "A SMALL run: 1/20 of the paper's iterations, the learning rate divided by 10 after 1/2 and 3/4 of "
         "them, on the whole data set. Its errors are not the paper's; its networks can be compared with each other.",
-        _small,
+        _shortened(20, evaluations=10),
     ),
     "smoke": Scale(
         "A SMOKE run: a few steps of tiny networks on scikit-learn's digits. It proves that the programs run; its "

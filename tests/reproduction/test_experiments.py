@@ -39,11 +39,12 @@ def test_the_paper_s_scale_is_the_recipe_itself(config):
     assert flatten(scaled(ROOT, Run(config), "paper")) == flatten(recipe(ROOT, run))
 
 
-def test_a_small_run_is_a_twentieth_of_the_recipe_and_else_the_same():
+@pytest.mark.parametrize(("scale", "part"), [("small", 20), ("medium", 4)])
+def test_a_shortened_run_is_a_part_of_the_recipe_and_else_the_same(scale, part):
     run = Run("resnet56_cifar10")
-    config, whole = scaled(ROOT, run, "small"), recipe(ROOT, run)
-    assert config.steps * 20 == whole.steps
-    assert [20 * step for step in config.schedule.boundaries] == list(whole.schedule.boundaries)
+    config, whole = scaled(ROOT, run, scale), recipe(ROOT, run)
+    assert config.steps * part == whole.steps
+    assert [part * step for step in config.schedule.boundaries] == list(whole.schedule.boundaries)
     changed = {key for key, value in flatten(config).items() if flatten(whole)[key] != value}
     assert changed == {"steps", "schedule.boundaries", "log_every", "eval_every", "checkpoint_every"}
 
