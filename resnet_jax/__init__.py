@@ -4,23 +4,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_jax.evaluation.networks import load_run
+    from resnet_jax.data.resident import ResidentDataset
+    from resnet_jax.experiment.networks import load_run
     from resnet_jax.interop.torch_weights import load_torch, save_torch
     from resnet_jax.models import create_model, list_models
 
-__all__ = ["create_model", "list_models", "load_run", "load_torch", "save_torch"]
+__all__ = ["ResidentDataset", "create_model", "list_models", "load_run", "load_torch", "save_torch"]
 
 _MODULES = {
+    "ResidentDataset": "data.resident",
     "create_model": "models",
     "list_models": "models",
-    "load_run": "evaluation.networks",
+    "load_run": "experiment.networks",
     "load_torch": "interop.torch_weights",
     "save_torch": "interop.torch_weights",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on first use, so that a program that needs only the data does not wait for the rest."""
+    """Imports on first use: models and weights need only JAX, Flax and NumPy, and the rest the "train" extra."""
     if name not in _MODULES:
         raise AttributeError(f"module 'resnet_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"resnet_jax.{_MODULES[name]}"), name)

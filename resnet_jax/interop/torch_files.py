@@ -47,7 +47,7 @@ def write_torch_file(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
     """
     if path.suffix not in _WRITABLE:
         raise UserError(
-            f"{path} is no name for PyTorch weights; end it with {', '.join(_WRITABLE[:-1])} or .safetensors"
+            f"{path} has no known suffix of PyTorch weights; use {', '.join(_WRITABLE[:-1])} or .safetensors"
         )
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} in; make it, or correct the path")
@@ -58,7 +58,7 @@ def write_torch_file(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"writing {path} needs {error.name}: pip install {error.name}, or write .safetensors") from None
     except OSError as error:
-        raise UserError(f"cannot write {path} ({one_line(error)}); mend that, or write elsewhere") from None
+        raise UserError(f"cannot write {path} ({one_line(error)}); free it, or write elsewhere") from None
 
 
 def _encode(state_dict: Mapping[str, np.ndarray], suffix: str) -> bytes:

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax.errors import UserError
 from resnet_jax.models import Model
-from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.stacking import unstack_blocks
 from resnet_jax.models.vgg import POOLED
 
@@ -28,17 +28,24 @@ _LISTED, _FEW = 8, 3
 
 def torch_keys(model: Model, head: str) -> Callable[[Place], str]:
     """Of a variable of the unrolled layout, its key. ``head`` is what a ResNet's classifier is called."""
-    if isinstance(model, ResNet):
-        return lambda place: _resnet_key(place, head)
-    return lambda place: _vgg_key(place, model.stage_sizes)
+    return lambda place: _family(model).key(place, model, head)
 
 
 def stem_kernel(model: Model) -> Place:
     """The kernel that reads the images."""
-    return ("params", "stem_conv" if isinstance(model, ResNet) else "conv1_1", "kernel")
+    return ("params", _family(model).stem, "kernel")
 
 
-def _resnet_key(place: Place, head: str) -> str:
+def _family(model: Model) -> "_Family":
+    if model.family not in _FAMILIES:
+        raise UserError(
+            f"no PyTorch keys are known for networks of the family {model.family!r}; "
+            f"those of {' and '.join(map(repr, _FAMILIES))} have some"
+        )
+    return _FAMILIES[model.family]
+
+
+def _resnet_key(place: Place, model: Model, head: str) -> str:
     """("params", "stage2_block1", "conv1", "kernel") -> "layer2.0.conv1.weight"."""
     _, *modules, leaf = place
     names = []
@@ -51,15 +58,25 @@ def _resnet_key(place: Place, head: str) -> str:
     return ".".join([*names, _LEAVES[leaf]])
 
 
-def _vgg_key(place: Place, stage_sizes: tuple[int, ...]) -> str:
+def _vgg_key(place: Place, model: Any, head: str) -> str:
     """("params", "conv2_1", "kernel") -> "features.5.weight": ReLUs and max-pools are counted there, too."""
     _, module, leaf = place
     match = re.fullmatch(r"conv(\d+)_(\d+)", module)
     if not match:
         return f"{_VGG_CLASSIFIER[module]}.{_LEAVES[leaf]}"
     stage, conv = int(match[1]), int(match[2])
-    before = sum(2 * num_convs + 1 for num_convs in stage_sizes[: stage - 1])
+    before = sum(2 * num_convs + 1 for num_convs in model.stage_sizes[: stage - 1])
     return f"features.{before + 2 * (conv - 1)}.{_LEAVES[leaf]}"
+
+
+class _Family(NamedTuple):
+    """How the networks of a family are keyed: the module that reads the images, and the key of a place."""
+
+    stem: str
+    key: Callable[[Place, Any, str], str]
+
+
+_FAMILIES = {"resnet": _Family("stem_conv", _resnet_key), "vgg": _Family("conv1_1", _vgg_key)}
 
 
 def to_flax_layout(array: np.ndarray, place: Place) -> np.ndarray:
@@ -88,11 +105,10 @@ def to_torch_layout(array: np.ndarray, place: Place) -> np.ndarray:
 def variable_shapes(model: Model, channels: int) -> dict[Place, Shape]:
     """The shape of each of the model's variables, in its own layout (scanned or not), for images of ``channels``."""
     # Tracing the scanned layout takes the same short time at any depth; the views take no memory.
-    traced = model.clone(scan_blocks=True) if isinstance(model, ResNet) else model
+    traced = model.scanned()
     template: Any = jax.eval_shape(lambda: traced.init(jax.random.key(0), jnp.zeros((1, 32, 32, channels))))
     views = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), template)
-    unroll = isinstance(model, ResNet) and not model.scan_blocks
-    layout = unstack_blocks(views) if unroll else views
+    layout = views if model == traced else unstack_blocks(views)
     return {place: leaf.shape for place, leaf in flax.traverse_util.flatten_dict(layout).items()}
 
 

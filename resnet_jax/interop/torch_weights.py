@@ -22,8 +22,7 @@ from resnet_jax.interop.torch_keys import (
     variable_shapes,
 )
 from resnet_jax.models import Model, create_model
-from resnet_jax.models.conv import he_normal
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.layers import he_normal
 from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 
 # Training programs put the state dict under one of these. Where there are averaged weights, those are the ones scored.
@@ -71,8 +70,7 @@ def load_torch(
     if num_classes is None and f"{head}.weight" in weights:
         num_classes = max(1, len(np.atleast_1d(weights[f"{head}.weight"])))
     model = create_model(name, num_classes, **overrides)
-    unrolled = model.clone(scan_blocks=False) if isinstance(model, ResNet) else model
-    shapes = variable_shapes(unrolled, channels=1 if greyscale else 3)
+    shapes = variable_shapes(model.unrolled(), channels=1 if greyscale else 3)
     key_of = torch_keys(model, head)
     head, stem_key = (key_of(place).removesuffix(".weight") for place in (HEAD_KERNEL, stem_kernel(model)))
 
@@ -90,15 +88,15 @@ def load_torch(
         {key: array.shape for key, array in arrays.items()}, {key: shapes[place] for key, place in places.items()}, name
     )
     if problems:
-        mend = "use the model that it was saved from"
+        fix = "use the model that it was saved from"
         if all(problem.startswith(f"{head}.") for problem in problems):
-            mend += ", or new_head=True for a new classifier"
+            fix += ", or new_head=True for a new classifier"
         elif all(problem.startswith(f"{stem_key}.") for problem in problems) and stem.shape[1:2] == (1,):
-            mend += ", or greyscale=True for images of one channel"
-        raise UserError(f"{origin} does not fit {name}: {'; '.join(problems)}; {mend}")
+            fix += ", or greyscale=True for images of one channel"
+        raise UserError(f"{origin} does not fit {name}: {'; '.join(problems)}; {fix}")
     variables = {place: jnp.asarray(arrays[key]) for key, place in places.items()}
     loaded = flax.traverse_util.unflatten_dict(variables)
-    return stack_blocks(loaded) if isinstance(model, ResNet) and model.scan_blocks else loaded
+    return loaded if model == model.unrolled() else stack_blocks(loaded)
 
 
 def save_torch(variables: Mapping[str, Any], destination: str | Path, *, model: Model, head: str = "fc") -> None:

@@ -1,45 +1,58 @@
 """Residual networks and their plain twins: a stem, stages of blocks, and a linear classifier (Table 1, section 4.2)."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
-from resnet_jax.models.conv import Conv, he_normal
-from resnet_jax.models.norm import BatchNorm
-from resnet_jax.models.pool import max_pool
+from resnet_jax.kernels import PLAIN, Kernels
+from resnet_jax.models.blocks import BasicBlock
+from resnet_jax.models.layers import BatchNorm, Conv, GlobalMean, he_normal
+from resnet_jax.models.shortcuts import Factory, Shortcut, projection
+from resnet_jax.models.stems import STEMS, Stem
 
 
 class ResNet(nn.Module):
-    """A residual or plain network.
+    """A residual or plain network, made of parts. ``create_model`` makes the paper's by name.
 
     stage_sizes: blocks in each stage; stage i has ``width * 2**i`` base filters and, but for the first, stride 2.
-    bottleneck: 1x1-3x3-1x1 blocks instead of 3x3-3x3 ones.
-    stem: "imagenet" (7x7 stride 2, then 3x3 max-pool stride 2) or "cifar" (3x3 stride 1).
-    shortcut: "A", "B", "C", None for a plain network, or "gated" for a highway network. See ``blocks.Block``.
-    stride_placement: "v1" or "v1.5"; read by bottleneck blocks only.
+    num_classes: width of the classifier; 0 for none, and the result is the averaged features.
+    block: a ``blocks.Block`` class, or a ``functools.partial`` of one.
+    stem: one of ``stems.STEMS`` or another ``Stem``.
+    shortcut: one of ``shortcuts.SHORTCUTS`` or another function of that kind.
+    norm: the class of the batch normalisations, or a ``functools.partial`` of it that sets its ``momentum`` and
+        ``group_size``. It is called with ``use_running_average``, ``dtype``, ``name`` and maybe ``scale_init``.
+    activation: of the stem and the blocks; a function of an array, an element at a time.
+    attention: a module class, or a ``functools.partial`` of one, that rescales each block's residual branch, called
+        with ``dtype`` and ``name``; None for none.
+    drop_path: the probability, in [0, 1), that the last block's residual branch is left out in training; block l of L
+        has l / L of it (see ``blocks.Block.join``). 0 is off.
     dtype: of the computation. Parameters, batch statistics and logits are float32 in any case.
-    bn_group_size: examples that share batch statistics in training; None is the whole global batch.
-    bn_momentum: how much of the running statistics each training batch keeps.
+    kernels: how convolutions and the max-pool are computed: the same to rounding.
     zero_init_last_bn: start every block as its shortcut (not in the paper).
     remat: recompute each block's activations in the backward pass, which trades a forward pass for memory.
     scan_blocks: compile the equal blocks of a stage once and loop over them. Compile time then does not grow with
         depth, and their parameters are stacked under ``stage{i}_blocks``. See ``stacking`` to convert.
     """
 
+    family: ClassVar[str] = "resnet"
+    dense: ClassVar[str] = "container"
+
     stage_sizes: tuple[int, ...]
     num_classes: int
     width: int = 64
-    bottleneck: bool = False
-    stem: str = "imagenet"
-    shortcut: str | None = "B"
-    stride_placement: str = "v1"
+    block: Factory = BasicBlock
+    stem: Stem = STEMS["imagenet"]
+    shortcut: Shortcut = projection
+    norm: Factory = BatchNorm
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    attention: Factory | None = None
+    drop_path: float = 0.0
     dtype: jnp.dtype = jnp.float32
-    bn_group_size: int | None = None
-    bn_momentum: float = 0.9
+    kernels: Kernels = PLAIN
     zero_init_last_bn: bool = False
     remat: bool = False
     scan_blocks: bool = False
@@ -47,61 +60,104 @@ class ResNet(nn.Module):
     @property
     def image_size(self) -> int:
         """Height and width of the images that the paper trains it on; the network takes others as well."""
-        return 224 if self.stem == "imagenet" else 32
+        return self.stem.image_size
+
+    @property
+    def has_batch_norm(self) -> bool:
+        return True
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the feature maps "C1", "C2", ...: how many pixels of the image one of theirs spans."""
+        first, then = self.stem.strides
+        return first, *(then * 2**i for i in range(len(self.stage_sizes)))
+
+    def unrolled(self) -> "ResNet":
+        """The network whose variables have an entry for each block: ``stacking.unstack_blocks`` of this one's."""
+        return self.clone(scan_blocks=False)
+
+    def scanned(self) -> "ResNet":
+        """The network whose variables are ``stacking.stack_blocks`` of ``unrolled``'s."""
+        return self.clone(scan_blocks=True)
+
+    def response_layers(self) -> dict[tuple[str, ...], str]:
+        """The path of each batch normalisation of the unrolled network that follows a 3x3 convolution, in order.
+
+        Each with the name of that layer: "stem", "stage1_block1/conv1", ... (Figure 7).
+        """
+        layers: dict[tuple[str, ...], str] = {(norm,): layer for norm, layer in self.stem.responses}
+        block: Any = self.block.func if isinstance(self.block, partial) else self.block
+        for i, num_blocks in enumerate(self.stage_sizes, start=1):
+            for j in range(1, num_blocks + 1):
+                name = f"stage{i}_block{j}"
+                layers |= {(name, norm): f"{name}/{layer}" for norm, layer in block.responses}
+        return layers
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> jax.Array | dict:
-        """Maps normalised images (N, H, W, 3) to logits (N, num_classes), float32.
+        """Maps normalised images (N, H, W, 3) to logits (N, num_classes), float32; with 0 classes to (N, channels).
 
-        With ``train`` batch statistics are those of the batch, and "batch_stats" must be mutable. With ``features``
-        the result is a dict of each stage's output instead: "C1" is the stem's (before the max-pool), "C2" the first
-        stage's, and so on to "C5" (ImageNet) or "C4" (CIFAR), each (N, H', W', channels) in ``dtype``.
+        With ``train`` batch statistics are those of the batch, "batch_stats" must be mutable, and ``drop_path`` needs
+        an rng of that name. With ``features`` the result is a dict of each stage's output instead: "C1" is the stem's
+        (before the max-pool), "C2" the first stage's, and so on to "C5" (ImageNet) or "C4" (CIFAR), each
+        (N, H', W', channels) in ``dtype``.
         """
-        norm = partial(
-            BatchNorm,
-            use_running_average=not train,
-            group_size=self.bn_group_size,
-            momentum=self.bn_momentum,
-            dtype=self.dtype,
-        )
-        size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = Conv(self.width, size, strides, dtype=self.dtype, name="stem_conv")(images)
-        x = nn.relu(norm(name="stem_bn")(x))
-        outputs = {"C1": x}
-        if self.stem == "imagenet":
-            x = max_pool(x)
-        for i, num_blocks in enumerate(self.stage_sizes):
-            x = self._stage(x, i, num_blocks, norm)
+        norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
+        conv = partial(Conv, dtype=self.dtype, kernels=self.kernels)
+        first, x = self.stem.apply(images, self.width, conv, norm, self.activation, self.kernels)
+        outputs = {"C1": first}
+        for i in range(len(self.stage_sizes)):
+            x = self._stage(x, i, conv, norm, self._drop_paths(i) if train and self.drop_path else None)
             outputs[f"C{i + 2}"] = x
         if features:
             return outputs
-        x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
-        return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x)
+        x = GlobalMean(name="mean")(x)
+        return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x) if self.num_classes else x
 
-    def _stage(self, x: jax.Array, index: int, num_blocks: int, norm: partial) -> jax.Array:
-        block = BottleneckBlock if self.bottleneck else BasicBlock
+    def _drop_paths(self, stage: int) -> list[float]:
+        """The probability of each block of a stage that its residual branch is left out."""
+        before, total = sum(self.stage_sizes[:stage]), sum(self.stage_sizes)
+        return [self.drop_path * (before + j) / total for j in range(1, self.stage_sizes[stage] + 1)]
+
+    def _stage(self, x: jax.Array, index: int, conv: Factory, norm: Factory, drop: list[float] | None) -> jax.Array:
+        num_blocks = self.stage_sizes[index]
         fields: dict[str, Any] = {
             "filters": self.width * 2**index,
-            "shortcut": self.shortcut,
+            "conv": conv,
             "norm": norm,
-            "stride_placement": self.stride_placement,
+            "shortcut": self.shortcut,
+            "activation": self.activation,
+            "attention": None if self.attention is None else partial(self.attention, dtype=self.dtype),
             "zero_init_last_bn": self.zero_init_last_bn,
-            "dtype": self.dtype,
         }
         # Inside a scan the loop itself keeps the recomputation apart from the forward pass.
-        unrolled = nn.remat(block) if self.remat else block
-        looped = nn.remat(block, prevent_cse=False) if self.remat else block
+        unrolled = _remat(self.block) if self.remat else self.block
+        looped = _remat(self.block, prevent_cse=False) if self.remat else self.block
         name = f"stage{index + 1}"
-        x = unrolled(**fields, strides=1 if index == 0 else 2, name=f"{name}_block1")(x)
+
+        def call(module: Any, x: jax.Array, drop_path: jax.Array | float | None) -> jax.Array:
+            return module(x) if drop_path is None else module(x, drop_path)
+
+        first: Any = unrolled(**fields, strides=1 if index == 0 else 2, name=f"{name}_block1")
+        x = call(first, x, None if drop is None else drop[0])
         if self.scan_blocks and num_blocks > 1:
             loop = nn.scan(
-                lambda module, carry, _: (module(carry), None),
+                lambda module, carry, drop_path: (call(module, carry, drop_path), None),
                 variable_axes={"params": 0, "batch_stats": 0},
-                split_rngs={"params": True},
+                split_rngs={"params": True, "dropout": True, "drop_path": True},
                 length=num_blocks - 1,
             )
-            x, _ = loop(looped(**fields, strides=1, name=f"{name}_blocks"), x, None)
+            rest = None if drop is None else jnp.asarray(drop[1:], jnp.float32)
+            x, _ = loop(looped(**fields, strides=1, name=f"{name}_blocks"), x, rest)
         else:
             for i in range(1, num_blocks):
-                x = unrolled(**fields, strides=1, name=f"{name}_block{i + 1}")(x)
+                block: Any = unrolled(**fields, strides=1, name=f"{name}_block{i + 1}")
+                x = call(block, x, None if drop is None else drop[i])
         return x
+
+
+def _remat(block: Any, **options: Any) -> Any:
+    """A block class, or a partial of one, whose activations are recomputed."""
+    if isinstance(block, partial):
+        return partial(nn.remat(block.func, **options), *block.args, **block.keywords)
+    return nn.remat(block, **options)

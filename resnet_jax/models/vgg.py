@@ -4,12 +4,15 @@ Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image 
 """
 
 import math
+from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models.conv import Conv, he_normal
+from resnet_jax.kernels import PLAIN, Kernels
+from resnet_jax.models.layers import Conv, Dropout, he_normal
 
 POOLED = 7  # Rows and columns that the first fully-connected layer reads.
 
@@ -18,43 +21,71 @@ class VGG(nn.Module):
     """Stages of 3x3 convolutions with 2x2 max-pools between them, and three fully-connected layers with dropout.
 
     stage_sizes: convolutions in each stage; the first has ``width`` filters, each next twice as many, up to 8 x width.
+    num_classes: width of the classifier; 0 for none, and the result is that of the layer before.
     hidden: units of the two fully-connected layers before the classifier.
     dtype: of the computation. Parameters and logits are float32 in any case.
+    kernels: how convolutions are computed: the same to rounding.
 
     There is no batch normalisation, so there are no "batch_stats". Weights start as He et al. have them (the paper's
     [13]), which trains these networks from scratch.
     """
+
+    family: ClassVar[str] = "vgg"
 
     stage_sizes: tuple[int, ...]
     num_classes: int
     width: int = 64
     hidden: int = 4096
     dtype: jnp.dtype = jnp.float32
+    kernels: Kernels = PLAIN
 
     @property
     def image_size(self) -> int:
         """Height and width of the images that it was trained on; it takes others as well."""
         return 224
 
+    @property
+    def has_batch_norm(self) -> bool:
+        return False
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the feature maps of the stages, before they are pooled."""
+        return tuple(2**i for i in range(len(self.stage_sizes)))
+
+    def unrolled(self) -> "VGG":
+        """Itself: its variables have one layout."""
+        return self
+
+    def scanned(self) -> "VGG":
+        """Itself: its variables have one layout."""
+        return self
+
+    def response_layers(self) -> dict[tuple[str, ...], str]:
+        """None: Figure 7 shows the outputs of batch normalisations."""
+        return {}
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Maps normalised images (N, H, W, 3) to logits (N, num_classes), float32; H and W are at least 32.
+        """Maps normalised images (N, H, W, 3) to logits (N, num_classes), float32; with 0 classes to (N, hidden).
 
-        With ``train`` half of the units are dropped, by an rng called "dropout". Maps of images that are not 224 x 224
-        are averaged to 7 x 7, as torchvision does.
+        H and W are at least 32. With ``train`` half of the units are dropped, by an rng called "dropout". Maps of
+        images that are not 224 x 224 are averaged to 7 x 7, as torchvision does.
         """
         x = images
+        conv = partial(Conv, use_bias=True, dtype=self.dtype, kernels=self.kernels)
         for i, num_convs in enumerate(self.stage_sizes):
             for j in range(num_convs):
                 filters = self.width * min(2**i, 8)
-                x = nn.relu(Conv(filters, 3, use_bias=True, dtype=self.dtype, name=f"conv{i + 1}_{j + 1}")(x))
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = nn.relu(conv(filters, 3, name=f"conv{i + 1}_{j + 1}")(x))
+            x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
         x = adaptive_mean(x, POOLED)
         x = x.reshape(x.shape[0], -1)
         for name in ("fc6", "fc7"):
             x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=he_normal, name=name)(x))
-            x = nn.Dropout(0.5, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x.astype(jnp.float32))
+            x = Dropout(0.5, deterministic=not train)(x)
+        x = x.astype(jnp.float32)
+        return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x) if self.num_classes else x
 
 
 def adaptive_mean(x: jax.Array, size: int) -> jax.Array:

@@ -1,11 +1,14 @@
-import jax
+import flax.linen as nn
 import pytest
 
 from resnet_jax.analysis.complexity import count_multiply_adds, count_parameters
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.kernels import fast_kernels
+from resnet_jax.models import create_model
+from resnet_jax.models.blocks import BasicBlock
 
 # On 8x8 images: a stem to 4 channels, a stage of three blocks on 8x8 maps, one of two blocks on 4x4 maps.
-BASIC = ResNet(stage_sizes=(3, 2), num_classes=5, width=4, stem="cifar", shortcut="A")
+FIELDS = {"stage_sizes": (3, 2), "width": 4}
+BASIC = create_model("resnet20", 5, **FIELDS)
 BASIC_MULTIPLY_ADDS = (
     8 * 8 * (3 * 3 * 3 * 4)  # stem
     + 6 * 8 * 8 * (3 * 3 * 4 * 4)  # stage 1
@@ -30,16 +33,18 @@ def test_parameters_are_those_by_hand_without_batch_statistics():
 
 
 def test_projections_are_counted():
-    with_projection = BASIC.clone(shortcut="B")
+    with_projection = create_model("resnet20", 5, **FIELDS, shortcut="B")
     assert count_multiply_adds(with_projection, 8) == BASIC_MULTIPLY_ADDS + 4 * 4 * (4 * 8)
     assert count_parameters(with_projection) == count_parameters(BASIC) + 4 * 8 + 2 * 8
-    everywhere = BASIC.clone(shortcut="C")
+    everywhere = create_model("resnet20", 5, **FIELDS, shortcut="C")
     assert count_multiply_adds(everywhere, 8) == BASIC_MULTIPLY_ADDS + 3 * 8 * 8 * 16 + 4 * 4 * (32 + 64)
 
 
 @pytest.mark.parametrize("placement, size_of_first", [("v1", 4), ("v1.5", 8)])
 def test_stride_placement_moves_the_cost_of_the_first_convolution(placement, size_of_first):
-    model = ResNet((1, 1), 5, width=4, bottleneck=True, stem="cifar", shortcut=None, stride_placement=placement)
+    model = create_model(
+        "resnet50", 5, stage_sizes=(1, 1), width=4, stem="cifar", shortcut="none", stride_placement=placement
+    )
     stem = 8 * 8 * (27 * 4)
     stage1 = 8 * 8 * (4 * 4 + 9 * 4 * 4 + 4 * 16)
     stage2 = size_of_first**2 * (16 * 8) + 4 * 4 * (9 * 8 * 8 + 8 * 32)
@@ -47,13 +52,13 @@ def test_stride_placement_moves_the_cost_of_the_first_convolution(placement, siz
 
 
 def test_imagenet_stem_is_counted_at_half_and_its_stages_at_a_quarter_of_the_size():
-    model = ResNet((1,), 5, width=4)
+    model = create_model("resnet18", 5, stage_sizes=(1,), width=4)
     assert count_multiply_adds(model, 32) == 16 * 16 * (49 * 3 * 4) + 2 * 8 * 8 * (9 * 4 * 4) + 4 * 5
 
 
-def test_large_convolutions_are_counted_on_one_device_too(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 1)  # Where oneDNN, if it is installed, takes float32 ones.
-    model = ResNet((1,), 5, width=64, stem="cifar", shortcut="A")
+def test_convolutions_of_any_kernels_are_counted():
+    # Where oneDNN, if it is installed, takes large ones.
+    model = create_model("resnet20", 5, kernels=fast_kernels("cpu", 1), stage_sizes=(1,), width=64)
     assert count_multiply_adds(model, 64) == 64 * 64 * (27 * 64 + 2 * 9 * 64 * 64) + 64 * 5
 
 
@@ -61,3 +66,14 @@ def test_cost_grows_with_the_image_and_parameters_do_not():
     classifier = 8 * 5
     assert count_multiply_adds(BASIC, 16) == 4 * (BASIC_MULTIPLY_ADDS - classifier) + classifier
     assert count_parameters(BASIC, 16) == count_parameters(BASIC, 32)
+
+
+def test_grouped_convolutions_cost_a_group_s_channels_for_each_output():
+    class Grouped(BasicBlock):
+        @nn.compact
+        def __call__(self, x, drop_path=None):
+            return self.join(x, self.conv(self.filters, 3, self.strides, groups=2, name="conv1")(x), drop_path)
+
+    model = create_model("resnet20", 5, block=Grouped, stage_sizes=(1,), width=4)
+    assert count_multiply_adds(model, 8) == 8 * 8 * (27 * 4 + 9 * 2 * 4) + 4 * 5
+    assert count_parameters(model) == 27 * 4 + 2 * 4 + 9 * 2 * 4 + 4 * 5 + 5

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from flax import traverse_util
+from flax import linen, traverse_util
 from torch import nn
 
-from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, identity_shortcut
-from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
+from resnet_jax.models.layers import BatchNorm, Conv
+from resnet_jax.models.shortcuts import SHORTCUTS, padded
 
-TRAIN_NORM = partial(BatchNorm, use_running_average=False)
+PARTS = {"conv": Conv, "norm": partial(BatchNorm, use_running_average=False)}
 
 
 class TorchProjection(nn.Module):
@@ -143,7 +144,7 @@ def check_against_torch(block, reference, x):
 def test_identity_shortcut_subsamples_and_pads_with_zeros(channels, filters, strides, size):
     x = images(channels, size)
     expected = TorchPaddedIdentity(channels, filters, strides)(torch.tensor(x).permute(0, 3, 1, 2))
-    np.testing.assert_array_equal(identity_shortcut(x, filters, strides), expected.permute(0, 2, 3, 1))
+    np.testing.assert_array_equal(padded(x, filters, strides), expected.permute(0, 2, 3, 1))
 
 
 # (shortcut, input channels, filters, strides) -> the module that the shortcut should be.
@@ -154,8 +155,8 @@ BASIC = [
     ("B", 4, 8, 1, TorchProjection(4, 8, 1)),
     ("B", 4, 4, 1, nn.Identity()),
     ("C", 4, 4, 1, TorchProjection(4, 4, 1)),
-    (None, 4, 8, 2, None),
-    (None, 4, 4, 1, None),
+    ("none", 4, 8, 2, None),
+    ("none", 4, 4, 1, None),
     ("gated", 4, 8, 2, TorchGate(4, 8, 2)),
     ("gated", 4, 4, 1, TorchGate(4, 4, 1)),
 ]
@@ -167,7 +168,7 @@ BASIC = [
     ids=[f"{shortcut}-{channels}to{filters}-stride{strides}" for shortcut, channels, filters, strides, _ in BASIC],
 )
 def test_basic_block_equals_pytorch(shortcut, channels, filters, strides, torch_shortcut):
-    block = BasicBlock(filters, strides, shortcut, TRAIN_NORM)
+    block = BasicBlock(filters, strides, shortcut=SHORTCUTS[shortcut], **PARTS)
     reference = TorchBlock(channels, [(filters, 3, strides), (filters, 3, 1)], torch_shortcut)
     check_against_torch(block, reference, images(channels))
 
@@ -179,7 +180,7 @@ BOTTLENECK = [
     ("v1.5", "B", 6, 2, TorchProjection(6, 12, 2)),
     ("v1", "B", 12, 1, nn.Identity()),
     ("v1.5", "C", 12, 1, TorchProjection(12, 12, 1)),
-    ("v1", None, 6, 2, None),
+    ("v1", "none", 6, 2, None),
 ]
 
 
@@ -192,7 +193,7 @@ BOTTLENECK = [
     ],
 )
 def test_bottleneck_block_equals_pytorch(placement, shortcut, channels, strides, torch_shortcut):
-    block = BottleneckBlock(3, strides, shortcut, TRAIN_NORM, stride_placement=placement)
+    block = BottleneckBlock(3, strides, shortcut=SHORTCUTS[shortcut], stride_placement=placement, **PARTS)
     first, middle = (strides, 1) if placement == "v1" else (1, strides)
     reference = TorchBlock(channels, [(3, 1, first), (3, 3, middle), (12, 1, 1)], torch_shortcut)
     check_against_torch(block, reference, images(channels))
@@ -201,7 +202,8 @@ def test_bottleneck_block_equals_pytorch(placement, shortcut, channels, strides,
 @pytest.mark.parametrize("block_type, channels", [(BasicBlock, 4), (BottleneckBlock, 8)])
 def test_zero_initialised_last_norm_makes_the_block_its_shortcut(block_type, channels):
     def block(shortcut):
-        return block_type(2 * channels // block_type.expansion, 2, shortcut, TRAIN_NORM, zero_init_last_bn=True)
+        filters = 2 * channels if block_type is BasicBlock else channels // 2
+        return block_type(filters, 2, shortcut=SHORTCUTS[shortcut], zero_init_last_bn=True, **PARTS)
 
     x = images(channels)
     # This generator compiles in a third of the default one's time.
@@ -216,15 +218,59 @@ def test_zero_initialised_last_norm_makes_the_block_its_shortcut(block_type, cha
 
     identity = TorchPaddedIdentity(channels, 2 * channels, 2)(torch.tensor(x).permute(0, 3, 1, 2))
     np.testing.assert_array_equal(output("A"), F.relu(identity).permute(0, 2, 3, 1))
-    np.testing.assert_array_equal(output(None), np.zeros((3, 3, 3, 2 * channels)))
+    np.testing.assert_array_equal(output("none"), np.zeros((3, 3, 3, 2 * channels)))
     assert np.any(output("B"))
 
 
 @pytest.mark.parametrize("block_type", [BasicBlock, BottleneckBlock])
 def test_plain_and_option_a_blocks_have_no_shortcut_parameters(block_type):
     def names(shortcut):
-        block = block_type(4, 2, shortcut, TRAIN_NORM)
+        block = block_type(4, 2, shortcut=SHORTCUTS[shortcut], **PARTS)
         return set(jax.eval_shape(block.init, jax.random.key(0), images(4))["params"])
 
-    assert names(None) == names("A") == names("B") - {"projection_conv", "projection_bn"}
+    assert names("none") == names("A") == names("B") - {"projection_conv", "projection_bn"}
     assert names("B") != names("A")
+
+
+class Half(linen.Module):
+    """An attention that halves everything."""
+
+    @linen.compact
+    def __call__(self, x):
+        return x * self.param("half", lambda _: jnp.float32(0.5))
+
+
+def residual_alone(x, residual, *_):
+    return residual
+
+
+def test_attention_rescales_the_residual_branch_and_the_activation_is_the_last():
+    x = images(4)
+    block = BasicBlock(4, 1, shortcut=residual_alone, attention=Half, **PARTS)
+    variables = jax.jit(block.init)(jax.random.key(0, impl="rbg"), x)
+    assert variables["params"]["attention"] == {"half": 0.5}
+
+    @partial(jax.jit, static_argnums=0)
+    def run(scale, half):
+        changed = variables | {"params": variables["params"] | {"attention": {"half": half}}}
+        ended = block.clone(activation=lambda x: scale * linen.relu(x))
+        return ended.apply(changed, x, mutable=["batch_stats"])[0]
+
+    np.testing.assert_allclose(run(1, 0.5), run(1, 1.0) / 2, rtol=1e-6)
+    np.testing.assert_allclose(run(3, 1.0), 3 * run(1, 1.0), rtol=1e-4, atol=1e-4)  # Normalised in between.
+
+
+def test_drop_path_leaves_whole_branches_out_and_keeps_their_mean():
+    x = np.tile(images(4)[:1], (400, 1, 1, 1))
+    block = BasicBlock(4, 1, shortcut=residual_alone, **PARTS)
+    variables = jax.jit(block.init)(jax.random.key(0, impl="rbg"), x[:1])
+
+    @jax.jit
+    def run(rate, seed):
+        return block.apply(variables, x, rate, mutable=["batch_stats"], rngs={"drop_path": jax.random.key(seed)})[0]
+
+    whole, dropped = run(0.0, 0), run(0.25, 0)
+    kept = np.abs(dropped).max(axis=(1, 2, 3)) > 0
+    assert 0.65 < kept.mean() < 0.85  # Four standard errors are 0.09.
+    np.testing.assert_allclose(dropped[kept], whole[kept] / 0.75, rtol=1e-5, atol=1e-5)
+    assert np.any(run(0.25, 1) != dropped)

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from resnet_jax.analysis.complexity import count_multiply_adds, count_parameters
-from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.models.vgg import POOLED, adaptive_mean
 
@@ -45,14 +44,3 @@ def test_dropout_is_random_in_training_and_absent_in_evaluation():
     np.testing.assert_array_equal(train(0), train(0))
     assert not np.array_equal(train(0), train(1))
     np.testing.assert_array_equal(model.apply(variables, images()), model.apply(variables, images()))
-
-
-@pytest.mark.parametrize("field, value", [("shortcut", "A"), ("bn_group_size", 8), ("remat", True)])
-def test_fields_of_residual_networks_are_unknown_to_vgg(field, value):
-    with pytest.raises(UserError, match=f"unknown model field '{field}'.*hidden"):
-        create_model("vgg16", **{field: value})
-
-
-def test_hidden_must_be_positive():
-    with pytest.raises(UserError, match="hidden is 0; it must be a positive integer"):
-        create_model("vgg16", hidden=0)

@@ -1,13 +1,14 @@
 import re
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from jax import lax
 
-from resnet_jax.models.conv import Conv, conv2d, he_normal
+from resnet_jax.kernels.convolution import cpu_convolution, plain_convolution
 
 # (kernel size, stride) of every convolution in Table 1 and section 4.2, each on images of odd and even sizes.
 SHAPES = [
@@ -21,16 +22,6 @@ SHAPES = [
     ]
     for image in images
 ]
-
-
-@pytest.fixture(autouse=True)
-def canonical_form(monkeypatch):
-    """The form that CPUs get, on whatever backend the tests run."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-
-
-def plain(x, kernel, strides, padding):
-    return lax.conv_general_dilated(x, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def draw(*shapes, seed=0):
@@ -51,11 +42,11 @@ def assert_equal_to_rounding(actual, expected):
     )
 
 
-def value_and_gradients(convolve, strides, padding):
+def value_and_gradients(convolve, strides, padding, *window):
     """A function of (x, kernel, g): the output, and the gradients of its product with g."""
 
     def run(x, kernel, g):
-        output, pullback = jax.vjp(lambda x, kernel: convolve(x, kernel, strides, padding), x, kernel)
+        output, pullback = jax.vjp(lambda x, kernel: convolve(x, kernel, strides, padding, *window), x, kernel)
         return output, pullback(g)
 
     return jax.jit(run)
@@ -65,18 +56,18 @@ def value_and_gradients(convolve, strides, padding):
 def test_value_and_both_gradients_equal_the_plain_convolution(size, strides, image):
     padding = same_padding(size)
     x, kernel = draw((2, *image, 3), (size, size, 3, 5))
-    (g,) = draw(plain(x, kernel, strides, padding).shape, seed=1)
-    actual = value_and_gradients(conv2d, strides, padding)(x, kernel, g)
-    expected = value_and_gradients(plain, strides, padding)(x, kernel, g)
+    (g,) = draw(plain_convolution(x, kernel, strides, padding).shape, seed=1)
+    actual = value_and_gradients(cpu_convolution, strides, padding)(x, kernel, g)
+    expected = value_and_gradients(plain_convolution, strides, padding)(x, kernel, g)
     assert_equal_to_rounding(actual, expected)
 
 
 def test_gradients_with_different_padding_on_each_side():
     padding = ((0, 2), (1, 0))
     x, kernel = draw((2, 8, 9, 3), (3, 3, 3, 5))
-    (g,) = draw(plain(x, kernel, 2, padding).shape, seed=1)
-    actual = value_and_gradients(conv2d, 2, padding)(x, kernel, g)
-    expected = value_and_gradients(plain, 2, padding)(x, kernel, g)
+    (g,) = draw(plain_convolution(x, kernel, 2, padding).shape, seed=1)
+    actual = value_and_gradients(cpu_convolution, 2, padding)(x, kernel, g)
+    expected = value_and_gradients(plain_convolution, 2, padding)(x, kernel, g)
     assert_equal_to_rounding(actual, expected)
 
 
@@ -86,7 +77,7 @@ def test_every_convolution_of_a_training_step_is_in_canonical_form(size, strides
     x, kernel = draw((2, *image, 3), (size, size, 3, 5))
 
     def loss(x, kernel):
-        return jnp.sum(conv2d(x, kernel, strides, same_padding(size)) ** 2)
+        return jnp.sum(cpu_convolution(x, kernel, strides, same_padding(size)) ** 2)
 
     program = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(x, kernel))
     layouts = re.findall(r"ConvDimensionNumbers\(lhs_spec=(.*?), rhs_spec=(.*?), out_spec=(.*?\))\)", program)
@@ -97,7 +88,7 @@ def test_every_convolution_of_a_training_step_is_in_canonical_form(size, strides
 @pytest.mark.parametrize("strides", [1, 2])
 def test_convolutions_of_1x1_are_products_of_matrices(strides):
     x, kernel = draw((2, 8, 7, 3), (1, 1, 3, 5))
-    loss = lambda x, kernel: jnp.sum(conv2d(x, kernel, strides, same_padding(1)) ** 2)  # noqa: E731
+    loss = lambda x, kernel: jnp.sum(cpu_convolution(x, kernel, strides, same_padding(1)) ** 2)  # noqa: E731
     program = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(x, kernel))
     assert "conv_general_dilated" not in program and program.count("dot_general[") == 3
 
@@ -115,7 +106,7 @@ def test_second_order_gradient_equals_that_of_the_plain_convolution(strides):
 
         return jax.jit(jax.grad(gradient_norm, argnums=(0, 1)))(x, kernel)
 
-    actual, expected = gradient_of_gradient_norm(conv2d), gradient_of_gradient_norm(plain)
+    actual, expected = gradient_of_gradient_norm(cpu_convolution), gradient_of_gradient_norm(plain_convolution)
     for a, e in zip(actual, expected, strict=True):
         assert np.abs(e).max() > 1e-4
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * float(np.abs(e).max()))
@@ -126,11 +117,14 @@ def test_gradients_inside_scan_equal_those_of_unrolled_plain_convolutions():
     kernels = kernels / 6
 
     def scanned(x, kernels):
-        return lax.scan(lambda x, kernel: (jnp.tanh(conv2d(x, kernel, 1, same_padding(3))), None), x, kernels)[0]
+        def step(x, kernel):
+            return jnp.tanh(cpu_convolution(x, kernel, 1, same_padding(3))), None
+
+        return lax.scan(step, x, kernels)[0]
 
     def unrolled(x, kernels):
         for kernel in kernels:
-            x = jnp.tanh(plain(x, kernel, 1, same_padding(3)))
+            x = jnp.tanh(plain_convolution(x, kernel, 1, same_padding(3)))
         return x
 
     def run(network):
@@ -147,55 +141,76 @@ def test_vmap_equals_a_loop_over_the_plain_convolution(kernel_axis):
     x, kernels = draw((3, 2, 7, 7, 2), (3, 3, 3, 2, 4))
     kernel = kernels if kernel_axis == 0 else kernels[0]
     (g,) = draw((3, 2, 4, 4, 4), seed=1)
-    actual = jax.vmap(value_and_gradients(conv2d, 2, same_padding(3)), in_axes=(0, kernel_axis, 0))(x, kernel, g)
-    one = value_and_gradients(plain, 2, same_padding(3))
+    actual = jax.vmap(value_and_gradients(cpu_convolution, 2, same_padding(3)), in_axes=(0, kernel_axis, 0))(
+        x, kernel, g
+    )
+    one = value_and_gradients(plain_convolution, 2, same_padding(3))
     each = [one(x[i], kernel[i] if kernel_axis == 0 else kernel, g[i]) for i in range(3)]
     assert_equal_to_rounding(actual, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
 
 
-def test_other_backends_get_the_plain_convolution_with_forward_mode_gradients(monkeypatch):
-    x, kernel = draw((1, 4, 4, 2), (3, 3, 2, 2))
-
-    def forward_mode():
-        return jax.jvp(lambda x: conv2d(x, kernel, 1, same_padding(3)), (x,), (jnp.ones_like(x),))[1]
-
-    with pytest.raises(TypeError, match="custom_vjp"):
-        forward_mode()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert_equal_to_rounding(forward_mode(), plain(jnp.ones_like(x), kernel, 1, same_padding(3)))
+# (kernel size, stride, dilation, groups): of ResNeXt, of depthwise and of dilated networks.
+GROUPED = [
+    (size, strides, dilation, groups)
+    for groups in (1, 2, 32)
+    for size, strides, dilation in [(3, 1, 1), (3, 2, 1), (3, 1, 2), (3, 2, 3), (1, 1, 1), (1, 2, 1), (2, 2, 2)]
+    if groups > 1 or dilation > 1
+]
 
 
-@pytest.mark.parametrize("size, strides, image", SHAPES)
-def test_conv_layer_places_its_windows_as_pytorch_does(size, strides, image):
-    x, kernel = draw((2, *image, 3), (size, size, 3, 5))
-    actual = Conv(5, size, strides).apply({"params": {"kernel": kernel}}, x)
+@pytest.mark.parametrize("size, strides, dilation, groups", GROUPED)
+def test_grouped_and_dilated_convolutions_equal_the_plain_ones(size, strides, dilation, groups):
+    padding = ((dilation * (size // 2),) * 2, (dilation * (size // 2), 0))
+    inputs, outputs = (64, 32) if groups == 32 else (6, 10)
+    x, kernel = draw((2, 9, 8, inputs), (size, size, inputs // groups, outputs))
+    (g,) = draw(plain_convolution(x, kernel, strides, padding, groups, dilation).shape, seed=1)
+    actual = value_and_gradients(cpu_convolution, strides, padding, groups, dilation)(x, kernel, g)
+    expected = value_and_gradients(plain_convolution, strides, padding, groups, dilation)(x, kernel, g)
+    assert_equal_to_rounding(actual, expected)
+
+
+def test_plain_grouped_and_dilated_convolutions_are_pytorchs():
+    x, kernel = draw((2, 9, 8, 6), (3, 3, 3, 10))
     expected = torch.nn.functional.conv2d(
         torch.tensor(np.asarray(x)).permute(0, 3, 1, 2),
         torch.tensor(np.asarray(kernel)).permute(3, 2, 0, 1),
-        stride=strides,
-        padding=size // 2,
+        stride=2,
+        padding=2,
+        dilation=2,
+        groups=2,
     )
+    actual = plain_convolution(x, kernel, 2, ((2, 2), (2, 2)), 2, 2)
     assert_equal_to_rounding(actual, expected.permute(0, 2, 3, 1).numpy())
 
 
-def test_conv_layer_computes_in_its_dtype_and_keeps_its_kernel_in_float32():
-    x, _ = draw((2, 6, 6, 3), (1,))
-    layer = Conv(4, 3, dtype=jnp.bfloat16)
-    variables = layer.init(jax.random.key(0), x)
-    gradient = jax.jit(jax.grad(lambda v: jnp.sum(layer.apply(v, x).astype(jnp.float32))))(variables)
-    assert variables["params"]["kernel"].dtype == gradient["params"]["kernel"].dtype == jnp.float32
-    assert layer.apply(variables, x).dtype == jnp.bfloat16
-    # Eight significant bits: inputs, kernel and output are each rounded by at most 2**-9 of themselves.
-    expected = Conv(4, 3).apply(variables, x)
-    np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=0, atol=2**-6 * float(expected.max()))
+@pytest.mark.parametrize("size, dilation", [(3, 1), (3, 2), (1, 1)])
+def test_gradients_of_grouped_convolutions_have_no_batch_groups_and_are_canonical(size, dilation):
+    x, kernel = draw((2, 8, 8, 8), (size, size, 4, 6))
+    pad = (dilation * (size // 2),) * 2
+
+    def loss(x, kernel):
+        return jnp.sum(cpu_convolution(x, kernel, 2, (pad, pad), 2, dilation) ** 2)
+
+    program = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(x, kernel))
+    assert set(re.findall(r"batch_group_count=(\d+)", program)) <= {"1"}
+    layouts = re.findall(r"ConvDimensionNumbers\(lhs_spec=(.*?), rhs_spec=(.*?), out_spec=(.*?\))\)", program)
+    convolutions = 0 if size == 1 else 2
+    assert layouts == [("(0, 3, 1, 2)", "(3, 2, 0, 1)", "(0, 3, 1, 2)")] * convolutions
 
 
-@pytest.mark.parametrize("shape, fan_in", [((3, 3, 64, 256), 3 * 3 * 64), ((512, 300), 512)])
-def test_he_normal_is_an_untruncated_normal_with_variance_two_over_fan_in(shape, fan_in):
-    weights = np.asarray(he_normal(jax.random.key(0), shape), np.float64)
-    std = np.sqrt(2 / fan_in)
-    # The standard errors of mean and standard deviation are std / sqrt(n) and std / sqrt(2 n).
-    assert abs(weights.mean()) < 4 * std / np.sqrt(weights.size)
-    assert abs(weights.std() - std) < 4 * std / np.sqrt(2 * weights.size)
-    # A truncated normal of this standard deviation ends at 2.3 of them.
-    assert np.abs(weights).max() > 3.5 * std
+def test_second_order_gradient_of_a_grouped_convolution_equals_that_of_the_plain_one():
+    x, kernel = draw((1, 5, 5, 4), (3, 3, 2, 4))
+
+    def curvature(convolve):
+        loss = lambda k: jnp.mean(jnp.tanh(convolve(x, k, 2, same_padding(3), 2)) ** 2)  # noqa: E731
+        return jax.jit(jax.grad(lambda k: jnp.sum(jax.grad(loss)(k) ** 2)))(kernel)
+
+    assert_equal_to_rounding(curvature(cpu_convolution), curvature(plain_convolution))
+
+
+def test_arrays_of_symbolic_shapes_get_the_plain_convolution():
+    (batch,) = jax.export.symbolic_shape("batch")
+    x = jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((1, 1, 3, 5), jnp.float32)
+    convolve = jax.jit(lambda x, k: cpu_convolution(x, k, 1, same_padding(1), use_onednn=True))
+    assert "convolution" in jax.export.export(convolve)(x, kernel).mlir_module()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models import xla_ffi
+from resnet_jax.kernels import xla_ffi
 
 # oneDNN's constants.
 _CPU, _IN_ORDER = 1, 1  # Kinds of engine and stream.
@@ -36,14 +36,16 @@ class Geometry(NamedTuple):
     """All that a convolution is but for its numbers."""
 
     image: tuple[int, ...]  # N, H, W, I
-    kernel: tuple[int, ...]  # h, w, I, O
+    kernel: tuple[int, ...]  # h, w, I / groups, O
     strides: int
     padding: tuple[tuple[int, int], tuple[int, int]]
+    groups: int = 1
+    dilation: int = 1
 
     @property
     def output(self) -> tuple[int, ...]:
         rows, columns = (
-            (size + sum(pad) - k) // self.strides + 1
+            (size + sum(pad) - (k - 1) * self.dilation - 1) // self.strides + 1
             for size, k, pad in zip(self.image[1:3], self.kernel[:2], self.padding, strict=True)
         )
         return self.image[0], rows, columns, self.kernel[3]
@@ -105,7 +107,7 @@ def _candidates() -> Iterator[str]:
 
 
 def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """``x`` (N, H, W, I) convolved with ``kernel`` (h, w, I, O), all float32."""
+    """``x`` (N, H, W, I) convolved with ``kernel`` (h, w, I / groups, O), all float32."""
     return _call(_forward_target(geometry), geometry.output, x, kernel)
 
 
@@ -179,22 +181,29 @@ def _kernel_target(geometry: Geometry) -> tuple[str, int]:
 
 def _descriptors(geometry: Geometry) -> tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]:
     """Of the image, the kernel and the result as JAX lays them out, with the axes in oneDNN's order."""
-    (n, h, w, i), (kh, kw, _, o), (_, ho, wo, _) = geometry.image, geometry.kernel, geometry.output
+    (n, h, w, c), (_, kw, i, o), (_, ho, wo, _) = geometry.image, geometry.kernel, geometry.output
+    strides = (1, o, kw * i * o, i * o)
     return (
-        _layout((n, i, h, w), (h * w * i, 1, w * i, i)),
-        _layout((o, i, kh, kw), (1, o, kw * i * o, i * o)),
+        _layout((n, c, h, w), (h * w * c, 1, w * c, c)),
+        _layout(_weights(geometry), strides if geometry.groups == 1 else (o // geometry.groups, *strides)),
         _layout((n, o, ho, wo), (ho * wo * o, 1, wo * o, o)),
     )
 
 
+def _weights(geometry: Geometry) -> tuple[int, ...]:
+    """The sizes of a kernel in oneDNN's order: (O, I, h, w), or (groups, O / groups, I / groups, h, w)."""
+    kh, kw, i, o = geometry.kernel
+    return (o, i, kh, kw) if geometry.groups == 1 else (geometry.groups, o // geometry.groups, i, kh, kw)
+
+
 def _layout(sizes: tuple[int, ...], strides: tuple[int, ...]) -> ctypes.c_void_p:
-    return _created("dnnl_memory_desc_create_with_strides", 4, _integers(*sizes), _F32, _integers(*strides))
+    return _created("dnnl_memory_desc_create_with_strides", len(sizes), _integers(*sizes), _F32, _integers(*strides))
 
 
 def _any_format(geometry: Geometry) -> ctypes.c_void_p:
     """Of a kernel in whatever order oneDNN computes fastest."""
-    kh, kw, i, o = geometry.kernel
-    return _created("dnnl_memory_desc_create_with_tag", 4, _integers(o, i, kh, kw), _F32, _ANY_FORMAT)
+    sizes = _weights(geometry)
+    return _created("dnnl_memory_desc_create_with_tag", len(sizes), _integers(*sizes), _F32, _ANY_FORMAT)
 
 
 def _forward_descriptor(geometry: Geometry) -> ctypes.c_void_p:
@@ -207,11 +216,12 @@ def _convolution(kind: str, arguments: tuple[Any, ...], geometry: Geometry) -> c
     attributes = _created("dnnl_primitive_attr_create")
     # Memory of oneDNN's own could not be used by two threads at a time.
     _check(_loaded().dnnl_primitive_attr_set_scratchpad_mode(attributes, _USER_SCRATCHPAD))
-    strides, no_dilation = _integers(geometry.strides, geometry.strides), _integers(0, 0)
+    strides = _integers(geometry.strides, geometry.strides)
+    gaps = _integers(geometry.dilation - 1, geometry.dilation - 1)  # oneDNN counts the pixels left out.
     before, after = (_integers(*sides) for sides in zip(*geometry.padding, strict=True))
     hint = () if kind == "forward" else (_forward_descriptor(geometry),)
     name = f"dnnl_convolution_{kind}_primitive_desc_create"
-    return _created(name, _engine(), *arguments, strides, no_dilation, before, after, *hint, attributes)
+    return _created(name, _engine(), *arguments, strides, gaps, before, after, *hint, attributes)
 
 
 def _reorder(source: _Memory, result: _Memory) -> _Call:
@@ -266,7 +276,8 @@ def _check(status: int) -> None:
 def _register(name: str, geometry: Geometry, calls: list[_Call]) -> str:
     """Makes the calls known to XLA, under the name that is returned."""
     (top, bottom), (left, right) = geometry.padding
-    sizes = (*geometry.image, *geometry.kernel, geometry.strides, top, bottom, left, right)
+    window = (geometry.strides, top, bottom, left, right, geometry.groups, geometry.dilation)
+    sizes = (*geometry.image, *geometry.kernel, *window)
     name = f"resnet_jax_onednn_{name}_{'_'.join(map(str, sizes))}"
     xla_ffi.register(name, functools.partial(_compute, calls))
     return name

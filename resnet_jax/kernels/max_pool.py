@@ -1,20 +1,22 @@
-"""The max-pool of the ImageNet stem."""
+"""The max-pool of the ImageNet stem: 3x3 with stride 2, padded by 1. JAX's own, and a faster one for CPUs."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """3x3 with stride 2, padded by 1: (N, H, W, C) to (N, ceil(H / 2), ceil(W / 2), C).
+def plain_max_pool(x: jax.Array) -> jax.Array:
+    """(N, H, W, C) to (N, ceil(H / 2), ceil(W / 2), C)."""
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
 
-    XLA's own gradient runs on one core of a CPU, and its forward pass is slow there, so CPUs get both as elementwise
-    operations on shifted slices. On CPU the function has reverse-mode gradients only (not ``jax.jvp``).
+
+def cpu_max_pool(x: jax.Array) -> jax.Array:
+    """The same, with reverse-mode gradients only.
+
+    XLA's own gradient runs on one core of a CPU, and its forward pass is slow there, so both are elementwise operations
+    on shifted slices. Arrays of symbolic shapes (``jax.export.symbolic_shape``) get the plain operation.
     """
-    if jax.default_backend() == "cpu":
-        return _max_pool_of_slices(x)
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return _max_pool_of_slices(x) if all(isinstance(size, int) for size in x.shape) else plain_max_pool(x)
 
 
 @jax.custom_vjp

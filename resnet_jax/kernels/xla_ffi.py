@@ -125,7 +125,7 @@ def _handle(function: Callable[[list[int]], None], pointer: Any) -> int:
         buffers = [part.values[i] for part in (frame.arguments, frame.results) for i in range(part.size)]
         try:
             function([buffer.contents.data for buffer in buffers])
-        except Exception as error:  # Python would only print it, and XLA go on with whatever the result's memory holds.
+        except Exception as error:  # Python would only print it, and XLA would continue with uninitialised memory.
             described = _Error(ctypes.sizeof(_Error), None, str(error).encode(), _INTERNAL)
             return frame.api.contents.create_error(ctypes.byref(described))
     return 0

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models import xla_ffi
+from resnet_jax.kernels import xla_ffi
 
 FLOATS = ctypes.POINTER(ctypes.c_float)
 

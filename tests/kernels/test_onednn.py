@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from resnet_jax.models import conv, onednn
-from resnet_jax.models.conv import conv2d
+from resnet_jax.kernels import convolution, fast_kernels, onednn
+from resnet_jax.kernels.convolution import plain_convolution
 
 # (image, kernel, stride) of the kinds of convolution in Table 1 and section 4.2, with odd sizes and few channels.
 SHAPES = [
@@ -20,14 +20,15 @@ SHAPES = [
 ]
 
 
+cpu_convolution = fast_kernels("cpu", num_devices=1).convolution
+
+
 @pytest.fixture(autouse=True)
 def onednn_is_used(monkeypatch):
-    """For convolutions of any size, although the tests see eight devices."""
+    """For convolutions of any size."""
     if onednn.library() is None:
         pytest.skip('needs oneDNN: pip install ".[cpu]"')
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(conv, "_LEAST_MULTIPLY_ADDS", 0)
+    monkeypatch.setattr(convolution, "_LEAST_MULTIPLY_ADDS", 0)
 
 
 def draw(*shapes, seed=0):
@@ -39,10 +40,6 @@ def padding(kernel):
     return ((kernel[0] // 2,) * 2, (kernel[1] // 2,) * 2)
 
 
-def plain(x, kernel, strides, pad):
-    return lax.conv_general_dilated(x, kernel, (strides, strides), pad, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
 def assert_equal_to_rounding(actual, expected):
     jax.tree.map(
         lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=2e-6 * max(1.0, float(np.abs(e).max()))),
@@ -51,34 +48,58 @@ def assert_equal_to_rounding(actual, expected):
     )
 
 
-def both(convolve, image, kernel, strides):
+def both(convolve, image, kernel, strides, *window):
     x, k = draw(image, kernel)
-    y, pullback = jax.vjp(jax.jit(lambda x, k: convolve(x, k, strides, padding(kernel))), x, k)
+    y, pullback = jax.vjp(jax.jit(lambda x, k: convolve(x, k, strides, padding(kernel), *window)), x, k)
     (g,) = draw(y.shape, seed=1)
     return y, pullback(g)
 
 
 @pytest.mark.parametrize("image, kernel, strides", SHAPES)
 def test_outputs_and_gradients_equal_the_plain_convolutions(image, kernel, strides):
-    assert_equal_to_rounding(both(conv2d, image, kernel, strides), both(plain, image, kernel, strides))
+    assert_equal_to_rounding(
+        both(cpu_convolution, image, kernel, strides), both(plain_convolution, image, kernel, strides)
+    )
+
+
+@pytest.mark.parametrize("groups, channels, outputs", [(1, 3, 4), (2, 6, 10), (32, 64, 32), (8, 8, 8)])
+@pytest.mark.parametrize("size, strides, dilation", [(3, 1, 1), (3, 2, 1), (3, 2, 2), (1, 1, 1)])
+def test_grouped_and_dilated_convolutions_equal_the_plain_ones(
+    groups, channels, outputs, size, strides, dilation, monkeypatch
+):
+    seen = []
+    forward = onednn.forward
+    monkeypatch.setattr(onednn, "forward", lambda *arguments: seen.append(1) or forward(*arguments))
+    image, kernel = (2, 9, 8, channels), (size, size, channels // groups, outputs)
+    actual = both(cpu_convolution, image, kernel, strides, groups, dilation)
+    assert seen
+    assert_equal_to_rounding(actual, both(plain_convolution, image, kernel, strides, groups, dilation))
+
+
+def test_targets_of_other_groups_or_dilations_have_other_names():
+    geometry = onednn.Geometry((1, 8, 8, 4), (3, 3, 2, 4), 1, ((1, 1), (1, 1)), groups=2)
+    names = {onednn._forward_target(geometry._replace(**other))[0] for other in ({}, {"dilation": 2})}
+    names.add(onednn._forward_target(geometry._replace(image=(1, 8, 8, 2), groups=1))[0])
+    assert len(names) == 3
 
 
 def test_it_is_onednn_that_computes(monkeypatch):
     seen = []
     execute = onednn._execute
     monkeypatch.setattr(onednn, "_execute", lambda *arguments: seen.append(1) or execute(*arguments))
-    both(conv2d, *SHAPES[1])
+    both(cpu_convolution, *SHAPES[1])
     assert len(seen) == 6  # Three convolutions, and a reordering of the kernel for each.
 
 
 def test_paddings_may_differ_from_side_to_side():
     x, kernel = draw((2, 8, 9, 4), (3, 3, 4, 4))
     pad = ((0, 2), (1, 0))
-    assert_equal_to_rounding(conv2d(x, kernel, 1, pad), plain(x, kernel, 1, pad))
+    assert_equal_to_rounding(cpu_convolution(x, kernel, 1, pad), plain_convolution(x, kernel, 1, pad))
 
 
 def test_loops_maps_and_recomputation_work():
     x, kernel = draw((2, 8, 8, 4), (3, 3, 4, 4))
+    kernel = kernel / 6  # Saturated, the tanh would magnify roundings.
     pad = padding(kernel.shape)
 
     def looped(convolve):
@@ -88,10 +109,10 @@ def test_loops_maps_and_recomputation_work():
 
         return jax.jit(jax.value_and_grad(loss))(kernel)
 
-    assert_equal_to_rounding(looped(conv2d), looped(plain))
+    assert_equal_to_rounding(looped(cpu_convolution), looped(plain_convolution))
     kernels = jnp.stack([kernel, 2 * kernel])
-    mapped = jax.jit(jax.vmap(lambda k: conv2d(x, k, 1, pad)))(kernels)
-    assert_equal_to_rounding(mapped, jnp.stack([plain(x, k, 1, pad) for k in kernels]))
+    mapped = jax.jit(jax.vmap(lambda k: cpu_convolution(x, k, 1, pad)))(kernels)
+    assert_equal_to_rounding(mapped, jnp.stack([plain_convolution(x, k, 1, pad) for k in kernels]))
 
 
 def test_gradients_have_gradients():
@@ -101,7 +122,7 @@ def test_gradients_have_gradients():
         loss = lambda k: jnp.sum(jnp.tanh(convolve(x, k, 2, ((1, 1), (1, 1)))) ** 2)  # noqa: E731
         return jax.grad(lambda k: jnp.sum(jax.grad(loss)(k) ** 2))(kernel)
 
-    assert_equal_to_rounding(curvature(conv2d), curvature(plain))
+    assert_equal_to_rounding(curvature(cpu_convolution), curvature(plain_convolution))
 
 
 def test_threads_may_compute_at_a_time():
@@ -109,12 +130,12 @@ def test_threads_may_compute_at_a_time():
 
     image, shape, strides = SHAPES[2]
     x, kernel = draw(image, shape)
-    compute = jax.jit(lambda x, k: conv2d(x, k, strides, padding(shape)))
+    compute = jax.jit(lambda x, k: cpu_convolution(x, k, strides, padding(shape)))
     inputs = [x * factor for factor in range(8)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda x: np.array(compute(x, kernel)), inputs * 4))
     for x, y in zip(inputs * 4, found, strict=True):
-        assert_equal_to_rounding(y, plain(x, kernel, strides, padding(shape)))
+        assert_equal_to_rounding(y, plain_convolution(x, kernel, strides, padding(shape)))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -125,26 +146,24 @@ def test_a_failure_is_an_error_of_the_program(monkeypatch):
     monkeypatch.setattr(onednn, "_execute", fail)
     x, kernel = draw((1, 5, 6, 2), (3, 3, 2, 2))
     with pytest.raises(jax.errors.JaxRuntimeError, match="no such primitive"):
-        jax.block_until_ready(conv2d(x, kernel, 1, ((1, 1), (1, 1))))
+        jax.block_until_ready(cpu_convolution(x, kernel, 1, ((1, 1), (1, 1))))
 
 
-@pytest.mark.parametrize("what", ["small", "bfloat16", "several devices", "another backend", "no library"])
+@pytest.mark.parametrize("what", ["small", "bfloat16", "several devices", "another platform", "no library"])
 def test_where_it_would_not_pay_or_work_xla_computes(monkeypatch, what):
     monkeypatch.setattr(onednn, "forward", None)
     x, kernel = draw((2, 8, 8, 4), (3, 3, 4, 4))
+    kernels = fast_kernels("gpu" if what == "another platform" else "cpu", 8 if what == "several devices" else 1)
     if what == "small":
-        monkeypatch.setattr(conv, "_LEAST_MULTIPLY_ADDS", 2 * 8 * 8 * 9 * 4 * 4 + 1)
+        monkeypatch.setattr(convolution, "_LEAST_MULTIPLY_ADDS", 2 * 8 * 8 * 9 * 4 * 4 + 1)
     if what == "bfloat16":
         x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    if what == "several devices":
-        monkeypatch.setattr(jax, "device_count", lambda: 8)
-    if what == "another backend":
-        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     if what == "no library":
         monkeypatch.setattr(onednn, "library", lambda: None)
     pad = padding(kernel.shape)
     assert_equal_to_rounding(
-        conv2d(x, kernel, 1, pad).astype(jnp.float32), plain(x, kernel, 1, pad).astype(jnp.float32)
+        kernels.convolution(x, kernel, 1, pad).astype(jnp.float32),
+        plain_convolution(x, kernel, 1, pad).astype(jnp.float32),
     )
 
 

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import linen as nn
 
 from resnet_jax import parallel
 from resnet_jax.errors import UserError
-from resnet_jax.models.norm import BatchNorm
+from resnet_jax.kernels import PLAIN
+from resnet_jax.models.layers import BatchNorm, Conv, Dropout, GlobalMean, he_normal
 
 CHANNELS = 3
 
@@ -191,3 +193,68 @@ def test_half_precision_input_is_normalised_with_float32_statistics():
     assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype(jnp.float32)}
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6), updated["batch_stats"], expected_stats)
     np.testing.assert_allclose(output, expected, rtol=2**-8, atol=2**-8)
+
+
+@pytest.mark.parametrize(
+    "size, strides, groups, dilation",
+    [(3, 1, 1, 1), (3, 2, 1, 1), (1, 1, 1, 1), (1, 2, 1, 1), (7, 2, 1, 1), (3, 2, 3, 1), (3, 1, 1, 2)],
+)
+@pytest.mark.parametrize("image", [(8, 8), (7, 7), (8, 7)], ids=str)
+def test_conv_layer_places_its_windows_as_pytorch_does(size, strides, groups, dilation, image):
+    x, layer = draw((2, *image, CHANNELS)), Conv(6, size, strides, groups, dilation, use_bias=True)
+    variables = layer.init(jax.random.key(0), x)
+    variables["params"]["bias"] = jnp.arange(6.0)
+    there = torch.nn.Conv2d(CHANNELS, 6, size, strides, dilation * (size // 2), dilation, groups)
+    kernel = np.asarray(variables["params"]["kernel"])
+    there.load_state_dict({"weight": torch.tensor(kernel).permute(3, 2, 0, 1), "bias": torch.arange(6.0)})
+    np.testing.assert_allclose(layer.apply(variables, x), from_torch(there(to_torch(x))), rtol=0, atol=1e-4)
+
+
+def test_conv_layer_computes_in_its_dtype_and_keeps_its_kernel_in_float32():
+    x = draw((2, 6, 6, CHANNELS))
+    layer = Conv(4, 3, dtype=jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x)
+    gradient = jax.jit(jax.grad(lambda v: jnp.sum(layer.apply(v, x).astype(jnp.float32))))(variables)
+    assert variables["params"]["kernel"].dtype == gradient["params"]["kernel"].dtype == jnp.float32
+    assert layer.apply(variables, x).dtype == jnp.bfloat16
+    # Eight significant bits: inputs, kernel and output are each rounded by at most 2**-9 of themselves.
+    expected = Conv(4, 3).apply(variables, x)
+    np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=0, atol=2**-6 * float(expected.max()))
+
+
+@pytest.mark.parametrize("shape, fan_in", [((3, 3, 64, 256), 3 * 3 * 64), ((512, 300), 512)])
+def test_he_normal_is_an_untruncated_normal_with_variance_two_over_fan_in(shape, fan_in):
+    weights = np.asarray(he_normal(jax.random.key(0), shape), np.float64)
+    std = np.sqrt(2 / fan_in)
+    # The standard errors of mean and standard deviation are std / sqrt(n) and std / sqrt(2 n).
+    assert abs(weights.mean()) < 4 * std / np.sqrt(weights.size)
+    assert abs(weights.std() - std) < 4 * std / np.sqrt(2 * weights.size)
+    # A truncated normal of this standard deviation ends at 2.3 of them.
+    assert np.abs(weights).max() > 3.5 * std
+
+
+def test_conv_layer_computes_by_its_kernels():
+    calls = []
+
+    def convolution(x, kernel, strides, padding, groups, dilation):
+        calls.append((x.shape, kernel.shape, strides, padding, groups, dilation))
+        return x
+
+    kernels = PLAIN._replace(convolution=convolution)
+    jax.eval_shape(Conv(8, 3, 2, 2, 3, kernels=kernels).init, jax.random.key(0), jnp.zeros((1, 4, 4, 6)))
+    assert calls == [((1, 4, 4, 6), (3, 3, 3, 8), 2, ((3, 3), (3, 3)), 2, 3)]
+
+
+def test_global_mean_is_over_positions_in_float32():
+    x = jnp.asarray(draw(), jnp.bfloat16)
+    mean = GlobalMean().apply({}, x)
+    assert mean.dtype == jnp.float32
+    np.testing.assert_allclose(mean, np.asarray(x, np.float64).mean(axis=(1, 2)), rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_gives_the_numbers_of_flax():
+    x, rngs = jnp.asarray(draw()), {"dropout": jax.random.key(3)}
+    expected = nn.Dropout(0.3, deterministic=False).apply({}, x, rngs=rngs)
+    np.testing.assert_array_equal(Dropout(0.3, deterministic=False).apply({}, x, rngs=rngs), expected)
+    assert 0.2 < np.mean(expected == 0) < 0.4
+    np.testing.assert_array_equal(Dropout(0.3, deterministic=True).apply({}, x), x)

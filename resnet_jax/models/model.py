@@ -1,0 +1,48 @@
+"""What the rest of the project asks of a network, whatever its family."""
+
+from typing import Any, ClassVar, Protocol
+
+from resnet_jax.kernels import Kernels
+
+
+class Model(Protocol):
+    """A linen module of normalised images (N, H, W, C) to logits (N, num_classes), called with ``train=False``.
+
+    In training it may draw from the rngs "dropout" and "drop_path". What ``evaluation.dense`` asks of its module
+    classes is in ``layers``.
+    """
+
+    family: ClassVar[str]
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def kernels(self) -> Kernels: ...
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images that it was made for."""
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether there are "batch_stats", and a field ``norm`` that makes its batch normalisations."""
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of its feature maps, the first one's first: how many pixels of the image one of theirs spans."""
+
+    def unrolled(self) -> "Model":
+        """The same network in the layout of variables that has an entry for each block."""
+
+    def scanned(self) -> "Model":
+        """The same network in the layout that is quickest to trace; it may be the same."""
+
+    def response_layers(self) -> dict[tuple[str, ...], str]:
+        """The path of each batch normalisation of ``unrolled`` after a 3x3 convolution, with that layer's name."""
+
+    def init(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def apply(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def clone(self, **updates: Any) -> Any: ...

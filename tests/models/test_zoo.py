@@ -1,0 +1,140 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen
+
+from resnet_jax.errors import UserError
+from resnet_jax.kernels import PLAIN, fast_kernels
+from resnet_jax.models import create_model, list_models, variant
+from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.shortcuts import SHORTCUTS, gated, none, projection
+from resnet_jax.models.stems import STEMS
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_name_has_the_depth_and_the_attributes_of_its_network(name):
+    known, model = variant(name), create_model(name)
+    of_images = (1, model.image_size, model.image_size, 3)
+    shapes = jax.eval_shape(model.scanned().init, jax.random.key(0), jnp.zeros(of_images))
+    beside = ("projection_conv", "gate_conv")  # Shortcuts' layers are not on the longest path.
+    layers = sum(
+        leaf.shape[0] if leaf.ndim == 5 else 1
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["params"])
+        if path[-1].key == "kernel" and path[-2].key not in beside
+    )
+    assert known.depth == layers and name.endswith(str(layers))
+    assert known.family == model.family == ("vgg" if name.startswith("vgg") else "resnet")
+    assert known.image_size == model.image_size
+    assert model.has_batch_norm == ("batch_stats" in shapes)
+    assert set(known.fields) <= set(known.own_fields)
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if variant(name).family == "resnet"])
+def test_residual_networks_have_the_fields_of_table_1_and_section_4_2(name):
+    model, on_cifar = create_model(name), variant(name).image_size == 32
+    assert (model.shortcut is none) == name.startswith("plain") == (variant(name).fields["shortcut"] == "none")
+    assert (model.shortcut is gated) == name.startswith("highway")
+    assert (model.num_classes, model.width, len(model.stage_sizes)) == ((10, 16, 3) if on_cifar else (1000, 64, 4))
+    assert model.strides == ((1, 1, 2, 4) if on_cifar else (2, 4, 8, 16, 32))
+    assert model.kernels is PLAIN
+
+
+def test_plain_and_highway_networks_differ_from_residual_ones_in_the_shortcut_alone():
+    assert create_model("plain20", shortcut="A") == create_model("resnet20") == create_model("highway20", shortcut="A")
+    assert create_model("plain34") == create_model("resnet34", shortcut="none")
+
+
+def test_models_of_equal_fields_are_equal_and_hash_alike():
+    fields = {"stride_placement": "v1.5", "bn_group_size": 32, "bn_momentum": 0.5}
+    one, other = create_model("resnet50", **fields), create_model("resnet50", **fields)
+    assert one == other and hash(one) == hash(other)
+    assert one != create_model("resnet50", **fields | {"bn_momentum": 0.6})
+
+
+def test_names_stand_for_parts_and_parts_may_be_given():
+    model = create_model("resnet50", kernels=fast_kernels("cpu", 1), activation=linen.gelu, shortcut=gated)
+    assert model.kernels is fast_kernels("cpu", 1) and model.activation is linen.gelu and model.shortcut is gated
+    assert create_model("resnet50", stem=STEMS["cifar"]) == create_model("resnet50", stem="cifar")
+    assert create_model("resnet50", shortcut="B").shortcut is SHORTCUTS["B"] is projection
+    assert create_model("resnet20", block=BottleneckBlock).block is BottleneckBlock
+    by_hand = ResNet((2, 2, 2, 2), 1000, block=BasicBlock)
+    assert by_hand == create_model("resnet18")
+
+
+def test_fields_of_the_norm_and_of_the_block_reach_them():
+    model = create_model("resnet50", bn_momentum=0.5, bn_group_size=8, stride_placement="v1.5")
+    assert model.norm.keywords == {"momentum": 0.5, "group_size": 8}
+    assert model.block.func is BottleneckBlock and model.block.keywords == {"stride_placement": "v1.5"}
+    assert create_model("resnet20", bn_group_size=None).norm.keywords == {"group_size": None}
+
+
+def test_no_classes_make_a_network_of_features():
+    for name, fields, features in (
+        ("resnet20", {"width": 4, "stage_sizes": (1, 1)}, 8),
+        ("resnet50", {"width": 4, "stage_sizes": (1,)}, 16),
+        ("vgg16", {"width": 2, "hidden": 6, "dtype": "bfloat16"}, 6),
+    ):
+        model = create_model(name, num_classes=0, **fields)
+        images = jnp.zeros((2, 32, 32, 3))
+        outputs, variables = jax.eval_shape(lambda m=model, x=images: m.init_with_output(jax.random.key(0), x))
+        assert outputs.shape == (2, features) and outputs.dtype == jnp.float32
+        assert "head" not in variables["params"]
+
+
+def test_create_model_takes_the_number_of_classes_and_dtypes_by_name():
+    assert create_model("resnet50", 7).num_classes == 7
+    assert create_model("resnet50", dtype="bfloat16").dtype == jnp.bfloat16
+    assert create_model("resnet50", dtype=jnp.bfloat16).dtype == jnp.bfloat16
+    assert create_model("resnet50").dtype == jnp.float32
+    assert create_model("resnet20", stage_sizes=[1, 2]).stage_sizes == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "name, fields, message",
+    [
+        ("resnet-50", {}, "'resnet-50'; did you mean 'resnet50'"),
+        ("plain43", {}, "'plain43'; did you mean 'plain44'"),
+        ("lstm", {}, "'lstm'; The models are resnet18, .*vgg19"),
+        (
+            "resnet20",
+            {"droput": 0.1},
+            "field 'droput'; did you mean 'drop_path'.* of resnet20 are stage_sizes, ",
+        ),
+        ("resnet20", {"parent": None}, "field 'parent'"),
+        ("resnet20", {"stem": "mnist"}, r"stem is 'mnist'; .* 'imagenet' or 'cifar'"),
+        ("resnet20", {"shortcut": "D"}, r"shortcut is 'D'; .* 'A' or 'B' or 'C' or 'none' or 'gated'"),
+        ("resnet20", {"shortcut": None}, "shortcut is None"),
+        ("resnet20", {"stride_placement": "v1"}, "stride_placement is set, but resnet20 has no such field"),
+        ("vgg16", {"shortcut": "A"}, "shortcut is set, but vgg16 has no such field; .* hidden, "),
+        ("vgg16", {"bn_group_size": 8}, "bn_group_size is set, but vgg16 has no such field"),
+        ("vgg16", {"remat": True}, "remat is set, but vgg16 has no such field"),
+        ("vgg16", {"hidden": 0}, "hidden is 0; it must be a positive integer"),
+        ("resnet20", {"drop_path": 1.0}, "drop_path is 1.0; it must be a number from 0 to below 1"),
+        ("resnet50", {"stride_placement": "v2"}, r"stride_placement is 'v2'; .* 'v1' or 'v1.5'"),
+        ("resnet20", {"num_classes": -1}, "num_classes is -1; it must be an integer of at least 0"),
+        ("resnet20", {"num_classes": "10"}, "num_classes is '10'"),
+        ("resnet20", {"width": 16.0}, "width is 16.0"),
+        ("resnet20", {"width": True}, "width is True"),
+        ("resnet20", {"bn_group_size": -32}, "bn_group_size is -32"),
+        ("resnet20", {"bn_momentum": 1}, "bn_momentum is 1; it must be a number from 0 to below 1"),
+        ("resnet20", {"bn_momentum": -0.1}, "bn_momentum is -0.1"),
+        ("resnet20", {"bn_momentum": math.nan}, "bn_momentum is nan"),
+        ("resnet20", {"bn_momentum": "0.9"}, "bn_momentum is '0.9'"),
+        ("resnet20", {"bn_momentum": True}, "bn_momentum is True"),
+        ("resnet20", {"bn_momentum": None}, "bn_momentum is None"),
+        ("resnet20", {"stage_sizes": ()}, r"stage_sizes is \(\)"),
+        ("resnet20", {"stage_sizes": 3}, "stage_sizes is 3"),
+        ("resnet20", {"stage_sizes": (2, 0)}, r"stage_sizes is \(2, 0\)"),
+        ("resnet20", {"dtype": "float16"}, "dtype is 'float16'; it must be 'float32' or 'bfloat16'"),
+        ("resnet20", {"dtype": "half a float"}, "dtype is 'half a float'"),
+        ("resnet20", {"dtype": None}, "dtype is None"),
+        ("resnet20", {"remat": "no"}, "remat is 'no'"),
+    ],
+)
+def test_create_model_names_what_is_wrong_in_one_line(name, fields, message):
+    with pytest.raises(UserError, match=message) as caught:
+        create_model(name, **fields)
+    assert "\n" not in str(caught.value)
