@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,20 +23,20 @@ def cache_dir() -> Path:
 def cached_arrays(
     name: str, files: Iterable[Path], make: Callable[[], Arrays], keys: tuple[str, ...] = ("images", "labels")
 ) -> Arrays:
-    """One array for each key: from the cache if it holds them for just these files, else from ``make``, then cached.
+    """One array for each key: from the cache if it holds them for exactly these files, else from ``make``, then cached.
 
-    The entry is named after the files' paths, sizes and times of change, so a data set prepared anew is read anew.
-    A damaged entry is made again. Where the cache cannot be written, a warning says so and the program goes on.
+    The entry is called ``name`` and the files' fingerprint, so a data set prepared anew is read anew. A damaged entry
+    is made again. Where the cache cannot be written, a warning says so and the program continues.
     """
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)]
-    fingerprint = hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
-    entry = cache_dir() / f"{name}-{fingerprint}.npz"
+    # Characters of a part of a split, "train[:90%]", do not suit the name of a file.
+    plain = re.sub(r"[^\w.-]+", "_", name).strip("_")
+    entry = cache_dir() / f"{plain}-{fingerprint(files)}.npz"
     if entry.exists():
         try:
             with entry.open("rb") as opened, np.load(opened) as saved:
                 return tuple(saved[key] for key in keys)
         except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file.
-            print(f"warning: cache file {entry} is damaged ({error}); making it again", file=sys.stderr)
+            print(f"warning: cache file {entry} is damaged ({error}); recomputing it", file=sys.stderr)
     arrays = make()
     named: dict[str, Any] = dict(zip(keys, arrays, strict=True))
     try:
@@ -45,3 +46,14 @@ def cached_arrays(
     except OSError as error:
         print(f"warning: cannot write the cache {entry.parent} ({error.strerror})", file=sys.stderr)
     return arrays
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """16 hexadecimal digits that differ for other files: of their paths, sizes and times of change, in any order."""
+    folders: dict[Path, str] = {}  # Resolving the path of each of a million photographs would take minutes.
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        folder = folders.get(path.parent) or folders.setdefault(path.parent, str(path.parent.resolve()))
+        found = path.stat()
+        digest.update(repr((folder, path.name, found.st_size, found.st_mtime_ns)).encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]

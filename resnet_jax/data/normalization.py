@@ -1,46 +1,62 @@
-"""What is subtracted from images, and what they are divided by."""
+"""What is subtracted from images, and what they are divided by. Importing it imports no jax."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
+from pydantic import Field
 
-from resnet_jax.data.cache import cached_arrays
-from resnet_jax.data.dataset import Data
-from resnet_jax.data.streaming import Loading, Photographs, mean_image
+from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.files import replace_atomically
+from resnet_jax.parts import Part
 
-# Mean and standard deviation of R, G and B over the training images, the figures in common use.
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CHANNELS = {
+if TYPE_CHECKING:
+    import jax
+
+Statistics = tuple[Sequence[float], Sequence[float]]
+
+# Mean and standard deviation of the channels over the training images, in [0, 1]; the figures in common use.
+IMAGENET_STATISTICS: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+KNOWN_STATISTICS: dict[str, Statistics] = {
     "digits": ((0.305, 0.305, 0.305), (0.376, 0.376, 0.376)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "imagenet2012": _IMAGENET,
-    "folder": _IMAGENET,
-    "packed": _IMAGENET,
+    "imagenet2012": IMAGENET_STATISTICS,
 }
 
 
 class Normalization(NamedTuple):
-    """For images scaled to [0, 1], float32: ``mean`` (H, W, 3) or (3,), and ``std`` (3,)."""
+    """For images scaled to [0, 1], float32: ``mean`` (H, W, C) or (C,), and ``std`` (C,)."""
 
     mean: np.ndarray
     std: np.ndarray
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """uint8 images (N, H, W, 3) to float32: scaled to [0, 1], minus ``mean``, over ``std``.
+    def __call__(self, images: "jax.Array") -> "jax.Array":
+        """uint8 images (N, H, W, C) to float32: scaled to [0, 1], minus ``mean``, over ``std``.
 
-        A mean image fits images of its own size; others get its mean over all pixels.
+        Raises UserError where the mean is an image and they are of another size.
         """
-        mean = self.mean
-        if mean.ndim == 3 and mean.shape != images.shape[1:]:
-            mean = mean.mean(axis=(0, 1))
-        return (images.astype(jnp.float32) / 255 - mean) / self.std
+        if not self._fits(images):
+            raise UserError(
+                f"the mean image that is subtracted has the shape {self.mean.shape} and the images have "
+                f"{images.shape[1:]}; use the config.data.crop_size of the run, or config.normalization.name=channel"
+            )
+        return self._apply(images, self.mean)
+
+    def whole(self, images: "jax.Array") -> "jax.Array":
+        """The same for images of any size, such as whole photographs: a mean image that does not fit is averaged.
+
+        Its mean over all pixels, (C,), is subtracted then.
+        """
+        return self._apply(images, self.mean if self._fits(images) else self.mean.mean(axis=(0, 1)))
+
+    def _fits(self, images: "jax.Array") -> bool:
+        return self.mean.ndim == 1 or self.mean.shape == images.shape[1:]
+
+    def _apply(self, images: "jax.Array", mean: np.ndarray) -> "jax.Array":
+        return (images.astype(np.float32) / 255 - mean) / self.std
 
     def save(self, path: Path) -> None:
         """Writes an .npz file."""
@@ -57,44 +73,55 @@ class Normalization(NamedTuple):
             raise UserError(f"{path} is missing or damaged ({one_line(error)}); restore it") from None
 
 
-def normalization(config: ConfigDict, data: Data) -> Normalization:
-    """The normalisation that config.data.normalization names.
+class PerPixelMean(Part):
+    """The mean image of the training split in use is subtracted (arXiv 1512.03385, sections 3.4 and 4.2)."""
 
-    "per_pixel_mean": the mean image of the training split in use (sections 3.4 and 4.2), and 1. Of photographs it is
-    that of their central crops; it is computed once and kept in the cache.
-    "channel": config.data.mean and config.data.std.
-    """
-    kind = config.data.normalization
-    if kind == "per_pixel_mean":
-        if isinstance(data, Photographs):
-            shorter_side, crop, limit = config.data.eval_shorter_side, config.data.crop_size, config.data.max_unreadable
-            (mean,) = cached_arrays(
-                f"{config.data.name}-mean-{shorter_side}-{crop}",
-                data.find_train_files(),
-                lambda: (mean_image(data.train, shorter_side, crop, Loading.in_threads(config), limit),),
-                keys=("mean",),
-            )
-        else:
-            mean = data.train.images.mean(axis=0, dtype=np.float64) / 255
-        return Normalization(mean.astype(np.float32), np.ones(3, np.float32))
-    if kind == "channel":
-        return channel_normalization(config)
-    raise UserError(f"config.data.normalization is {kind!r}; it must be 'per_pixel_mean' or 'channel'")
+    name: Literal["per_pixel_mean"] = "per_pixel_mean"
+
+    def make(self, dataset: Dataset) -> Normalization:
+        """Computes the mean, which takes long for photographs and is cached then; ``std`` is 1."""
+        return Normalization(dataset.mean_image().astype(np.float32), np.ones(dataset.image_shape[-1], np.float32))
+
+    def fixed(self, data_name: str) -> Normalization | None:
+        """None: it takes the data."""
+        return None
 
 
-def channel_normalization(config: ConfigDict) -> Normalization:
-    """config.data.mean and config.data.std, or those of the data set.
+class Channel(Part):
+    """One mean and one standard deviation for each channel, for values in [0, 1]; where None, the data set's own."""
 
-    Raises UserError unless they are three values each, and std above 0.
-    """
-    own = _CHANNELS[config.data.name]
-    mean, std = (
-        np.array(own[i] if given is None else given, np.float32)
-        for i, given in enumerate((config.data.mean, config.data.std))
-    )
-    for key, value in (("mean", mean), ("std", std)):
-        if value.shape != (3,):
-            raise UserError(f"config.data.{key} is {config.data[key]!r}; it must have three values, for R, G and B")
-    if not (std > 0).all():
-        raise UserError(f"config.data.std is {config.data.std!r}; its values must be above 0")
-    return Normalization(mean, std)
+    name: Literal["channel"] = "channel"
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    def make(self, dataset: Dataset) -> Normalization:
+        """Raises UserError unless there are as many values as channels, and every standard deviation is above 0."""
+        own: Statistics = ((), ())
+        if self.mean is None or self.std is None:
+            own = dataset.channel_statistics()
+        return self._normalization(own, dataset.image_shape[-1])
+
+    def fixed(self, data_name: str) -> Normalization | None:
+        """What ``make`` gives for RGB images if that can be told from the data set's name alone, else None."""
+        given = self.mean is not None and self.std is not None
+        if not given and data_name not in KNOWN_STATISTICS:
+            return None
+        return self._normalization(KNOWN_STATISTICS.get(data_name, ((), ())), 3)
+
+    def _normalization(self, own: Statistics, channels: int) -> Normalization:
+        mean, std = (
+            np.array(own[i] if given is None else given, np.float32) for i, given in enumerate((self.mean, self.std))
+        )
+        for key, value in (("mean", mean), ("std", std)):
+            if value.shape != (channels,):
+                raise UserError(
+                    f"config.normalization.{key} has {len(value)} values and the images have {channels} channels; give "
+                    f"one for each"
+                )
+        if not (std > 0).all():
+            raise UserError("a channel of the training images has one value only; set config.normalization.std")
+        return Normalization(mean, std)
+
+
+# A new normalisation is a class with ``make`` and ``fixed`` and a line here.
+AnyNormalization = Annotated[PerPixelMean | Channel, Field(discriminator="name")]

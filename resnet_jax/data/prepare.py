@@ -7,7 +7,7 @@ it wrote does not need it.
 import argparse
 import sys
 
-from resnet_jax.data.tfds_source import resolve_data_dir
+from resnet_jax.data.sources.tfds import resolve_data_dir
 from resnet_jax.errors import one_line
 
 

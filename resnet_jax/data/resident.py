@@ -1,95 +1,215 @@
 """Data sets that fit on the device: uint8 images stay there, and a step gathers its batch by index."""
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import flax.struct
-import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from resnet_jax.data import digits, tfds_source
-from resnet_jax.data.cache import cached_arrays
+from resnet_jax.data.dataset import Batch, Share, View
+from resnet_jax.data.normalization import KNOWN_STATISTICS, Statistics
+from resnet_jax.data.order import example_indices
+from resnet_jax.data.sources import load_images
+from resnet_jax.data.sources.protocol import Split
 from resnet_jax.errors import UserError
+from resnet_jax.parts import NonNegativeInt, Part
 
-NAMES = ("digits", "cifar10", "cifar100")
-
-
-@flax.struct.dataclass
-class Split:
-    """Images (N, H, W, 3) uint8 and labels (N,) int32, on the host or on the device."""
-
-    images: Any
-    labels: Any
-
-    def __len__(self) -> int:
-        return self.labels.shape[0]
+if TYPE_CHECKING:
+    import jax
 
 
-class Dataset(NamedTuple):
-    """The splits of a data set; ``validation`` is None when nothing is held out of the training set."""
+class Resident(Part):
+    """A data set of small images of one size."""
 
-    train: Split
-    validation: Split | None
-    test: Split
+    kind: Literal["resident"] = "resident"
+    name: str = "cifar10"
+    """"digits", or any classification data set of TensorFlow Datasets whose images have one size."""
+    holdout: NonNegativeInt = 0
+    """Training examples held out for validation; the evaluations in training then use those."""
+
+    def load(self, data_dir: str | None = None) -> "ResidentDataset":
+        """Loads it into host memory. Raises UserError where it is not found, or of another kind."""
+        images = load_images(self.name, data_dir)
+        dataset = ResidentDataset(self.name, images.splits, images.class_names)
+        return dataset.hold_out(self.holdout) if self.holdout else dataset
+
+
+@dataclass(frozen=True)
+class WholeSplit:
+    """All examples of a split, as they are."""
+
+    count: int
+    canvas: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class ResidentDataset:
+    """Splits in host memory; see ``dataset.Dataset``. The images have one shape and any number of channels.
+
+    Raises UserError unless there is "train", and "validation" or "test".
+    """
+
+    name: str
+    splits: Mapping[str, Split]
     class_names: list[str]
 
+    def __post_init__(self) -> None:
+        if "train" not in self.splits or len(self.splits) < 2:
+            raise UserError(
+                f"data set {self.name!r} has the splits {', '.join(self.splits)}; it must have train, and test or "
+                f"validation"
+            )
+        for name, split in self.splits.items():
+            if split.images.shape[1:] != self.image_shape:
+                raise UserError(
+                    f"images of {self.name} {name} have the shape {split.images.shape[1:]} and those of train "
+                    f"{self.image_shape}; make them equal"
+                )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train_images: np.ndarray,
+        train_labels: np.ndarray,
+        test_images: np.ndarray,
+        test_labels: np.ndarray,
+        class_names: Sequence[str] | None = None,
+        name: str = "arrays",
+    ) -> "ResidentDataset":
+        """A data set of arrays: images (N, H, W) or (N, H, W, C) uint8 and labels (N,), integers from 0.
+
+        Classes without names are called by their numbers. Raises UserError for other arrays.
+        """
+        labels = np.concatenate([np.ravel(train_labels), np.ravel(test_labels)])
+        if not (np.issubdtype(labels.dtype, np.integer) and len(labels) and labels.min() >= 0):
+            raise UserError(f"the labels of {name} must be integers from 0, one for each image")
+        names = list(class_names or map(str, range(int(labels.max()) + 1)))
+        if labels.max() >= len(names):
+            raise UserError(f"label {labels.max()} of {name} has no class name; there are {len(names)}")
+        splits = {
+            "train": _checked_split(f"{name} train", train_images, train_labels),
+            "test": _checked_split(f"{name} test", test_images, test_labels),
+        }
+        return cls(name, splits, names)
+
+    def hold_out(self, count: int) -> "ResidentDataset":
+        """The same with ``count`` training examples as "validation": a fixed random draw, the same for every seed.
+
+        The paper holds out 5,000 of CIFAR-10's 50,000 (arXiv 1512.03385, section 4.2). Raises UserError for more than
+        there are, or where there is a validation split already.
+        """
+        if "validation" in self.splits:
+            raise UserError(f"config.data.holdout is {count}, but {self.name} has a validation split of its own; use 0")
+        train = self.splits["train"]
+        if not 0 < count < self.num_train:
+            raise UserError(f"config.data.holdout is {count}; it must be from 0 to {self.num_train - 1}")
+        order = np.random.default_rng(0).permutation(self.num_train)
+        kept, held = np.sort(order[count:]), np.sort(order[:count])
+        splits = {
+            "train": Split(train.images[kept], train.labels[kept]),
+            "validation": Split(train.images[held], train.labels[held]),
+            "test": self.splits["test"],
+        }
+        return ResidentDataset(self.name, splits, self.class_names)
+
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(H, W, 3)."""
-        return self.train.images.shape[1:]
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.splits["train"].images.shape[1:]
 
-    def split(self, name: str) -> Split:
-        """The split called "train", "validation" or "test". Raises UserError if there is none."""
-        chosen = {"train": self.train, "validation": self.validation, "test": self.test}.get(name)
-        if chosen is None:
-            raise UserError(f"there is no split {name!r}: use train or test, or set config.data.holdout for validation")
-        return chosen
+    @property
+    def crop_size(self) -> int:
+        return min(self.image_shape[:2])
+
+    @property
+    def num_train(self) -> int:
+        return len(self.splits["train"].labels)
+
+    @property
+    def evaluation_split(self) -> str:
+        return "validation" if "validation" in self.splits else "test"
+
+    @property
+    def test_split(self) -> str:
+        return "test" if "test" in self.splits else "validation"
+
+    def count(self, split: str) -> int:
+        return len(self.resident(split).labels)
+
+    def example_name(self, split: str, index: int) -> str:
+        return f"{split}[{index}]"
+
+    def resident(self, split: str) -> Split:
+        """The images and labels. Raises UserError for a split that does not exist."""
+        if split not in self.splits:
+            hint = ", or set config.data.holdout" if split == "validation" else ""
+            raise UserError(f"{self.name} has no split {split!r}; use {' or '.join(self.splits)}{hint}")
+        return self.splits[split]
+
+    def gather(self, resident: Split, batch: dict[str, "jax.Array"]) -> dict[str, "jax.Array"]:
+        import jax.numpy as jnp  # Not where only the config is read, nor in processes that decode.
+
+        indices = batch["index"]
+        labels = jnp.where(indices < 0, -1, resident.labels[indices])
+        return batch | {"image": resident.images[indices], "label": labels}
+
+    def training_batches(self, seed: int, batch_size: int, start: int, stop: int, share: Share) -> Iterator[Batch]:
+        for step in range(start, stop):
+            places = np.arange(step * batch_size, (step + 1) * batch_size)
+            yield {"index": example_indices(seed, places, self.num_train)[_part(batch_size, share)]}
+
+    def evaluation_batches(self, split: str, view: View, batch_size: int, share: Share) -> Iterator[Batch]:
+        padded = np.arange(-(-view.count // batch_size) * batch_size, dtype=np.int32)
+        padded[view.count :] = -1
+        for indices in padded.reshape(-1, batch_size):
+            yield {"index": indices[_part(batch_size, share)]}
+
+    def single_view(self, split: str) -> WholeSplit:
+        return WholeSplit(self.count(split), self.image_shape[:2])
+
+    def square_view(self, split: str) -> View:
+        raise self._too_small()
+
+    def whole_views(self, split: str, shorter_side: int) -> list[View]:
+        raise self._too_small()
+
+    def _too_small(self) -> UserError:
+        return UserError(f"ten_crop and multi_scale are for photographs; score {self.name} with --protocol=single")
+
+    def mean_image(self) -> np.ndarray:
+        return self.splits["train"].images.mean(axis=0, dtype=np.float64) / 255
+
+    def channel_statistics(self) -> Statistics:
+        """Those in common use where the data set is known by name, else those of the training images."""
+        channels = self.image_shape[-1]
+        known = KNOWN_STATISTICS.get(self.name)
+        if known and len(known[0]) == channels:
+            return known
+        values = np.arange(256) / 255
+        means, stds = [], []
+        for channel in range(channels):
+            counts = np.zeros(256, np.int64)  # Exact, and without a copy of all images in floats.
+            for images in np.array_split(self.splits["train"].images, -(-self.num_train // 1000)):
+                counts += np.bincount(images[..., channel].ravel(), minlength=256)
+            means.append(float(np.average(values, weights=counts)))
+            stds.append(float(np.average((values - means[-1]) ** 2, weights=counts) ** 0.5))
+        return means, stds
 
 
-def load_dataset(config: ConfigDict) -> Dataset:
-    """Loads config.data.name, one of ``NAMES``, into host memory.
-
-    config.data.holdout training examples are held out for validation. They are a fixed random draw, the same for every
-    seed. The paper holds out 5,000 of CIFAR-10's 50,000 (section 4.2).
-    """
-    name, holdout = config.data.name, config.data.holdout
-    if name == "digits":
-        train, test = Split(*digits.load("train")), Split(*digits.load("test"))
-        class_names = [str(digit) for digit in range(10)]
-    else:
-        builder = tfds_source.open_builder(name, config.data_dir)
-        train, test = (_load_tfds_split(builder, split) for split in ("train", "test"))
-        class_names = tfds_source.class_names(builder)
-    if not 0 <= holdout < len(train):
-        raise UserError(f"config.data.holdout is {holdout}; it must be from 0 to {len(train) - 1}")
-    validation = None
-    if holdout:
-        order = np.random.default_rng(0).permutation(len(train))
-        kept, held = np.sort(order[holdout:]), np.sort(order[:holdout])
-        validation = Split(train.images[held], train.labels[held])
-        train = Split(train.images[kept], train.labels[kept])
-    return Dataset(train, validation, test, class_names)
+def _checked_split(name: str, images: np.ndarray, labels: np.ndarray) -> Split:
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise UserError(
+            f"images of {name} are {images.dtype} of shape {images.shape}; they must be uint8 of shape (N, H, W) or "
+            f"(N, H, W, C)"
+        )
+    if not len(images):
+        raise UserError(f"there are no images of {name}; give at least one")
+    if labels.shape != (len(images),):
+        raise UserError(f"labels of {name} have the shape {labels.shape}; they must be ({len(images)},), one an image")
+    return Split(images[..., None] if images.ndim == 3 else images, labels.astype(np.int32))
 
 
-def _load_tfds_split(builder: Any, split: str) -> Split:
-    def decode() -> tuple[np.ndarray, np.ndarray]:
-        source = tfds_source.open_split(builder, split)
-        label = f"decoding {builder.name} {split} (once)"
-        try:
-            records = [source[i] for i in tqdm(range(len(source)), label, unit=" images", delay=1, mininterval=1)]
-        except Exception as error:  # array_record and the image decoders raise different ones for a damaged file.
-            raise tfds_source.unreadable(builder, split, error) from error
-        images = np.stack([record["image"] for record in records])
-        return images, np.array([record["label"] for record in records], np.int32)
-
-    return Split(*cached_arrays(f"{builder.name}-{split}", tfds_source.split_files(builder, split), decode))
-
-
-def gather(split: Split, indices: jax.Array) -> dict[str, jax.Array]:
-    """The batch {"image": (B, H, W, 3) uint8, "label": (B,)} at ``indices``, on the device.
-
-    Where an index is -1 the label is, too, and the image is any.
-    """
-    return {"image": split.images[indices], "label": jnp.where(indices < 0, -1, split.labels[indices])}
+def _part(batch_size: int, share: Share) -> slice:
+    """The part of a global batch that a process puts on its devices."""
+    size = batch_size // share.count
+    return slice(share.index * size, (share.index + 1) * size)

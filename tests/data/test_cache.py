@@ -1,9 +1,10 @@
 import os
+import re
 
 import numpy as np
 import pytest
 
-from resnet_jax.data.cache import cache_dir, cached_arrays
+from resnet_jax.data.cache import cache_dir, cached_arrays, fingerprint
 
 
 class Decoder:
@@ -84,7 +85,7 @@ def replace_by_other_arrays(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, flip_bits, replace_by_other_arrays])
-def test_a_damaged_entry_is_decoded_again_with_a_warning_and_mended(files, damage, capsys):
+def test_a_damaged_entry_is_decoded_again_with_a_warning_and_replaced(files, damage, capsys):
     decode = Decoder()
     cached_arrays("set-train", files, decode)
     damage(entry())
@@ -114,3 +115,28 @@ def test_cache_dir_is_in_the_home_folder_unless_told(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == tmp_path / ".cache" / "resnet_jax"
+
+
+def test_a_name_with_characters_that_do_not_suit_a_file_is_an_entry(files):
+    decode = Decoder()
+    first = cached_arrays("emnist/letters-train[:90%]", files, decode)
+    assert_equal(cached_arrays("emnist/letters-train[:90%]", files, decode), first)
+    assert decode.calls == 1
+    assert re.fullmatch(r"emnist_letters-train_90-[0-9a-f]{16}\.npz", entry().name)
+
+
+def test_the_fingerprint_is_of_names_sizes_and_times_in_any_order(files, tmp_path):
+    first = fingerprint(files)
+    assert fingerprint(iter(files[::-1])) == first
+    assert fingerprint(files[:1]) != first
+    # The same folder by another path.
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert fingerprint([tmp_path / "link" / path.name for path in files]) == first
+    stat = files[1].stat()
+    files[1].rename(tmp_path / "records-2")
+    assert fingerprint([files[0], tmp_path / "records-2"]) != first
+    (tmp_path / "records-2").rename(files[1])
+    assert fingerprint(files) == first
+    files[1].write_bytes(b"same records")  # As long, but later.
+    os.utime(files[1], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert fingerprint(files) != first

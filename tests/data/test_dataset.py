@@ -1,77 +1,44 @@
-import numpy as np
-import PIL.Image
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from resnet_jax import recipes
-from resnet_jax.data import resident
-from resnet_jax.data.dataset import evaluation_split, load_data
-from resnet_jax.data.packed import write_pack
-from resnet_jax.data.resident import Dataset
-from resnet_jax.data.streaming import Photographs
-from resnet_jax.errors import UserError
+from resnet_jax.data import Photographs, Resident
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def config_for(name, data_dir=None):
-    config = recipes.base()
-    config.data.name = name
-    config.data_dir = data_dir and str(data_dir)
-    config.data.crop_size = 10
-    return config
+def imported(code, names):
+    """Which of the modules are imported once the code has run, in a process of its own."""
+    program = f"{code}\nimport sys; print(sorted(set({names!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip().splitlines()[-1]
 
 
-@pytest.fixture
-def folder(tmp_path):
-    for split, count in (("train", 3), ("val", 2)):
-        (tmp_path / split / "cat").mkdir(parents=True)
-        for i in range(count):
-            PIL.Image.fromarray(np.full((20, 30, 3), i, np.uint8)).save(tmp_path / split / "cat" / f"{i}.png")
-    return tmp_path
+HEAVY = ["jax", "flax", "cv2", "PIL", "grain", "sklearn", "tensorflow_datasets", "array_record", "tensorflow"]
 
 
-@pytest.mark.parametrize(("holdout", "split"), [(0, "test"), (5, "validation")])
-def test_digits_are_evaluated_on_what_is_held_out_or_else_on_their_test_split(holdout, split):
-    config = config_for("digits")
-    config.data.holdout = holdout
-    data = load_data(config)
-    assert isinstance(data, Dataset)
-    assert evaluation_split(data) == split
-    assert len(data.split(split)) > 0
+def test_the_schema_of_the_data_is_imported_without_what_reads_them():
+    assert imported("import resnet_jax.data, resnet_jax.data.normalization", HEAVY) == "[]"
 
 
-def test_photographs_are_evaluated_on_their_validation_split(folder):
-    data = load_data(config_for("folder", folder))
-    assert isinstance(data, Photographs)
-    assert evaluation_split(data) == "validation"
-    assert (len(data.split("train")), len(data.split("validation"))) == (3, 2)
+def test_the_digits_are_loaded_without_what_reads_other_data_sets():
+    code = "from resnet_jax.data import Resident; Resident(name='digits').load()"
+    assert imported(code, [name for name in HEAVY if name != "sklearn"]) == "[]"
 
 
-def test_a_pack_of_photographs_is_opened_by_name(folder, tmp_path):
-    source = load_data(config_for("folder", folder))
-    for split in ("train", "validation"):
-        write_pack(source.split(split), tmp_path / "pack", split, 20, source.class_names, threads=1)
-    data = load_data(config_for("packed", tmp_path / "pack"))
-    assert isinstance(data, Photographs)
-    assert data.class_names == ["cat"] and data.image_shape == (10, 10, 3)
-    np.testing.assert_array_equal(data.train[2]["image"], np.full((20, 30, 3), 2, np.uint8))
+@pytest.mark.parametrize("name", ["cifar10", "imagenet2012"])
+def test_tensorflow_datasets_are_opened_without_scikit_learn(prepared_tfds, name):
+    if not (prepared_tfds / name).is_dir():
+        pytest.skip(f"needs {name} prepared in {prepared_tfds}")
+    code = (
+        f"from resnet_jax.data.sources.tfds import open_photographs; open_photographs({name!r}, {str(prepared_tfds)!r})"
+    )
+    assert imported(code, ["sklearn", "tensorflow"]) == "[]"
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100"])
-def test_small_data_sets_live_on_the_device(monkeypatch, name):
-    # Decoding them would take long.
-    monkeypatch.setattr(resident, "load_dataset", lambda config: f"{config.data.name} in memory")
-    assert load_data(config_for(name)) == f"{name} in memory"
-
-
-def test_imagenet_is_streamed(prepared_tfds):
-    if not (prepared_tfds / "imagenet2012").is_dir():
-        pytest.skip(f"needs a sample of imagenet2012 prepared in {prepared_tfds}")
-    data = load_data(config_for("imagenet2012", prepared_tfds))
-    assert isinstance(data, Photographs)
-    assert evaluation_split(data) == "validation"
-    assert (len(data.train), len(data.validation), len(data.class_names)) == (300, 100, 1000)
-
-
-def test_an_unknown_data_set_names_the_known_ones():
-    known = "digits, cifar10, cifar100, imagenet2012, folder, packed"
-    with pytest.raises(UserError, match=rf"^config\.data\.name is 'svhn'; it must be one of {known}$"):
-        load_data(config_for("svhn"))
+@pytest.mark.parametrize("part", [Resident(), Photographs()])
+def test_a_part_has_a_kind_and_a_name(part):
+    assert part.kind in ("resident", "photographs") and part.name

@@ -1,43 +1,47 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from resnet_jax import parallel, recipes
-from resnet_jax.data import feed
-from resnet_jax.data.dataset import load_data
+from resnet_jax import parallel
+from resnet_jax.data import Photographs, feed
+from resnet_jax.data.chunks import TrainChunks
+from resnet_jax.data.crops import ScaleJitter
+from resnet_jax.data.dataset import Share
 from resnet_jax.data.feed import evaluation_inputs, training_inputs
 from resnet_jax.data.order import example_indices
-from resnet_jax.data.resident import Dataset, Split
-from resnet_jax.data.streaming import Loading, Photographs, Share, TrainChunks, square_view, training_box
+from resnet_jax.data.resident import ResidentDataset
+from resnet_jax.data.sources.protocol import Opened
+from resnet_jax.data.streamed import StreamedDataset
 from resnet_jax.errors import UserError
 
 CROP = 8
+SEED, BATCH_SIZE = 5, 16
+JITTER = ScaleJitter(shorter_side=(10, 14))
 
 
-def make_config(name, steps_per_dispatch=1, batch_size=16):
-    config = recipes.base()
-    config.seed = 5
-    config.batch_size = batch_size
-    config.steps_per_dispatch = steps_per_dispatch
-    config.data.name = name
-    config.data.crop_size, config.data.shorter_side = CROP, (10, 14)
-    config.data.threads = 2
-    return config
+class Source(list):
+    shorter_side = None
+
+    def files(self):
+        return []
 
 
-def photographs(count=21):
-    records = []
+def photographs(count=21, max_unreadable=0):
+    records = Source()
     for i in range(count):
-        pixels = np.random.default_rng(i).integers(256, size=(12 + i % 5, 20 - i % 7, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(i).integers(1, 256, size=(12 + i % 5, 20 - i % 7, 3), dtype=np.uint8)
         records.append({"image": pixels, "label": i, "name": f"{i}.jpg"})
-    return Photographs({"train": records, "validation": records[:13]}.__getitem__, ["cat"], (CROP, CROP, 3), lambda: [])
+    splits = {"train": records, "validation": Source(records[:13])}
+    settings = Photographs(crop=JITTER, crop_size=CROP, eval_shorter_side=10, threads=2, max_unreadable=max_unreadable)
+    return StreamedDataset(Opened(("train", "validation"), splits.__getitem__, ["cat"]), settings)
 
 
 def resident(count):
     images = np.random.default_rng(0).integers(256, size=(count, 4, 4, 3), dtype=np.uint8)
-    split = Split(images, np.arange(count, dtype=np.int32))
-    return Dataset(split, None, split, ["cat"])
+    return ResidentDataset.from_arrays(images, np.arange(count), images, np.arange(count))
 
 
 def assert_cut(array, mesh, axis):
@@ -61,29 +65,29 @@ def assert_cut(array, mesh, axis):
 def test_resident_data_are_on_every_device_and_indices_come_in_groups_of_steps(
     mesh, steps_per_dispatch, start, stop, groups
 ):
-    config, data = make_config("digits", steps_per_dispatch), load_data(make_config("digits"))
-    split, inputs = training_inputs(config, data, mesh, start, stop)
-    for array, given in ((split.images, data.train.images), (split.labels, data.train.labels)):
+    data = resident(37)
+    split, inputs = training_inputs(data, SEED, BATCH_SIZE, steps_per_dispatch, start, stop, mesh)
+    for array, given in zip(split, data.resident("train"), strict=True):
         assert array.sharding.is_fully_replicated and array.sharding.device_set == set(mesh.devices.flat)
         np.testing.assert_array_equal(array, given, strict=True)
-    batches = list(inputs)
+    batches = [batch["index"] for batch in inputs]
     assert [batch.shape for batch in batches] == [(k, 16) for k in groups[steps_per_dispatch]]
     for batch in batches:
         assert batch.dtype == np.int32
         assert_cut(batch, mesh, axis=1)
-    expected = example_indices(5, np.arange(start * 16, stop * 16), len(data.train))
+    expected = example_indices(SEED, np.arange(start * 16, stop * 16), 37)
     np.testing.assert_array_equal(np.concatenate(batches).ravel(), expected)
 
 
 @pytest.mark.parametrize(("start", "stop", "groups"), [(0, 3, {1: [1] * 3, 3: [3]}), (3, 7, {1: [1] * 4, 3: [3, 1]})])
 @pytest.mark.parametrize("steps_per_dispatch", [1, 3])
 def test_photographs_come_in_groups_of_steps_cut_over_the_devices(mesh, steps_per_dispatch, start, stop, groups):
-    config, data = make_config("folder", steps_per_dispatch), photographs()
-    split, inputs = training_inputs(config, data, mesh, start, stop)
+    data = photographs()
+    split, inputs = training_inputs(data, SEED, BATCH_SIZE, steps_per_dispatch, start, stop, mesh)
     assert split is None
     batches = list(inputs)
     # 16 photographs make one chunk.
-    make = TrainChunks(data.train, 5, 16, training_box(config), CROP, Share())
+    make = TrainChunks(data.source("train"), SEED, 16, JITTER, CROP, Share())
     expected = [make(step) for step in range(start, stop)]
     for key, shape in (("image", (16, CROP, CROP, 3)), ("label", (16,))):
         assert [batch[key].shape for batch in batches] == [(k, *shape) for k in groups[steps_per_dispatch]]
@@ -95,10 +99,9 @@ def test_photographs_come_in_groups_of_steps_cut_over_the_devices(mesh, steps_pe
             assert_cut(batch[key], mesh, axis=1)
 
 
-@pytest.mark.parametrize("name", ["digits", "folder"])
-def test_a_run_that_is_over_has_no_batches(mesh, name):
-    data = photographs() if name == "folder" else resident(20)
-    assert list(training_inputs(make_config(name), data, mesh, 4, 4)[1]) == []
+@pytest.mark.parametrize("make", [photographs, lambda: resident(20)], ids=["streamed", "resident"])
+def test_a_run_that_is_over_has_no_batches(mesh, make):
+    assert list(training_inputs(make(), SEED, BATCH_SIZE, 1, 4, 4, mesh)[1]) == []
 
 
 @pytest.mark.parametrize(
@@ -114,8 +117,8 @@ def test_a_run_that_is_over_has_no_batches(mesh, name):
     ],
 )
 def test_evaluation_shows_each_resident_example_once(mesh, count, batch_size, sizes):
-    config = make_config("digits")
-    batches = list(evaluation_inputs(config, resident(count), "test", None, batch_size, mesh))
+    data = resident(count)
+    batches = list(evaluation_inputs(data, "test", data.single_view("test"), batch_size, mesh))
     assert [batch["index"].shape[0] for batch in batches] == sizes[mesh.size == 8]
     for batch in batches:
         assert batch.keys() == {"index"} and batch["index"].dtype == np.int32
@@ -127,10 +130,10 @@ def test_evaluation_shows_each_resident_example_once(mesh, count, batch_size, si
 
 @pytest.mark.parametrize(("count", "batch_size", "sizes"), [(13, 4, ([4] * 4, [8] * 2)), (5, 16, ([5], [8]))])
 def test_evaluation_shows_each_photograph_of_a_view_once(mesh, count, batch_size, sizes):
-    config, data = make_config("folder"), photographs()
-    view = square_view(np.arange(12, 12 - count, -1), 6)
-    batches = list(evaluation_inputs(config, data, "validation", view, batch_size, mesh))
-    assert [batch["image"].shape for batch in batches] == [(size, 6, 6, 3) for size in sizes[mesh.size == 8]]
+    data = photographs()
+    view = dataclasses.replace(data.square_view("validation"), indices=np.arange(12, 12 - count, -1))
+    batches = list(evaluation_inputs(data, "validation", view, batch_size, mesh))
+    assert [batch["image"].shape for batch in batches] == [(size, 10, 10, 3) for size in sizes[mesh.size == 8]]
     for batch in batches:
         assert batch.keys() == {"image", "size", "label", "index"}
         for array in batch.values():
@@ -150,41 +153,27 @@ def assert_joined(batches, parts, axis):
         jax.tree.map(lambda one, other: np.testing.assert_array_equal(one, other, strict=True), joined, batch)
 
 
-@pytest.mark.parametrize("name", ["digits", "folder"])
-def test_processes_of_a_job_make_equal_parts_of_every_batch(monkeypatch, name):
-    config, data = make_config(name, steps_per_dispatch=2), photographs() if name == "folder" else resident(37)
-    view = square_view(np.arange(13), 6) if name == "folder" else None
-    mesh = parallel.data_mesh()
+@pytest.mark.parametrize(
+    ("make", "split"), [(photographs, "validation"), (lambda: resident(37), "test")], ids=["streamed", "resident"]
+)
+def test_processes_of_a_job_make_equal_parts_of_every_batch(monkeypatch, make, split):
+    data, mesh = make(), parallel.data_mesh()
     # What a process would put on its own devices.
     monkeypatch.setattr(parallel, "from_local", lambda tree, sharding: tree)
 
     def of_process(index, count):
         monkeypatch.setattr(feed, "_share", lambda: Share(index, count))
-        _, training = training_inputs(config, data, mesh, 1, 5)
-        evaluation = evaluation_inputs(config, data, "validation" if view else "test", view, 16, mesh)
-        return list(training), list(evaluation)
+        _, training = training_inputs(data, SEED, BATCH_SIZE, 2, 1, 5, mesh)
+        return list(training), list(evaluation_inputs(data, split, data.single_view(split), 16, mesh))
 
     whole, parts = of_process(0, 1), [of_process(index, 4) for index in range(4)]
     assert_joined(whole[0], [part[0] for part in parts], axis=1)
     assert_joined(whole[1], [part[1] for part in parts], axis=0)
 
 
-def test_the_config_says_how_photographs_are_loaded(mesh, monkeypatch):
-    config, data = make_config("folder"), photographs()
-    config.data.threads, config.data.workers, config.data.max_unreadable = 3, 2, 1
-    given = []
-    monkeypatch.setattr(feed, "training_batches", lambda chunks, start, stop, *rest: given.append(rest) or iter(()))
-    monkeypatch.setattr(feed, "evaluation_batches", lambda chunks, *rest: given.append(rest) or iter(()))
-    assert list(training_inputs(config, data, mesh, 0, 3)[1]) == []
-    assert list(evaluation_inputs(config, data, "train", square_view(np.arange(3), 6), 8, mesh)) == []
-    # Evaluation stays in this process: it is over before others have started.
-    assert given == [(Loading(3, 2), 1), (Loading(3, 0), 1)]
-
-
 def test_too_many_undecodable_photographs_stop_the_run(mesh):
-    config, data = make_config("folder"), photographs()
+    data = photographs(max_unreadable=1)
     for i in range(2):
-        data.train[i]["image"] = b"garbage"
-    config.data.max_unreadable = 1
+        data.source("train")[i]["image"] = b"garbage"
     with pytest.raises(UserError, match="max_unreadable 1"):
-        list(training_inputs(config, data, mesh, 0, 2)[1])
+        list(training_inputs(data, SEED, BATCH_SIZE, 1, 0, 2, mesh)[1])

@@ -1,74 +1,213 @@
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from resnet_jax import recipes
-from resnet_jax.data.resident import Dataset, Split, gather, load_dataset
+from resnet_jax.data import Resident
+from resnet_jax.data.dataset import Share
+from resnet_jax.data.order import example_indices
+from resnet_jax.data.resident import ResidentDataset
+from resnet_jax.data.sources.protocol import Split
 from resnet_jax.errors import UserError
 
 
-def digits_config(holdout=0, seed=0):
-    config = recipes.digits_quickstart()
-    config.data.holdout = holdout
-    config.seed = seed
-    return config
+@pytest.fixture(scope="module")
+def digits():
+    return Resident(name="digits").load()
 
 
-def test_holdout_takes_that_many_examples_out_of_the_training_set():
-    whole, held = load_dataset(digits_config()), load_dataset(digits_config(holdout=100))
-    assert whole.validation is None
-    assert held.validation is not None
-    assert (len(held.train), len(held.validation)) == (len(whole.train) - 100, 100)
-    np.testing.assert_array_equal(held.test.images, whole.test.images)
+def arrays(count=7, shape=(4, 5, 3), classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(256, size=(count, *shape), dtype=np.uint8), rng.integers(classes, size=count)
+
+
+def in_memory(shape=(4, 5, 3), **more):
+    return ResidentDataset.from_arrays(*arrays(20, shape), *arrays(6, shape, seed=1), **more)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3), (6, 6, 4)])
+def test_arrays_in_memory_are_a_data_set(shape):
+    data = in_memory(shape)
+    assert data.image_shape == (*shape[:2], 1) if len(shape) == 2 else shape
+    assert (data.num_train, data.count("test"), data.evaluation_split, data.test_split) == (20, 6, "test", "test")
+    assert (data.name, data.class_names) == ("arrays", ["0", "1", "2"])
+    images, labels = arrays(20, shape)
+    np.testing.assert_array_equal(data.resident("train").images.reshape(images.shape), images)
+    np.testing.assert_array_equal(data.resident("train").labels, labels.astype(np.int32), strict=True)
+    assert data.crop_size == min(shape[:2])
+    assert data.example_name("test", 4) == "test[4]"
+
+
+def test_classes_may_have_names_and_more_than_occur():
+    data = in_memory(class_names=["ant", "bee", "cat", "dog"], name="pets")
+    assert (data.name, data.class_names) == ("pets", ["ant", "bee", "cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_images": np.zeros((20, 4, 5, 3), np.float32)}, "images of pets train are float32 .*must be uint8"),
+        ({"test_images": np.zeros((6, 4), np.uint8)}, "images of pets test are uint8 of shape"),
+        ({"test_images": np.zeros((6, 5, 4, 3), np.uint8)}, "images of pets test have the shape"),
+        ({"train_labels": np.zeros(19, int)}, r"labels of pets train have the shape \(19,\)"),
+        ({"train_labels": np.zeros(20)}, "labels of pets must be integers from 0"),
+        ({"train_labels": np.full(20, -1)}, "labels of pets must be integers from 0"),
+        ({"class_names": ["ant", "bee"]}, "label 2 of pets has no class name; there are 2"),
+        ({"test_images": np.zeros((0, 4, 5, 3), np.uint8), "test_labels": np.zeros(0, int)}, "no images of pets test"),
+    ],
+)
+def test_other_arrays_are_a_user_error(change, message):
+    given = dict(
+        zip(("train_images", "train_labels", "test_images", "test_labels"), arrays(20) + arrays(6), strict=True)
+    )
+    with pytest.raises(UserError, match=message) as caught:
+        ResidentDataset.from_arrays(**given | {"name": "pets"} | change)
+    assert "\n" not in str(caught.value)
+
+
+def test_digits_are_named_and_have_the_shape_of_an_image(digits):
+    assert (digits.name, digits.class_names) == ("digits", list("0123456789"))
+    assert digits.image_shape == digits.resident("train").images[0].shape == digits.resident("test").images[0].shape
+    assert (digits.num_train, digits.count("test")) == (1437, 360)
+
+
+def test_holdout_takes_that_many_examples_out_of_the_training_set(digits):
+    held = Resident(name="digits", holdout=100).load()
+    assert digits.evaluation_split == "test"
+    assert (held.evaluation_split, held.test_split) == ("validation", "test")
+    assert (held.num_train, held.count("validation")) == (digits.num_train - 100, 100)
+    np.testing.assert_array_equal(held.resident("test").images, digits.resident("test").images)
 
     # Compared as a multiset with its labels, so that an example in both parts or in neither shows.
     def examples(*splits):
         return sorted((i.tobytes(), int(y)) for s in splits for i, y in zip(s.images, s.labels, strict=True))
 
-    assert examples(held.train, held.validation) == examples(whole.train)
+    whole = digits.resident("train")
+    assert examples(held.resident("train"), held.resident("validation")) == examples(whole)
     # A random draw and not the first or last ones: digits come in any order already, so only the choice can show.
-    for chosen in (whole.train.labels[:100], whole.train.labels[-100:]):
-        assert not np.array_equal(held.validation.labels, chosen)
+    for chosen in (whole.labels[:100], whole.labels[-100:]):
+        assert not np.array_equal(held.resident("validation").labels, chosen)
+    # The same ones each time.
+    np.testing.assert_array_equal(
+        digits.hold_out(100).resident("validation").images, held.resident("validation").images
+    )
 
 
-def test_the_held_out_examples_are_the_same_for_every_seed():
-    one, other = (load_dataset(digits_config(holdout=50, seed=seed)).validation for seed in (0, 1))
-    np.testing.assert_array_equal(one.images, other.images)
-    np.testing.assert_array_equal(one.labels, other.labels)
+def test_what_is_held_out_keeps_its_order_and_is_pinned():
+    """Another draw would mix training and validation examples of runs that are resumed."""
+    labels = np.arange(10)
+    images = np.zeros((10, 2, 2, 3), np.uint8)
+    data = ResidentDataset.from_arrays(images, labels, images, labels).hold_out(3)
+    assert data.resident("validation").labels.tolist() == [2, 4, 6]
+    assert data.resident("train").labels.tolist() == [0, 1, 3, 5, 7, 8, 9]
 
 
-def test_a_holdout_of_the_whole_training_set_is_refused():
-    size = len(load_dataset(digits_config()).train)
-    with pytest.raises(UserError, match=rf"config\.data\.holdout is {size}; it must be from 0 to {size - 1}"):
-        load_dataset(digits_config(holdout=size))
+@pytest.mark.parametrize("count", [20, 21])
+def test_a_holdout_of_the_whole_training_set_is_refused(count):
+    with pytest.raises(UserError, match=rf"config\.data\.holdout is {count}; it must be from 0 to 19"):
+        in_memory().hold_out(count)
 
 
-def test_digits_are_named_and_have_the_shape_of_an_image():
-    dataset = load_dataset(digits_config())
-    assert dataset.class_names == list("0123456789")
-    assert dataset.image_shape == dataset.train.images[0].shape == dataset.test.images[0].shape
-    assert set(dataset.train.labels.tolist()) == set(range(10))
+def test_a_holdout_is_refused_where_there_is_a_validation_split():
+    with pytest.raises(UserError, match="has a validation split of its own; use 0"):
+        in_memory().hold_out(3).hold_out(3)
 
 
-def test_split_gives_each_part_by_name_and_refuses_an_absent_one():
-    train, test = (Split(np.zeros((n, 2, 2, 3), np.uint8), np.zeros(n, np.int32)) for n in (3, 2))
-    dataset = Dataset(train, None, test, class_names=[])
-    assert dataset.split("train") is train
-    assert dataset.split("test") is test
-    for name in ("validation", "dev"):
-        with pytest.raises(UserError, match=name):
-            dataset.split(name)
+def test_a_validation_split_is_scored_where_there_is_no_test_split():
+    train, other = Split(*arrays(5)), Split(*arrays(3))
+    data = ResidentDataset("set", {"train": train, "validation": other}, ["a", "b", "c"])
+    assert data.evaluation_split == data.test_split == "validation"
+    with pytest.raises(UserError, match="'set' has the splits train; it must have train, and test or validation"):
+        ResidentDataset("set", {"train": train}, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("split", ["validation", "dev"])
+def test_an_absent_split_is_a_user_error_that_names_those_there_are(digits, split):
+    hint = ", or set config.data.holdout" if split == "validation" else ""
+    with pytest.raises(UserError, match=rf"^digits has no split '{split}'; use train or test{hint}$"):
+        digits.count(split)
 
 
 def test_gather_takes_images_and_labels_at_the_indices():
     images = np.arange(5 * 2 * 2 * 3, dtype=np.uint8).reshape(5, 2, 2, 3)
     labels = np.arange(5, dtype=np.int32) * 10
-    batch = gather(Split(images, labels), np.array([4, 0, 4]))
+    data = in_memory()
+    indices = np.array([4, 0, 4])
+    batch = data.gather(Split(images, labels), {"index": indices})
     np.testing.assert_array_equal(batch["image"], [images[4], images[0], images[4]])
     np.testing.assert_array_equal(batch["label"], [40, 0, 40])
+    np.testing.assert_array_equal(batch["index"], indices)
 
 
 def test_gather_gives_label_minus_1_where_there_is_no_example():
     split = Split(np.zeros((3, 2, 2, 3), np.uint8), np.array([7, 8, 9], np.int32))
-    batch = gather(split, np.array([2, -1, 0, -1], np.int32))
+    batch = in_memory().gather(split, {"index": np.array([2, -1, 0, -1], np.int32)})
     np.testing.assert_array_equal(batch["label"], np.array([9, -1, 7, -1], np.int32), strict=True)
     assert batch["image"].shape == (4, 2, 2, 3)
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_training_batches_are_the_shuffled_stream_in_equal_parts(processes):
+    parts = [
+        [batch["index"] for batch in in_memory().training_batches(3, 8, 2, 7, Share(i, processes))]
+        for i in range(processes)
+    ]
+    found = np.concatenate([np.concatenate(batch) for batch in zip(*parts, strict=True)])
+    np.testing.assert_array_equal(found, example_indices(3, np.arange(16, 56), 20))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("batch_size", "steps"), [(2, 3), (4, 2), (8, 1)])
+def test_evaluation_shows_each_example_once_and_pads_with_minus_1(batch_size, steps, processes):
+    data = in_memory()
+    view = data.single_view("test")
+    assert (view.count, view.canvas) == (6, (4, 5))
+    parts = [
+        [batch["index"] for batch in data.evaluation_batches("test", view, batch_size, Share(i, processes))]
+        for i in range(processes)
+    ]
+    found = np.concatenate([np.concatenate(batch) for batch in zip(*parts, strict=True)])
+    assert found.tolist() == [*range(6), *[-1] * (steps * batch_size - 6)]
+    assert found.dtype == np.int32
+
+
+def test_views_of_photographs_are_refused_for_small_images(digits):
+    for make in (lambda: digits.square_view("test"), lambda: digits.whole_views("test", 224)):
+        with pytest.raises(UserError, match="are for photographs; score digits with --protocol=single"):
+            make()
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3), (4, 5)])
+def test_the_mean_image_is_that_of_the_training_split(shape):
+    mean = in_memory(shape).mean_image()
+    images = arrays(20, shape)[0].reshape(20, 4, 5, -1)
+    assert mean.dtype == np.float64
+    np.testing.assert_allclose(mean, images.astype(np.float64).sum(axis=0) / 20 / 255, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3), (4, 5)])
+def test_channel_statistics_are_those_of_the_training_images(shape):
+    images = arrays(20, shape)[0].reshape(20, 4, 5, -1) / 255
+    mean, std = in_memory(shape).channel_statistics()
+    np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, images.std(axis=(0, 1, 2)), rtol=1e-12)
+
+
+def test_known_channel_statistics_are_taken_by_name_where_they_fit(digits):
+    pixels = digits.resident("train").images.reshape(-1, 3) / 255
+    mean, std = digits.channel_statistics()
+    assert mean == (0.305, 0.305, 0.305)
+    np.testing.assert_allclose(mean, pixels.mean(axis=0), atol=1e-3)
+    np.testing.assert_allclose(std, pixels.std(axis=0), atol=1e-3)
+    assert len(in_memory((4, 5), name="cifar10").channel_statistics()[0]) == 1
+
+
+@pytest.mark.parametrize("name", ["folder", "packed"])
+def test_a_name_of_photographs_is_a_user_error_that_names_the_kind(name):
+    with pytest.raises(UserError, match=rf"^config\.data\.name is '{name}', .* set config\.data\.kind=photographs$"):
+        Resident(name=name).load("/nowhere")
+
+
+@pytest.mark.parametrize("setting", [{"holdout": -1}, {"holdout": 1.0}, {"crop_size": 3}, {"kind": "photographs"}])
+def test_settings_out_of_range_are_refused(setting):
+    with pytest.raises(ValidationError):
+        Resident(**setting)

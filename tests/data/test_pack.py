@@ -1,6 +1,7 @@
 import io
 import pickle
 import re
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -9,8 +10,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from resnet_jax.data import packed
-from resnet_jax.data.packed import open_pack, packed_size, write_pack
+from resnet_jax.data import pack
+from resnet_jax.data.pack import packed_size, write_pack
+from resnet_jax.data.sources.packed import open_pack
 from resnet_jax.errors import UserError
 
 CLASSES = ["cat", "tench, Tinca tinca"]
@@ -102,7 +104,7 @@ def test_unreadable_photographs_are_named_and_left_out(tmp_path, capsys):
 
 def test_nothing_that_can_be_decoded_is_a_user_error(tmp_path):
     source = [{"image": b"no image", "label": 0, "name": f"{i}.jpg"} for i in range(3)]
-    with pytest.raises(UserError, match="not one of the 3 photographs"):
+    with pytest.raises(UserError, match="none of the 3 photographs"):
         write_pack(source, tmp_path, "train", 24, CLASSES)
     with pytest.raises(UserError):
         open_pack(tmp_path, "train")
@@ -150,7 +152,7 @@ class Interrupted:
 def test_an_interrupted_pack_is_not_taken_for_a_whole_one_and_is_begun_again(tmp_path, monkeypatch):
     source = photographs()
     with monkeypatch.context() as patch:
-        patch.setattr(packed, "_check_space", lambda *arguments: None)  # It reads the last record, too.
+        patch.setattr(pack, "_check_space", lambda *arguments: None)  # It reads the last record, too.
         with pytest.raises(KeyboardInterrupt):
             write_pack(Interrupted(source, 30), tmp_path, "train", 24, CLASSES, threads=2)
     assert (tmp_path / "train.bin").stat().st_size > 0
@@ -183,12 +185,12 @@ def test_a_finished_pack_is_kept_and_another_in_its_place_is_a_user_error(tmp_pa
 def test_too_little_space_is_a_user_error_before_anything_is_written(tmp_path, monkeypatch):
     source = [{"image": np.zeros((100, 200, 3), np.uint8), "label": 0, "name": ""}] * 500
     needed = 500 * 10 * 20 * 3  # With the shorter side reduced to 10.
-    monkeypatch.setattr(packed.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+    monkeypatch.setattr(pack.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
     with pytest.raises(UserError, match=r"needs about 0\.0 GiB") as caught:
         write_pack(source, tmp_path, "train", 10, CLASSES)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(packed.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    monkeypatch.setattr(pack.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
     write_pack(source, tmp_path, "train", 10, CLASSES)
     assert (tmp_path / "train.bin").stat().st_size == needed
 
@@ -208,7 +210,7 @@ def test_only_some_photographs_are_held_in_memory():
             time.sleep(0.2)  # The other thread could make all the others.
         return i
 
-    made = packed._in_order(make, 200, threads=2)
+    made = pack._in_order(make, 200, threads=2)
     assert next(made) == 0
     assert len(started) <= 8
     assert list(made) == list(range(1, 200))
@@ -230,14 +232,14 @@ def replace(path):
     ("damage", "file"),
     [(truncate, "train.bin"), (delete, "train.bin"), (truncate, "train.npz"), (replace, "train.npz")],
 )
-def test_a_damaged_pack_is_a_user_error_with_the_mend(tmp_path, damage, file):
+def test_a_damaged_pack_is_a_user_error_with_the_fix(tmp_path, damage, file):
     write_pack(photographs(), tmp_path, "train", 24, CLASSES)
     damage(tmp_path / file)
-    mend = f"delete {tmp_path / 'train.npz'} and make it again with python -m resnet_jax.data.pack"
-    with pytest.raises(UserError, match=re.escape(mend)) as caught:
+    fix = f"delete {tmp_path / 'train.npz'} and make it again with python -m resnet_jax.data.pack"
+    with pytest.raises(UserError, match=re.escape(fix)) as caught:
         open_pack(tmp_path, "train")
     assert str(tmp_path / "train") in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=re.escape(mend)):
+    with pytest.raises(UserError, match=re.escape(fix)):
         write_pack(photographs(), tmp_path, "train", 24, CLASSES)
     (tmp_path / "train.npz").unlink()
     write_pack(photographs(), tmp_path, "train", 24, CLASSES)
@@ -247,3 +249,24 @@ def test_a_damaged_pack_is_a_user_error_with_the_mend(tmp_path, damage, file):
 def test_no_pack_is_a_user_error_with_the_command(tmp_path):
     with pytest.raises(UserError, match=r"train does not exist; make it with python -m resnet_jax.data.pack"):
         open_pack(tmp_path / "nowhere", "train")
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["pack", *map(str, arguments)])
+    pack.main()
+
+
+def test_the_command_packs_training_and_scored_photographs_of_a_folder(tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        for i, record in enumerate(photographs(3)):
+            path = tmp_path / "set" / split / "cat" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(pixels_of(record)))
+    run(monkeypatch, "folder", "--data_dir", tmp_path / "set", "--out", tmp_path / "pack", "--shorter_side", 5)
+    for split in ("train", "validation"):
+        found = open_pack(tmp_path / "pack", split)
+        assert (len(found), found.class_names, found.shorter_side) == (3, ["cat"], 5)
+    with pytest.raises(SystemExit, match=r"^error: there is no folder .*nowhere"):
+        run(monkeypatch, "folder", "--data_dir", tmp_path / "nowhere", "--out", tmp_path / "pack")
+    with pytest.raises(SystemExit, match=r"^error: --shorter_side is 0; it must be at least 1$"):
+        run(monkeypatch, "folder", "--data_dir", tmp_path / "set", "--out", tmp_path / "pack", "--shorter_side", 0)

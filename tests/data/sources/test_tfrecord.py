@@ -5,9 +5,9 @@ import re
 import pytest
 from tensorboardX.record_writer import RecordWriter
 
-from resnet_jax.data import tfrecord
 from resnet_jax.data.cache import cache_dir
-from resnet_jax.data.tfrecord import TFRecordSource, index_records
+from resnet_jax.data.sources import tfrecord
+from resnet_jax.data.sources.tfrecord import TFRecordSource, index_records
 from resnet_jax.errors import UserError
 
 RECORDS = [[b"a", b"bc" * 500, b"d" * 70_000], [b"one record"], [bytes(range(256)), b"last"]]

@@ -10,8 +10,10 @@ import PIL.Image
 import pytest
 from PIL import ImageOps
 
-from resnet_jax.data import crops, images, turbojpeg
-from resnet_jax.data.images import UnreadableImage, crop_and_resize, image_size
+from resnet_jax.data.crops import RandomResized
+from resnet_jax.data.decode import images, turbojpeg
+from resnet_jax.data.decode.boxes import whole_box
+from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize, image_size
 
 # pytest forgets between tests the filter that the module sets.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
@@ -148,7 +150,7 @@ def refuse(*_):
     raise AssertionError("not to be called")
 
 
-@pytest.mark.parametrize("choose_box", [crops.whole_box, inner_box])
+@pytest.mark.parametrize("choose_box", [whole_box, inner_box])
 @pytest.mark.parametrize("name", FILES)
 def test_a_box_without_a_size_is_cut_out_of_the_upright_image(decoder, name, choose_box):
     data, seen = FILES[name], []
@@ -195,11 +197,11 @@ def test_fast_crops_are_decoded_at_a_reduced_scale_and_interpolated(monkeypatch)
     assert sizes == [None, (20, 30)]
     stripes = np.zeros((60, 60, 3), np.uint8)
     stripes[:, 1::3] = 240  # A third of the pixels.
-    exact, fast = (crop_and_resize(stripes, crops.whole_box, (40, 40), fast=fast) for fast in (False, True))
+    exact, fast = (crop_and_resize(stripes, whole_box, (40, 40), fast=fast) for fast in (False, True))
     assert np.abs(fast - cv2.resize(stripes, (40, 40), interpolation=cv2.INTER_LINEAR).astype(int)).max() == 0
     assert np.abs(exact - cv2.resize(stripes, (40, 40), interpolation=cv2.INTER_AREA).astype(int)).max() == 0
     assert (exact != fast).any()
-    assert (crop_and_resize(stripes, crops.whole_box, (20, 20), fast=True) == 80).all()  # Beyond a factor of two.
+    assert (crop_and_resize(stripes, whole_box, (20, 20), fast=True) == 80).all()  # Beyond a factor of two.
 
 
 def test_ordinary_jpegs_are_not_decoded_whole(monkeypatch):
@@ -227,7 +229,7 @@ def test_a_box_is_drawn_once_even_if_the_first_decoder_gives_up(monkeypatch):
 
 def test_transparent_pixels_keep_the_colours_they_are_stored_with():
     for format in ("PNG", "WEBP", "TIFF"):
-        np.testing.assert_array_equal(crop_and_resize(transparent(PHOTOGRAPH, format), crops.whole_box), PHOTOGRAPH)
+        np.testing.assert_array_equal(crop_and_resize(transparent(PHOTOGRAPH, format), whole_box), PHOTOGRAPH)
 
 
 def test_sixteen_bits_are_reduced_to_eight():
@@ -235,11 +237,11 @@ def test_sixteen_bits_are_reduced_to_eight():
     for format in ("PNG", "TIFF"):
         file = io.BytesIO()
         PIL.Image.fromarray(deep).save(file, format)
-        crop = crop_and_resize(file.getvalue(), crops.whole_box)
+        crop = crop_and_resize(file.getvalue(), whole_box)
         np.testing.assert_array_equal(crop, np.repeat((deep // 256)[..., None], 3, axis=2))
     ok, colour = cv2.imencode(".png", np.stack([deep, deep // 2, deep // 4], -1))
     assert ok
-    crop = crop_and_resize(colour.tobytes(), crops.whole_box)
+    crop = crop_and_resize(colour.tobytes(), whole_box)
     np.testing.assert_array_equal(crop, np.stack([deep // 4, deep // 2, deep], -1) // 256)
 
 
@@ -291,7 +293,7 @@ def test_the_size_needs_the_header_only(name):
 def test_pixels_of_another_size_than_the_header_says_are_refused(monkeypatch):
     monkeypatch.setattr(images, "_upright_size", lambda file: (HEIGHT + 1, WIDTH))
     with pytest.raises(UnreadableImage, match=f"not {HEIGHT + 1} x {WIDTH}, as its header says"):
-        crop_and_resize(FILES["png"], crops.whole_box)
+        crop_and_resize(FILES["png"], whole_box)
 
 
 def test_damage_gives_pixels_or_an_error_and_both_decoders_the_same(monkeypatch):
@@ -306,7 +308,7 @@ def test_damage_gives_pixels_or_an_error_and_both_decoders_the_same(monkeypatch)
         for lib in (library, lambda: None):
             monkeypatch.setattr(turbojpeg, "library", lib)
             try:
-                found.append(crop_and_resize(bytes(data), crops.whole_box))
+                found.append(crop_and_resize(bytes(data), whole_box))
             except UnreadableImage:
                 found.append(None)
         outcomes.add(found[0] is None)
@@ -327,20 +329,20 @@ def freshly_imported():
 
 @pytest.mark.parametrize("name", ["damaged exif", "png, palette and transparency"])
 def test_pillow_does_not_warn_of_metadata(freshly_imported, name):
-    crop = freshly_imported["crop_and_resize"](FILES[name], crops.whole_box)
-    np.testing.assert_array_equal(crop, crop_and_resize(FILES[name], crops.whole_box))
+    crop = freshly_imported["crop_and_resize"](FILES[name], whole_box)
+    np.testing.assert_array_equal(crop, crop_and_resize(FILES[name], whole_box))
 
 
 def test_large_images_are_read_without_a_warning(freshly_imported, monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)
-    np.testing.assert_array_equal(freshly_imported["crop_and_resize"](FILES["png"], crops.whole_box), PHOTOGRAPH)
+    np.testing.assert_array_equal(freshly_imported["crop_and_resize"](FILES["png"], whole_box), PHOTOGRAPH)
     assert freshly_imported["image_size"](FILES["png"]) == (HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("name", ["png", "4:2:0"])
 def test_far_too_large_images_are_refused(decoder, monkeypatch, name):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 2 - 1)
-    for use in (image_size, lambda data: crop_and_resize(data, crops.whole_box)):
+    for use in (image_size, lambda data: crop_and_resize(data, whole_box)):
         with pytest.raises(UnreadableImage, match="exceeds limit"):
             use(FILES[name])
 
@@ -361,7 +363,7 @@ def test_pixels_are_treated_as_a_file_that_holds_them(size):
 def test_a_crop_does_not_share_memory_with_the_pixels():
     pixels = gradient()
     for size in (None, (HEIGHT, WIDTH)):
-        crop_and_resize(pixels, crops.whole_box, size)[:] = 0
+        crop_and_resize(pixels, whole_box, size)[:] = 0
     np.testing.assert_array_equal(pixels, PHOTOGRAPH)
 
 
@@ -370,7 +372,7 @@ def test_a_crop_does_not_share_memory_with_the_pixels():
     [np.zeros((4, 5), np.uint8), np.zeros((4, 5, 4), np.uint8), np.zeros((4, 5, 3), np.float32), np.zeros((4, 5, 1))],
 )
 def test_other_arrays_are_refused(pixels):
-    for use in (image_size, lambda image: crop_and_resize(image, crops.whole_box)):
+    for use in (image_size, lambda image: crop_and_resize(image, whole_box)):
         with pytest.raises(ValueError, match=r"must be uint8 of shape \(H, W, 3\)"):
             use(pixels)
 
@@ -429,7 +431,7 @@ def test_photographs_are_what_pillow_decodes(photographs):
         expected = reference_pixels(data)
         height, width = expected.shape[:2]
         assert image_size(data) == (height, width)
-        box = crops.random_resized_box(np.random.default_rng(number), height, width)
+        box = RandomResized().box(np.random.default_rng(number), height, width, 224)
         crop = crop_and_resize(data, lambda *_, box=box: box)
         assert_close(crop, cut(expected, box))
         # Whole blocks, because a reduced decode ends at whole scaled pixels. Pillow's is the mean over areas too.

@@ -17,18 +17,18 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorboardX.record_writer import RecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from resnet_jax import recipes
-from resnet_jax.data import resident, tfds_source
+from resnet_jax.data import Photographs, Resident
 from resnet_jax.data.cache import cache_dir
-from resnet_jax.data.tfds_source import class_names, open_builder, open_split, resolve_data_dir, split_files
+from resnet_jax.data.sources import tfds as module
+from resnet_jax.data.sources.tfds import class_names, open_builder, open_split, resolve_data_dir, split_files
 from resnet_jax.errors import UserError
 
 
 def pretend_tensorflow(monkeypatch, installed):
-    find_spec = tfds_source.importlib.util.find_spec
+    find_spec = module.importlib.util.find_spec
     found = {"tensorflow": object() if installed else None}
     monkeypatch.setattr(
-        tfds_source.importlib.util, "find_spec", lambda name, *rest: found[name] if name in found else find_spec(name)
+        module.importlib.util, "find_spec", lambda name, *rest: found[name] if name in found else find_spec(name)
     )
 
 
@@ -39,7 +39,7 @@ def pretend_child(monkeypatch, returncode):
         commands.append(command)
         return SimpleNamespace(returncode=returncode)
 
-    monkeypatch.setattr(tfds_source.subprocess, "run", run)
+    monkeypatch.setattr(module.subprocess, "run", run)
     return commands
 
 
@@ -80,7 +80,9 @@ def test_preparation_that_left_nothing_is_a_user_error(monkeypatch, tmp_path):
 
 
 def test_cifar10_test_images_are_read(prepared_tfds):
-    source = open_split(open_builder("cifar10", str(prepared_tfds)), "test")
+    builder = open_builder("cifar10", str(prepared_tfds))
+    assert class_names(builder)[:2] == ["airplane", "automobile"] and len(class_names(builder)) == 10
+    source = open_split(builder, "test")
     assert len(source) == 10_000
     records = [source[i] for i in range(0, len(source), 40)]
     assert {record["image"].shape for record in records} == {(32, 32, 3)}
@@ -94,7 +96,7 @@ def test_cifar10_test_images_are_read(prepared_tfds):
 
 @pytest.fixture
 def small_cifar10(prepared_tfds, tmp_path):
-    """(config, train file): CIFAR-10 with its 10,000 test images as both splits, in a folder that may be damaged."""
+    """(data_dir, train file): CIFAR-10 with its 10,000 test images as both splits, in a folder that may be damaged."""
     (version,) = (prepared_tfds / "cifar10").iterdir()
     copy = tmp_path / "tfds" / "cifar10" / version.name
     copy.mkdir(parents=True)
@@ -108,32 +110,7 @@ def small_cifar10(prepared_tfds, tmp_path):
     train_file = copy / test_file.name.replace("test", "train")
     shutil.copyfile(test_file, train_file)
     (copy / test_file.name).symlink_to(test_file)
-    config = recipes.base()
-    config.data_dir = str(tmp_path / "tfds")
-    return config, train_file
-
-
-def test_a_data_set_is_decoded_once_and_then_read_from_the_cache(small_cifar10, monkeypatch):
-    config, train_file = small_cifar10
-    dataset = resident.load_dataset(config)
-    assert dataset.class_names[:2] == ["airplane", "automobile"] and len(dataset.class_names) == 10
-    assert dataset.train.images.shape == (10_000, 32, 32, 3)
-    assert dataset.train.images.dtype == np.uint8
-    # CIFAR-10 has 1,000 test images of each class.
-    np.testing.assert_array_equal(np.bincount(dataset.train.labels), [1000] * 10)
-    np.testing.assert_array_equal(dataset.train.images, dataset.test.images)
-
-    builder = open_builder("cifar10", config.data_dir)
-    assert split_files(builder, "train") == [train_file]
-    source = open_split(builder, "test")
-    for i in (0, 5_000, 9_999):
-        np.testing.assert_array_equal(dataset.test.images[i], source[i]["image"])
-        assert dataset.test.labels[i] == source[i]["label"]
-
-    monkeypatch.delattr(resident.tfds_source, "open_split")
-    again = resident.load_dataset(config)
-    np.testing.assert_array_equal(again.train.images, dataset.train.images)
-    np.testing.assert_array_equal(again.train.labels, dataset.train.labels)
+    return str(tmp_path / "tfds"), train_file
 
 
 def truncate(path):
@@ -155,19 +132,19 @@ def delete(path):
 
 @pytest.mark.parametrize("damage", [truncate, flip_bits, delete])
 def test_a_damaged_file_is_a_user_error_that_names_it(small_cifar10, damage, tmp_path):
-    config, train_file = small_cifar10
+    data_dir, train_file = small_cifar10
     damage(train_file)
     with pytest.raises(UserError, match=re.escape(train_file.name)) as caught:
-        resident.load_dataset(config)
+        Resident().load(data_dir)
     assert str(train_file.parent) in str(caught.value) and "\n" not in str(caught.value)
     assert not list(cache_dir().rglob("*")), "half of a split was cached"
 
 
 def test_a_damaged_description_is_a_user_error_that_names_the_folder(small_cifar10):
-    config, train_file = small_cifar10
+    data_dir, train_file = small_cifar10
     (train_file.parent / "dataset_info.json").write_text("{")
-    with pytest.raises(UserError, match=re.escape(str(Path(config.data_dir) / "cifar10"))):
-        resident.load_dataset(config)
+    with pytest.raises(UserError, match=re.escape(str(Path(data_dir) / "cifar10"))):
+        Resident().load(data_dir)
 
 
 CLASSES = ["n01440764", "n01443537", "n01484850"]
@@ -185,12 +162,12 @@ def png(pixels):
     return file.getvalue()
 
 
-def example(split, i, with_names):
+def example(split, i, with_names, keys=("image", "label")):
     """A serialised tf.train.Example."""
     message = tf_example_pb2.Example()
     feature = message.features.feature
-    feature["image"].bytes_list.value.append(png(image(split, i)))
-    feature["label"].int64_list.value.append(i % len(CLASSES))
+    feature[keys[0]].bytes_list.value.append(png(image(split, i)))
+    feature[keys[1]].int64_list.value.append(i % len(CLASSES))
     if with_names:
         feature["file_name"].bytes_list.value.append(f"{split} é {i}.JPEG".encode())
     return message.SerializeToString()
@@ -316,8 +293,8 @@ def test_sources_are_read_without_jax_or_tensorflow(tmp_path):
     program = f"""
 import pickle, sys, types
 package = sys.modules["resnet_jax"] = types.ModuleType("resnet_jax")
-package.__path__ = [{str(Path(tfds_source.__file__).parent.parent)!r}]
-import resnet_jax.data.folder, resnet_jax.data.packed
+package.__path__ = [{str(Path(module.__file__).parent.parent.parent)!r}]
+import resnet_jax.data.sources.folder, resnet_jax.data.sources.packed
 assert len(pickle.load(open({str(tmp_path / "source.pickle")!r}, "rb"))[3]) == 3
 assert not {{"jax", "tensorflow"}} & set(sys.modules)
 """
@@ -402,7 +379,6 @@ def test_a_record_that_cannot_be_read_is_a_user_error_that_names_its_file(tmp_pa
     with pytest.raises(UserError, match=re.escape(str(files[1]))) as caught:
         source[3]
     assert "\n" not in str(caught.value)
-    assert tfds_source.unreadable(open_builder("photographs", str(tmp_path)), "train", caught.value) is caught.value
 
 
 def test_a_resident_data_set_may_be_prepared_as_tfrecord(tmp_path):
@@ -410,10 +386,8 @@ def test_a_resident_data_set_may_be_prepared_as_tfrecord(tmp_path):
     same_size = [example("train", 0, False)] * 6
     for split in ("train", "test"):
         write_shards(folder, "cifar10", split, "tfrecord", [same_size[:n] for n in SHARDS])
-    config = recipes.base()
-    config.data_dir = str(tmp_path)
-    dataset = resident.load_dataset(config)
-    np.testing.assert_array_equal(dataset.test.images, np.stack([image("train", 0)] * 6))
+    dataset = Resident().load(str(tmp_path))
+    np.testing.assert_array_equal(dataset.resident("test").images, np.stack([image("train", 0)] * 6))
 
 
 def test_class_names_are_words_for_imagenet_and_else_those_of_the_data_set(tmp_path):
@@ -465,3 +439,155 @@ def test_imagenet_as_tfrecord_equals_imagenet_as_array_record(imagenet, tmp_path
         found = records(open_prepared(tmp_path, "validation", encoded, "imagenet2012"))
         original = open_prepared(imagenet.parent.parent, "validation", encoded, "imagenet2012")
         assert_equal(found, [original[i] for i in range(16)])
+
+
+def prepare_images(data_dir, name="small", shape=(4, 5, 1), keys=("image", "label"), splits=("train", "test")):
+    """A data set of images of one size as TFDS prepares it, by hand; its images by split."""
+    folder = data_dir / name / "1.0.0"
+    folder.mkdir(parents=True)
+    package = "tensorflow_datasets.core.features"
+    dimensions = {"dimensions": [str(side) for side in shape]}
+    found = {
+        keys[0]: {
+            "pythonClassName": f"{package}.image_feature.Image",
+            "image": {"dtype": "uint8", "encodingFormat": "png", "shape": dimensions},
+        },
+        keys[1]: {
+            "pythonClassName": f"{package}.class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": "3"},
+        },
+    }
+    described = {"pythonClassName": f"{package}.features_dict.FeaturesDict", "featuresDict": {"features": found}}
+    (folder / "features.json").write_text(json.dumps(described))
+    (folder / f"{keys[1]}.labels.txt").write_text("ant\nbee\ncat")
+    template = {"filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", "shardLengths": ["6"]}
+    info = {"name": name.split("/")[0], "version": "1.0.0", "fileFormat": "tfrecord"}
+    info["splits"] = [template | {"name": split} for split in splits]
+    if "/" in name:
+        info["configName"] = name.split("/")[1]
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    images = {}
+    for split in splits:
+        images[split] = np.random.default_rng(len(split)).integers(256, size=(6, *shape), dtype=np.uint8)
+        messages = []
+        for i, pixels in enumerate(images[split]):
+            message = tf_example_pb2.Example()
+            message.features.feature[keys[0]].bytes_list.value.append(png(pixels.squeeze()))
+            message.features.feature[keys[1]].int64_list.value.append(i % 3)
+            messages.append(message.SerializeToString())
+        write_shards(folder, info["name"], split, "tfrecord", [messages])
+    return images
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 1), (7, 3, 3)])
+@pytest.mark.parametrize("keys", [("image", "label"), ("picture", "digit")])
+def test_any_data_set_of_images_of_one_size_is_resident(tmp_path, shape, keys):
+    images = prepare_images(tmp_path, shape=shape, keys=keys)
+    data = Resident(name="small").load(str(tmp_path))
+    assert (data.image_shape, data.class_names, data.evaluation_split) == (shape, ["ant", "bee", "cat"], "test")
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(data.resident(split).images, images[split], strict=True)
+        assert data.resident(split).labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_data_set_is_decoded_once_and_then_read_from_the_cache(tmp_path, monkeypatch):
+    images = prepare_images(tmp_path)
+    Resident(name="small").load(str(tmp_path))
+    monkeypatch.delattr(module, "open_split")
+    again = Resident(name="small").load(str(tmp_path))
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(again.resident(split).images, images[split], strict=True)
+        assert again.resident(split).labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("splits", "scored"),
+    [
+        (("train", "validation"), ("validation", "validation")),
+        (("train", "test", "validation"), ("validation", "test")),
+        (("train", "test", "extra"), ("test", "test")),
+    ],
+)
+def test_what_is_scored_is_the_validation_or_test_split(tmp_path, splits, scored):
+    images = prepare_images(tmp_path, splits=splits)
+    data = Resident(name="small").load(str(tmp_path))
+    assert (data.evaluation_split, data.test_split) == scored
+    np.testing.assert_array_equal(data.resident(scored[1]).images, images[scored[1]])
+    streamed = Photographs(name="small").load(str(tmp_path))
+    assert streamed.evaluation_split == scored[0]
+    assert streamed.count(scored[0]) == 6 and streamed.class_names == ["ant", "bee", "cat"]
+
+
+def test_a_data_set_with_nothing_to_score_is_a_user_error(tmp_path):
+    prepare_images(tmp_path, splits=("train",))
+    with pytest.raises(UserError, match="'small' has the splits train; it must have train, and test or validation"):
+        Resident(name="small").load(str(tmp_path))
+
+
+def test_images_of_several_sizes_are_a_user_error_that_names_the_kind(tmp_path):
+    prepare(tmp_path, "tfrecord")
+    with pytest.raises(UserError, match=r"images of several sizes .* set config\.data\.kind=photographs$") as caught:
+        Resident(name="photographs").load(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert not [path for path in cache_dir().iterdir() if "index" not in path.name], "half of a split was cached"
+    assert Photographs(name="photographs").load(str(tmp_path)).num_train == 6
+
+
+def test_a_data_set_that_is_not_for_classification_is_a_user_error(tmp_path):
+    prepare_images(tmp_path, keys=("image", "label"))
+    path = tmp_path / "small/1.0.0/features.json"
+    text = path.read_text().replace("class_label_feature.ClassLabel", "image_feature.Image")
+    path.write_text(text.replace('"classLabel": {"numClasses": "3"}', '"image": {"dtype": "uint8"}'))
+    with pytest.raises(UserError, match=r"no feature 'label' and not just one ClassLabel .* for classification"):
+        Resident(name="small").load(str(tmp_path))
+
+
+def test_the_only_configuration_of_a_data_set_need_not_be_named(tmp_path):
+    images = prepare_images(tmp_path, name="small/letters")
+    for name in ("small/letters", "small"):
+        data = Resident(name=name).load(str(tmp_path))
+        np.testing.assert_array_equal(data.resident("train").images, images["train"])
+    prepare_images(tmp_path, name="small/digits")
+    with pytest.raises(UserError, match="is prepared as small/digits, small/letters; name one of them"):
+        Resident(name="small").load(str(tmp_path))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_mistyped_data_dir_is_a_user_error_and_nothing_is_downloaded(monkeypatch, tmp_path, installed):
+    pretend_tensorflow(monkeypatch, installed)
+    commands = pretend_child(monkeypatch, returncode=0)
+    wrong = tmp_path / "tensorflow_dtaasets"
+    command = f"python -m resnet_jax.data.prepare cifar10 --data_dir {wrong}"
+    with pytest.raises(
+        UserError, match=f"config.data_dir {re.escape(str(wrong))} does not exist; .*{command}"
+    ) as caught:
+        open_builder("cifar10", str(wrong))
+    assert "\n" not in str(caught.value)
+    assert commands == [] and not wrong.exists()
+
+
+def test_without_a_data_dir_a_data_set_is_prepared_on_first_use(monkeypatch, tmp_path):
+    pretend_tensorflow(monkeypatch, installed=True)
+    commands = pretend_child(monkeypatch, returncode=1)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "new"))
+    with pytest.raises(UserError, match=r"preparing 'cifar10' in .* failed"):
+        open_builder("cifar10", None)
+    assert commands == [
+        [sys.executable, "-m", "resnet_jax.data.prepare", "cifar10", "--data_dir", str(tmp_path / "new")]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("cifar1O", "did you mean 'cifar10'?"),
+        ("digit", "did you mean 'digits'?"),
+        ("qqqqqqqq", "use digits, folder, packed or one of those"),
+    ],
+)
+def test_an_unknown_name_is_a_user_error_with_a_hint(monkeypatch, tmp_path, name, hint):
+    commands = pretend_child(monkeypatch, returncode=0)
+    pretend_tensorflow(monkeypatch, installed=True)
+    with pytest.raises(UserError, match=rf"config\.data\.name is '{name}', which is no data set .*{re.escape(hint)}"):
+        Resident(name=name).load(str(tmp_path))
+    assert commands == []

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from resnet_jax.data.folder import open_folder
+from resnet_jax.data.sources.folder import open_folder
 from resnet_jax.errors import UserError
 
 

@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-from sklearn.datasets import load_digits
+
+from resnet_jax.data.sources.protocol import Images, Split
 
 NUM_TEST = 360
+
+
+def load_images(name: str, data_dir: str | None) -> Images:
+    """Both splits. ``data_dir`` is not read."""
+    return Images({split: Split(*load(split)) for split in ("train", "test")}, [str(digit) for digit in range(10)])
 
 
 def load(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -14,6 +19,8 @@ def load(split: str) -> tuple[np.ndarray, np.ndarray]:
 
     The 8x8 images with 17 grey levels are repeated to 32x32 and spread over 0..255.
     """
+    from sklearn.datasets import load_digits  # Slow to import.
+
     digits = load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
     images = np.repeat(np.repeat(grey, 4, axis=1), 4, axis=2)
@@ -24,10 +31,12 @@ def load(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_photographs(root: Path, train: int = 12, validation: int = 4) -> None:
-    """Writes so many digits of each class as PNG files of 40 x 52 pixels, ROOT/{train,val}/CLASS/NUMBER.png.
+    """Writes some digits of each class as PNG files of 40 x 52 pixels, ROOT/{train,val}/CLASS/NUMBER.png.
 
     They stand for photographs where there are none. Files that are there already are left alone.
     """
+    import PIL.Image
+
     for split, folder, count in (("train", "train", train), ("test", "val", validation)):
         images, labels = load(split)
         for digit in range(10):

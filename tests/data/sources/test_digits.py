@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from resnet_jax.data import digits
+from resnet_jax.data.sources import digits
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

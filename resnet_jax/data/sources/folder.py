@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from resnet_jax.data.class_names import readable_names
+from resnet_jax.data.sources.protocol import Opened
 from resnet_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -20,6 +22,8 @@ class FolderSource:
 
     ``class_names`` are in the order of the labels. Can be pickled.
     """
+
+    shorter_side: int | None = None
 
     def __init__(self, root: Path, files: list[str], labels: np.ndarray, class_names: list[str]) -> None:
         self.class_names = class_names
@@ -36,18 +40,32 @@ class FolderSource:
             image = (self._root / name).read_bytes()
         except OSError as error:
             raise UserError(
-                f"photograph {self._root / name} cannot be read ({error.strerror}); put it back, or start again without"
+                f"photograph {self._root / name} cannot be read ({error.strerror}); restore it, or remove it and start again"
             ) from error
         return {"image": image, "label": int(self._labels[i]), "name": name}
 
+    def files(self) -> list[Path]:
+        """Every photograph."""
+        return [self._root / name for name in self._files]
 
-def open_folder(root: Path, split: Literal["train", "validation"]) -> FolderSource:
+
+def open_photographs(name: str, data_dir: str | None) -> Opened:
+    """Those of the folder ``data_dir``. Raises UserError where it is not given or holds no split."""
+    if data_dir is None:
+        raise UserError(f"config.data.name={name} needs config.data_dir, the folder that holds the photographs")
+    root = Path(data_dir).expanduser()
+    return Opened(("train", "validation"), partial(open_folder, root), class_names(root))
+
+
+def open_folder(root: Path, split: str) -> FolderSource:
     """The photographs of ROOT/train, or of ROOT/validation or ROOT/val, at any depth below their class folders.
 
     Sorted by class, then by path. Hidden files and those without one of ``SUFFIXES`` (in either case) are left out.
     Labels number the sorted class folders of train where there is one, so they mean the same in both splits. Raises
     UserError for a missing folder, a class that train lacks, or no photographs at all.
     """
+    if split not in _SPLITS:
+        raise UserError(f"a folder of photographs has no split {split!r}; use {' or '.join(_SPLITS)}")
     classes, folder = _classes(root), _split_folder(root, split)
     if folder is None:
         wanted = " or ".join(str(root / name) for name in _SPLITS[split])
@@ -107,4 +125,4 @@ def _raise(error: OSError) -> None:
 
 
 def _no_access(error: OSError) -> UserError:
-    return UserError(f"folder {error.filename} cannot be read ({error.strerror}); mend its permissions")
+    return UserError(f"folder {error.filename} cannot be read ({error.strerror}); fix its permissions")

@@ -1,5 +1,6 @@
 """TensorFlow Datasets as random-access sources: found, checked, and prepared where TensorFlow allows."""
 
+import difflib
 import importlib.util
 import json
 import os
@@ -7,16 +8,63 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+from resnet_jax.data.cache import cached_arrays
 from resnet_jax.data.class_names import readable_names
-from resnet_jax.data.tfrecord import TFRecordSource, index_records
+from resnet_jax.data.sources.protocol import Images, Opened, Split
+from resnet_jax.data.sources.tfrecord import TFRecordSource, index_records
 from resnet_jax.errors import UserError, one_line
 
 _FORMATS = ("array_record", "tfrecord")  # Those read here, the best one first.
+_SPLITS = ("train", "validation", "test")
+_NAME_FIELDS = ("file_name", "filename")  # What data sets call the name of a photograph's file.
+
+
+def load_images(name: str, data_dir: str | None) -> Images:
+    """Its splits "train", and "validation" and "test" where there are, decoded once and kept in the cache.
+
+    Raises UserError where it is not found, or its images are of several sizes.
+    """
+    builder = open_builder(name, data_dir)
+    return Images({split: _load_split(builder, split) for split in _splits(builder)}, class_names(builder))
+
+
+def open_photographs(name: str, data_dir: str | None) -> Opened:
+    """Its splits "train", and "validation" and "test" where there are. Raises UserError where it is not found."""
+    builder = open_builder(name, data_dir)
+    return Opened(_splits(builder), partial(open_split, builder, encoded=True), class_names(builder))
+
+
+def _splits(builder: Any) -> tuple[str, ...]:
+    return tuple(split for split in _SPLITS if split in builder.info.splits)
+
+
+def _load_split(builder: Any, split: str) -> Split:
+    def decode() -> tuple[np.ndarray, np.ndarray]:
+        source = open_split(builder, split)
+        labels = np.empty(len(source), np.int32)
+        images = np.empty(0, np.uint8)
+        title = f"decoding {builder.name} {split} (once)"
+        for i in tqdm(range(len(source)), title, unit=" images", delay=1, mininterval=1):
+            record = source[i]
+            image, labels[i] = record["image"], record["label"]
+            if i == 0:
+                images = np.empty((len(source), *image.shape), np.uint8)
+            if image.shape != images.shape[1:] or image.dtype != np.uint8:
+                raise UserError(
+                    f"data set {builder.name!r} has images of several sizes or not of bytes ({image.dtype} of shape "
+                    f"{image.shape}); set config.data.kind=photographs"
+                )
+            images[i] = image
+        return images, labels
+
+    return Split(*cached_arrays(f"{builder.name}-{split}", split_files(builder, split), decode))
 
 
 def resolve_data_dir(data_dir: str | None) -> Path:
@@ -31,6 +79,11 @@ def open_builder(name: str, data_dir: str | None) -> Any:
     naming the one command to run, when it is not prepared and TensorFlow is missing.
     """
     folder = resolve_data_dir(data_dir)
+    if data_dir is not None and not folder.is_dir():  # Mistyped: to download into a new folder would not be the fix.
+        raise UserError(
+            f"config.data_dir {folder} does not exist; correct it, or download the data set there: "
+            f"{_command(name, folder)}"
+        )
     if not _descriptions(folder, name):
         _prepare(name, folder)
     # Imported here because the digits need none of it and start faster without.
@@ -57,11 +110,14 @@ def open_builder(name: str, data_dir: str | None) -> Any:
 class TfdsSource:
     """``len`` and ``[i]`` giving {"image", "label": int, "name": str}; see ``open_split``. Can be pickled."""
 
+    shorter_side: int | None = None
+
     def __init__(self, records: Any, shards: Sequence[Any], split: str, features: Any, encoded: bool) -> None:
         self._records = records
         self._files = [shard.filename for shard in shards]
         self._ends = np.cumsum([shard.take for shard in shards])
         self._split = split
+        self._image_key, self._label_key = _keys(features)
         self._parse = _parse_encoded if encoded else features.deserialize_example_np
 
     def __len__(self) -> int:
@@ -72,14 +128,39 @@ class TfdsSource:
             raise IndexError(f"record {i} of {len(self)}")
         try:
             record = self._parse(self._records[i])
-            image, label = record["image"], int(record["label"])
+            image, label = record[self._image_key], int(record[self._label_key])
         except UserError:
             raise
         except Exception as error:  # array_record, protobuf and the image decoders each have their own.
             file = self._files[np.searchsorted(self._ends, i, side="right")]
             raise _unreadable(file, error) from error
-        name = record["file_name"].decode(errors="replace") if "file_name" in record else f"{self._split}[{i}]"
+        named = next((record[key] for key in _NAME_FIELDS if isinstance(record.get(key), bytes)), None)
+        name = f"{self._split}[{i}]" if named is None else named.decode(errors="replace")
         return {"image": image, "label": label, "name": name}
+
+    def files(self) -> list[Path]:
+        """The files of the split."""
+        return [Path(file) for file in self._files]
+
+
+def _keys(features: Any) -> tuple[str, str]:
+    """What the features call the image and the label: just so, or the only one of its type.
+
+    Raises UserError for a data set that is not for classification.
+    """
+    import tensorflow_datasets as tfds
+
+    found = []
+    for key, kind in (("image", tfds.features.Image), ("label", tfds.features.ClassLabel)):
+        keys = [name for name, feature in features.items() if isinstance(feature, kind)]
+        if key not in keys and len(keys) != 1:
+            has = ", ".join(features) or "nothing"
+            raise UserError(
+                f"the data set has no feature {key!r} and not just one {kind.__name__} in its place, but {has}; choose "
+                f"a data set for classification"
+            )
+        found.append(key if key in keys else keys[0])
+    return found[0], found[1]
 
 
 def _parse_encoded(data: bytes) -> dict[str, Any]:
@@ -93,7 +174,7 @@ def _parse_encoded(data: bytes) -> dict[str, Any]:
 
 
 def open_split(builder: Any, split: str, encoded: bool = False) -> TfdsSource:
-    """A source: ``len`` and ``[i]`` giving {"image": (H, W, 3) uint8, "label": int, "name": str}.
+    """A source: ``len`` and ``[i]`` giving {"image": (H, W, C) uint8, "label": int, "name": str}.
 
     ``encoded``: images are the bytes of their PNG or JPEG files instead. ``split`` may be a part: "train[:90%]".
     Raises UserError, here or from ``[i]``, for a missing, truncated or corrupt file.
@@ -108,16 +189,7 @@ def open_split(builder: Any, split: str, encoded: bool = False) -> TfdsSource:
 
 def class_names(builder: Any) -> list[str]:
     """The names of the classes in the order of their labels; those of ImageNet in words."""
-    return readable_names(builder.info.features["label"].names)
-
-
-def unreadable(builder: Any, split: str, error: BaseException) -> UserError:
-    """The error for a truncated or corrupt file of a data set."""
-    if isinstance(error, UserError):  # A source names the very file.
-        return error
-    files = split_files(builder, split)
-    named = str(files[0]) if len(files) == 1 else f"{builder.data_path}/{builder.name}-{split}*"
-    return _unreadable(named, error)
+    return readable_names(builder.info.features[_keys(builder.info.features)[1]].names)
 
 
 def split_files(builder: Any, split: str) -> list[Path]:
@@ -146,8 +218,7 @@ def _open_array_records(shards: Sequence[Any]) -> Any:
 def _open_tfrecords(shards: Sequence[Any], name: str) -> TFRecordSource:
     """The records that the shards (TFDS's FileInstructions) select."""
     files = [Path(shard.filename) for shard in shards]
-    # Characters of a part of a split, "train[:90%]", do not suit the name of a file in the cache.
-    index = index_records(files, re.sub(r"[^\w.-]+", "_", name).strip("_"))
+    index = index_records(files, name)
     counts = np.bincount(index["file"], minlength=len(files))
     for shard, count in zip(shards, counts, strict=True):
         if count != shard.examples_in_shard:
@@ -168,7 +239,13 @@ def _unreadable(file: str, error: BaseException) -> UserError:
 
 def _descriptions(folder: Path, name: str) -> list[Path]:
     """Of the versions that are prepared; a preparation that was cut short has a folder incomplete.*."""
-    return list((folder / name).glob("[0-9]*/dataset_info.json"))
+    found = list((folder / name).glob("[0-9]*/dataset_info.json"))
+    if not found and "/" not in name:  # It may have configurations, such as emnist/letters.
+        found = list((folder / name).glob("*/[0-9]*/dataset_info.json"))
+        names = sorted({f"{name}/{path.parent.parent.name}" for path in found})
+        if len(names) > 1:
+            raise UserError(f"data set {name!r} in {folder} is prepared as {', '.join(names)}; name one of them")
+    return found
 
 
 def _preferred(folder: Path, name: str) -> tuple[Path, str]:
@@ -193,6 +270,13 @@ def _command(name: str, folder: Path) -> str:
 
 
 def _prepare(name: str, folder: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    if name.split("/")[0] not in known:
+        close = difflib.get_close_matches(name, [*known, "digits", "folder", "packed"], n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "use digits, folder, packed or one of those"
+        raise UserError(f"config.data.name is {name!r}, which is not a data set of TensorFlow Datasets; {hint}")
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"data set {name!r} is not prepared in {folder}; set --config.data_dir or TFDS_DATA_DIR, or run: "
@@ -203,5 +287,5 @@ def _prepare(name: str, folder: Path) -> None:
     child = subprocess.run([sys.executable, "-m", "resnet_jax.data.prepare", name, "--data_dir", str(folder)])
     if child.returncode:
         raise UserError(
-            f"preparing {name!r} in {folder} failed (see above); mend that and run: {_command(name, folder)}"
+            f"preparing {name!r} in {folder} failed (see above); fix that and run: {_command(name, folder)}"
         )

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from resnet_jax.data import turbojpeg
+from resnet_jax.data.decode import turbojpeg
+from resnet_jax.data.decode.boxes import Box
 from resnet_jax.errors import one_line
 
 Image = bytes | np.ndarray  # An encoded file, or pixels (H, W, 3) uint8 RGB.
-Box = tuple[int, int, int, int]  # Top, left, height and width in pixels of the upright image.
 
 _ORIENTATION = 0x0112  # The Exif tag, and how its values are turned upright; 1 is upright.
 _TURNS = {
