@@ -7,43 +7,37 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from resnet_jax import parallel
-from resnet_jax.data.dataset import Data
+from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.feed import training_inputs
-from resnet_jax.data.normalization import Normalization
-from resnet_jax.data.resident import Split
-from resnet_jax.models import Model
+from resnet_jax.tasks.task import Task
 from resnet_jax.train.state import TrainState
-from resnet_jax.train.step import training_batch
+from resnet_jax.train.step import loss_key, prepare_key
 
 
 def recompute_batch_stats(
-    config: ConfigDict, model: Model, normalization: Normalization, data: Data, mesh: Mesh, state: TrainState
+    task: Task, dataset: Dataset, seed: int, batch_size: int, count: int, mesh: Mesh, state: TrainState
 ) -> TrainState:
-    """The state with the statistics that its parameters have over config.bn_recompute_batches training batches.
+    """The state with the statistics that its parameters have over the next ``count`` training batches.
 
-    The batches are those that training would go on with. Mean and variance are those of all of them together: the
+    The batches are those that training would continue with. Mean and variance are those of all of them together: the
     variance within the batches, and between their means. Where there is a moving average of the parameters, it is the
     one that is evaluated, and its statistics are recomputed.
     """
-    # Its running statistics are just those of the last batch, all of it: those of groups leave out what lies between.
-    forgetful = model.clone(bn_momentum=0.0, bn_group_size=None)
 
-    def moments(variables: Any, split: Split | None, batches: Any, step: jax.Array) -> Any:
-        batch = training_batch(config, normalization, split, jax.tree.map(lambda x: x[0], batches), step)
-        _, updated = forgetful.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
-        return _second_moments(updated["batch_stats"], sign=1)
+    def moments(variables: Any, resident: Any, batches: Any, step: jax.Array) -> Any:
+        batch = dataset.gather(resident, jax.tree.map(lambda x: x[0], batches))
+        batch = task.prepare(prepare_key(seed, step), batch)
+        batch_stats = task.statistics(variables, batch, loss_key(seed, step))
+        return _second_moments(batch_stats, sign=1)
 
     compiled = jax.jit(moments, out_shardings=parallel.replicated(mesh))
-    count = config.bn_recompute_batches
-    one_at_a_time = config.copy_and_resolve_references()
-    one_at_a_time.steps_per_dispatch = 1
-    split, inputs = training_inputs(one_at_a_time, data, mesh, config.steps, config.steps + count)
+    start = int(state.step)
+    resident, inputs = training_inputs(dataset, seed, batch_size, 1, start, start + count, mesh)
     total: Any = None
-    for step, batches in enumerate(inputs, start=config.steps):
-        new = compiled(state.variables, split, batches, jnp.int32(step))
+    for step, batches in enumerate(inputs, start=start):
+        new = compiled(state.variables, resident, batches, jnp.int32(step))
         total = new if total is None else jax.tree.map(jnp.add, total, new)
     batch_stats = _second_moments(jax.tree.map(lambda leaf: leaf / count, total), sign=-1)
     if state.ema:

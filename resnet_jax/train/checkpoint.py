@@ -1,9 +1,9 @@
-"""Checkpoints: asynchronous, whole or absent, the latest few and the best. The one module that imports Orbax."""
+"""Checkpoints: asynchronous, atomic, the latest few and the best. The only module that imports Orbax."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -15,16 +15,24 @@ from resnet_jax import parallel
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.train.state import TrainState
 
-Checkpoints: TypeAlias = ocp.CheckpointManager  # For type annotations in modules that do not import Orbax.
 _DAMAGED = (OSError, ValueError, KeyError, TypeError)  # What a metrics file that is none can raise.
 _NONE_READABLE = "no checkpoint in {} can be read; start in another workdir"
 
 
-def open_checkpoints(directory: Path, keep: int, read_only: bool = False) -> Checkpoints:
-    """A manager that preserves the ``keep`` latest checkpoints and the one with the least evaluation error."""
+class Checkpoints(ocp.CheckpointManager):
+    """Orbax's manager, with the name of the figure, lower is better, that picks the best checkpoint."""
+
+    best_figure: str
+
+
+def open_checkpoints(directory: Path, keep: int, best: str, read_only: bool = False) -> Checkpoints:
+    """A manager that preserves the ``keep`` latest checkpoints and the one with the least ``best`` figure.
+
+    Each is saved with the figures of an evaluation by name, or with none.
+    """
 
     def error(metrics: dict[str, float]) -> float:
-        return metrics["top1_error"]
+        return metrics[best]
 
     options = ocp.CheckpointManagerOptions(
         best_fn=error,
@@ -44,9 +52,11 @@ def open_checkpoints(directory: Path, keep: int, read_only: bool = False) -> Che
         lightweight_initialize=read_only,  # Or a damaged metrics file of any checkpoint would stop us here.
     )
     if not read_only:
-        _set_aside_damaged_metrics(directory)
+        _set_aside_damaged_metrics(directory, best)
     handlers = {"state": ocp.StandardCheckpointHandler()}
-    return ocp.CheckpointManager(directory.absolute(), item_handlers=handlers, options=options)
+    manager = Checkpoints(directory.absolute(), item_handlers=handlers, options=options)
+    manager.best_figure = best
+    return manager
 
 
 def save(manager: Checkpoints, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
@@ -72,7 +82,7 @@ def close(manager: Checkpoints) -> None:
 def restore_latest(manager: Checkpoints, template: TrainState, mesh: Mesh, set_aside: bool) -> TrainState | None:
     """The newest readable state, or None where nothing was ever saved.
 
-    A checkpoint that cannot be read is named on stderr and passed over for the one before it; with ``set_aside`` it is
+    A checkpoint that cannot be read is named on stderr and skipped for the one before it; with ``set_aside`` it is
     renamed to ``STEP.corrupt``, so that its step can be saved again. Raises UserError, and renames nothing, where none
     can be read or where they are of another model.
     """
@@ -85,7 +95,7 @@ def restore_latest(manager: Checkpoints, template: TrainState, mesh: Mesh, set_a
         except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged or missing files.
-            print(f"warning: checkpoint {path} is corrupt ({one_line(error)}); passing it over", file=sys.stderr)
+            print(f"warning: checkpoint {path} is corrupt ({one_line(error)}); skipping it", file=sys.stderr)
             unreadable.append(path)
             continue
         if set_aside and unreadable:
@@ -98,28 +108,28 @@ def restore_latest(manager: Checkpoints, template: TrainState, mesh: Mesh, set_a
 
 
 def restore_best(manager: Checkpoints, template: TrainState, mesh: Mesh) -> TrainState | None:
-    """The state with the least evaluation error, the latest of equals; None if no saved state was evaluated.
+    """The state that was evaluated best, the latest of equals; None if none of the saved ones was evaluated.
 
     Raises UserError if it cannot be read or is of another model.
     """
-    errors: dict[int, float] = {}
+    figures: dict[int, float] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            error_rate = _evaluation_error(Path(manager.directory) / str(step))
-        except _DAMAGED:  # Reading this one's state is none of our business then.
+            figure = _evaluation_figure(Path(manager.directory) / str(step), manager.best_figure)
+        except _DAMAGED:  # Whether its state can be read does not matter then.
             continue
-        if error_rate is not None:
-            errors[step] = error_rate
-    if not errors:
+        if figure is not None:
+            figures[step] = figure
+    if not figures:
         return None
-    best = min(errors, key=errors.__getitem__)
+    best_step = min(figures, key=figures.__getitem__)
     try:
-        return _restore(manager, best, template, mesh)
+        return _restore(manager, best_step, template, mesh)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"checkpoint {manager.directory / str(best)} is corrupt ({one_line(error)}); use --checkpoint=latest"
+            f"checkpoint {manager.directory / str(best_step)} is corrupt ({one_line(error)}); use --checkpoint=latest"
         ) from error
 
 
@@ -147,9 +157,12 @@ def _check_same_model(manager: Checkpoints, step: int, template: TrainState) -> 
     there, here = _shapes(dict(saved)), _shapes(template)
     for name in sorted(here.keys() | there.keys(), key=lambda name: (not name.startswith("params/"), name)):
         if here.get(name) != there.get(name):
+            kind, place = "config", "this run"
+            if name.startswith(("params/", "batch_stats/")):
+                kind, place = "model", "config.model"
             raise UserError(
-                f"checkpoint {manager.directory / str(step)} is of another model: {name} is "
-                f"{there.get(name, 'absent')} in it and {here.get(name, 'absent')} in config.model; "
+                f"checkpoint {manager.directory / str(step)} is of another {kind}: {name} is "
+                f"{there.get(name, 'absent')} in it and {here.get(name, 'absent')} in {place}; "
                 f"use the config that made it, or another workdir"
             )
 
@@ -160,27 +173,27 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _evaluation_error(step_directory: Path) -> float | None:
-    """The top-1 error that a checkpoint was saved with; None for none. Raises one of ``_DAMAGED``."""
+def _evaluation_figure(step_directory: Path, name: str) -> float | None:
+    """The figure that a checkpoint was saved with; None for none. Raises one of ``_DAMAGED``."""
     try:
-        return float(json.loads((step_directory / "metrics" / "metrics").read_text())["top1_error"])
+        return float(json.loads((step_directory / "metrics" / "metrics").read_text())[name])
     except FileNotFoundError:
         return None
 
 
-def _set_aside_damaged_metrics(directory: Path) -> None:
+def _set_aside_damaged_metrics(directory: Path, best: str) -> None:
     """Does for a damaged metrics file what ``restore_latest`` does for a state; Orbax reads these on opening."""
     steps = [path for path in directory.glob("*") if path.name.isdigit()]
     damaged: dict[Path, str] = {}
     for path in steps:
         try:
-            _evaluation_error(path)
+            _evaluation_figure(path, best)
         except _DAMAGED as error:
             damaged[path] = one_line(error)
     if damaged and len(damaged) == len(steps):
         raise UserError(_NONE_READABLE.format(directory))
     for path, reason in damaged.items():
-        print(f"warning: checkpoint {path} is corrupt ({reason}); passing it over", file=sys.stderr)
+        print(f"warning: checkpoint {path} is corrupt ({reason}); skipping it", file=sys.stderr)
     if damaged:
         _set_aside(list(damaged))
 
@@ -198,6 +211,5 @@ def _set_aside(paths: list[Path]) -> None:
 
 def _not_written(manager: Checkpoints, error: Exception) -> UserError:
     return UserError(
-        f"cannot write a checkpoint in {manager.directory} ({one_line(error)}); "
-        f"mend that and run the same command again"
+        f"cannot write a checkpoint in {manager.directory} ({one_line(error)}); fix that and run the same command again"
     )

@@ -1,4 +1,4 @@
-"""The training run: set-up, the loop over steps with its evaluations and checkpoints, and an orderly end."""
+"""The training loop: steps, evaluations, checkpoints, and stopping on a signal with the state saved."""
 
 import signal
 import sys
@@ -6,108 +6,137 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from resnet_jax import parallel
-from resnet_jax.analysis.curves import plot_errors
-from resnet_jax.config import make_model, refuse_change, validate
-from resnet_jax.data.dataset import Data, evaluation_split, load_data
+from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.feed import training_inputs
-from resnet_jax.data.normalization import Normalization, normalization
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation.classify import Evaluator, error_rates, make_evaluator
+from resnet_jax.tasks.task import Task
 from resnet_jax.train import checkpoint
 from resnet_jax.train.bn_statistics import recompute_batch_stats
 from resnet_jax.train.metrics_log import MetricsLog, check_finite
+from resnet_jax.train.schedules import Plateau, Schedule
 from resnet_jax.train.signals import Stopped, stop_signals
 from resnet_jax.train.state import TrainState, init_state, step_plateau
-from resnet_jax.train.step import TrainStep, make_train_step
-from resnet_jax.train.workdir import locked, prepare_workdir, refuse_other_classes
-from resnet_jax.writers import MetricsWriter
+from resnet_jax.train.step import StepSettings, TrainStep, make_train_step
+from resnet_jax.train.workdir import locked
+from resnet_jax.train.writers import MetricsWriter
 
 
-def train(config: ConfigDict, workdir: Path, allow_config_change: bool = False) -> TrainState:
-    """Trains until config.steps, going on from the newest checkpoint in ``workdir`` if there is one.
+class LoopSettings(NamedTuple):
+    """The plain values of a run. All intervals are in steps and multiples of ``steps_per_dispatch``."""
 
-    The result depends on the config alone: a run stopped or killed anywhere and started again ends with the same
-    parameters to the bit, on the same devices. Nothing is written before config, data and model are found sound, and
-    no config is stored before it is found to fit the checkpoints.
+    steps: int
+    batch_size: int  # Over all devices.
+    steps_per_dispatch: int = 1
+    log_every: int = 100
+    eval_every: int = 1_000
+    checkpoint_every: int = 1_000
+    keep_checkpoints: int = 2  # The latest ones, besides the best.
+    bn_recompute_batches: int = 0  # Batch statistics are recomputed over this many batches at the end; 0: not.
 
-    Raises UserError for faults in the config, the data, the workdir or its checkpoints, and when the loss stops being
-    finite; Stopped after SIGTERM or SIGINT, with the state saved.
+
+def train(
+    task: Task,
+    dataset: Dataset,
+    optimizer: optax.GradientTransformationExtraArgs,
+    schedule: Schedule,
+    plateau: Plateau | None,
+    step_settings: StepSettings,
+    settings: LoopSettings,
+    mesh: Mesh,
+    workdir: Path,
+    describe: Callable[[], None] | None = None,
+    plot: Callable[[Path, Path, str], None] | None = None,
+) -> TrainState:
+    """Trains until settings.steps, from the newest checkpoint in ``workdir`` if there is one.
+
+    Args:
+        optimizer: takes its learning rate as an argument of ``update``; ``Optimizer.make`` gives one.
+        schedule: learning rate by step.
+        plateau: reduces the rate further by the evaluations; None: nothing does.
+        describe: writes how the run came about, on the main process, once the checkpoints are found to fit it.
+        plot: draws (metrics.jsonl, picture, title) whenever the run ends.
+
+    A run stopped or killed anywhere and started again ends with the same parameters to the bit, on the same devices.
+
+    Raises UserError for faults in the workdir or its checkpoints and when the loss stops being finite; Stopped after
+    SIGTERM or SIGINT, with the state saved.
     """
-    mesh = parallel.data_mesh()
-    validate(config, mesh.size)
-    if not allow_config_change:
-        refuse_change(config, workdir / "config.json")
-    data = load_data(config)
-    model = make_model(config, len(data.class_names))
-    template = jax.eval_shape(lambda: init_state(config, model, data.image_shape, mesh))
-    refuse_other_classes(workdir, data.class_names)
-    stored = workdir / "normalization.npz"
-    resumed = stored.exists() and not allow_config_change
-    normalize = Normalization.load(stored) if resumed else normalization(config, data)
-    train_step = make_train_step(config, model, normalize, mesh)
-    evaluate = make_evaluator(config, model, normalize, data, evaluation_split(data), mesh)
+    seed = step_settings.seed
+    new_state = partial(
+        init_state,
+        task,
+        optimizer,
+        seed,
+        step_settings.ema_decay,
+        step_settings.hold_error,
+        dataset.image_shape,
+        mesh,
+    )
+    train_step = make_train_step(task, dataset, optimizer, schedule, step_settings, settings.steps_per_dispatch, mesh)
     main_process = parallel.is_main_process()
 
     with locked(workdir) if main_process else nullcontext():
-        checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", config.keep_checkpoints)
+        checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", settings.keep_checkpoints, task.best)
         try:
-            state = checkpoint.restore_latest(checkpoints, template, mesh, set_aside=True)
+            state = checkpoint.restore_latest(checkpoints, jax.eval_shape(new_state), mesh, set_aside=True)
             if state is None:
-                state = init_state(config, model, data.image_shape, mesh)
+                state = new_state()
             start = int(state.step)
-            if start % config.steps_per_dispatch:
+            if start % settings.steps_per_dispatch:
                 raise UserError(
                     f"the run stopped at step {start}, which is not a multiple of config.steps_per_dispatch "
-                    f"{config.steps_per_dispatch}; go on with 1, or another divisor of {start}"
+                    f"{settings.steps_per_dispatch}; resume with 1, or another divisor of {start}"
                 )
             writer = None
             if main_process:
                 # A finished run keeps what it says of how it came about.
-                if start < config.steps or not (workdir / "environment.json").exists():
-                    prepare_workdir(workdir, config, normalize, data.class_names)
-                writer = MetricsWriter(workdir, start, config.steps)
+                if describe and (start < settings.steps or not (workdir / "environment.json").exists()):
+                    describe()
+                writer = MetricsWriter(workdir, start, settings.steps)
                 if start:
-                    print(f"going on from step {start} in {workdir}", file=sys.stderr)
+                    print(f"resuming from step {start} in {workdir}", file=sys.stderr)
             try:
-                recompute = partial(recompute_batch_stats, config, model, normalize, data, mesh)
-                state = _run_steps(config, mesh, data, train_step, recompute, evaluate, state, checkpoints, writer)
+                state = _run_steps(task, dataset, train_step, plateau, seed, settings, mesh, state, checkpoints, writer)
             finally:
                 if writer:
                     writer.close()
-                    title = f"{config.model.name} on {config.data.name}"
-                    plot_errors(workdir / "metrics.jsonl", workdir / "errors.png", title)
+                    if plot:
+                        plot(workdir / "metrics.jsonl", workdir / "errors.png", task.title)
         finally:
             checkpoint.close(checkpoints)
     if main_process:
-        print(f"trained to step {int(state.step)}; the error curves are in {workdir / 'errors.png'}", file=sys.stderr)
+        curves = f"; the error curves are in {workdir / 'errors.png'}" if plot else ""
+        print(f"trained to step {int(state.step)}{curves}", file=sys.stderr)
     return state
 
 
 def _run_steps(
-    config: ConfigDict,
-    mesh: Mesh,
-    data: Data,
+    task: Task,
+    dataset: Dataset,
     train_step: TrainStep,
-    recompute_batch_stats: Callable[[TrainState], TrainState],
-    evaluate: Evaluator,
+    plateau: Plateau | None,
+    seed: int,
+    settings: LoopSettings,
+    mesh: Mesh,
     state: TrainState,
     checkpoints: checkpoint.Checkpoints,
     writer: MetricsWriter | None,
 ) -> TrainState:
-    start, stride = int(state.step), config.steps_per_dispatch
-    split, inputs = training_inputs(config, data, mesh, start, config.steps)
-    log = MetricsLog(writer, start, config.batch_size)
+    start, stride = int(state.step), settings.steps_per_dispatch
+    resident, inputs = training_inputs(dataset, seed, settings.batch_size, stride, start, settings.steps, mesh)
+    log = MetricsLog(writer, start, settings.batch_size, task.percentages)
     previous = None
 
     with stop_signals() as received:
-        for done, batches in zip(range(start + stride, config.steps + 1, stride), inputs, strict=True):
-            state, metrics = train_step(state, split, batches)
+        for done, batches in zip(range(start + stride, settings.steps + 1, stride), inputs, strict=True):
+            state, metrics = train_step(state, resident, batches)
             # One call ahead of the device keeps it busy; further ahead, a stop would have to wait for all of them.
             jax.block_until_ready(previous)
             previous = metrics
@@ -115,25 +144,26 @@ def _run_steps(
             if writer:
                 writer.advance(stride)
 
-            last = done >= config.steps
-            evaluating = done % config.eval_every == 0 or last
-            saving = done % config.checkpoint_every == 0 or evaluating
-            if done % config.log_every == 0 or saving:
+            last = done >= settings.steps
+            evaluating = done % settings.eval_every == 0 or last
+            saving = done % settings.checkpoint_every == 0 or evaluating
+            if done % settings.log_every == 0 or saving:
                 log.hold(done, metrics)
             stopping = checkpoint.stop_requested(checkpoints, done, received)
             if not (saving or stopping):
                 continue
             check_finite(metrics)
             record, evaluation = log.fetch(), None
-            if last and config.bn_recompute_batches:
-                state = recompute_batch_stats(state)
+            if last and settings.bn_recompute_batches:
+                count = settings.bn_recompute_batches
+                state = recompute_batch_stats(task, dataset, seed, settings.batch_size, count, mesh, state)
             if evaluating:
-                evaluation = error_rates(evaluate(state.variables))
-                name = evaluation_split(data)
-                record |= {f"{name}_error": evaluation["top1_error"], f"{name}_loss": evaluation["loss"]}
-                if config.schedule.name == "plateau":
-                    state = step_plateau(config, state, evaluation["top1_error"], mesh)
-            # The record must be on disk before the checkpoint: a kill in between then leaves no gap in it.
+                evaluation = task.evaluate(state.variables)
+                split = dataset.evaluation_split
+                record |= {f"{split}_{name}": evaluation[figure] for figure, name in task.recorded.items()}
+                if plateau:
+                    state = step_plateau(plateau, state, evaluation[task.best], mesh)
+            # The record must be on disk before the checkpoint: a kill between the two then leaves no gap in it.
             log.write(record)
             checkpoint.save(checkpoints, done, state, evaluation)
             if stopping:

@@ -1,24 +1,27 @@
 """Metrics on their way from the device to the record."""
 
 import time
+from collections.abc import Set
 from typing import Any
 
 import jax
 
 from resnet_jax.errors import UserError
 from resnet_jax.train.step import Metrics
-from resnet_jax.writers import MetricsWriter
+from resnet_jax.train.writers import MetricsWriter
 
 
 class MetricsLog:
-    """Holds a logged step's metrics on the device until the next step is under way, so that it never waits for us.
+    """Keeps a logged step's metrics on the device until the next step is under way, so that it never waits for them.
 
     Every process fetches, so that all of them notice a loss that is not finite; only the one with a writer writes.
+    ``percentages`` are the task's metrics that are recorded in percent.
     """
 
-    def __init__(self, writer: MetricsWriter | None, start: int, batch_size: int) -> None:
+    def __init__(self, writer: MetricsWriter | None, start: int, batch_size: int, percentages: Set[str]) -> None:
         self._writer = writer
         self._batch_size = batch_size
+        self._percentages = {f"train_{name}" for name in percentages}
         self._pending: tuple[int, Metrics] | None = None
         self._lap_step = start
         self.restart_clock()
@@ -32,7 +35,10 @@ class MetricsLog:
         self._pending = (step, metrics)
 
     def fetch(self) -> dict[str, Any]:
-        """Waits for the held metrics: {"step", "train_loss", "train_error" in percent, ...}; {} if none are held."""
+        """Waits for the metrics that are kept: {"step", "train_loss", ..., "learning_rate"}; {} if there are none.
+
+        Raises UserError as ``check_finite`` does.
+        """
         if self._pending is None:
             return {}
         step, metrics = self._pending
@@ -40,18 +46,17 @@ class MetricsLog:
         check_finite(metrics)
         now = time.perf_counter()
         images = (step - self._lap_step) * self._batch_size
-        record = {
-            "step": step,
-            "train_loss": float(metrics["train_loss"]),
-            "train_error": round(100 * float(metrics["train_error"]), 4),
-            "learning_rate": float(metrics["learning_rate"]),
-            "images_per_second": round(images / (now - self._lap_time), 1),
-        }
+        record: dict[str, Any] = {"step": step}
+        others = sorted(metrics.keys() - {"train_loss", "learning_rate", "nonfinite_step"})
+        for name in ("train_loss", *others, "learning_rate"):
+            value = float(metrics[name])
+            record[name] = round(100 * value, 4) if name in self._percentages else value
+        record["images_per_second"] = round(images / (now - self._lap_time), 1)
         self._lap_step, self._lap_time = step, now
         return record
 
     def write(self, record: dict[str, Any]) -> None:
-        """Writes a record for good; an empty one not at all."""
+        """Writes a record durably; an empty one not at all."""
         if self._writer and record:
             self._writer.write(record)
 

@@ -12,11 +12,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A signal ended the run in good order, its state saved: at ``step``, where it is one run of training."""
+    """A signal stopped the run after its state was saved, at ``step`` if the run is a training."""
 
     def __init__(self, signum: int, step: int | None = None) -> None:
         where = "" if step is None else f" at step {step}"
-        super().__init__(f"stopped by {signal.Signals(signum).name}{where}; the same command goes on from there")
+        super().__init__(f"stopped by {signal.Signals(signum).name}{where}; the same command resumes from there")
         self.signum = signum
         self.step = step
 

@@ -3,48 +3,61 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from resnet_jax import parallel
-from resnet_jax.data.augment import augment
-from resnet_jax.data.normalization import Normalization
-from resnet_jax.data.resident import Split, gather
-from resnet_jax.models import Model
-from resnet_jax.train.schedules import Schedule, make_schedule, sgd
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.tasks.task import Batch, Task
+from resnet_jax.train.schedules import Schedule
 from resnet_jax.train.state import TrainState
 
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, Split | None, Any], tuple[TrainState, Metrics]]
-# How much of the running training error each step keeps: a mean over about 50 batches.
-ERROR_MEMORY = 0.98
+Metrics: TypeAlias = dict[str, jax.Array]
+TrainStep: TypeAlias = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
+ERROR_MEMORY = 0.98  # How much of the running training error each step keeps: a mean over about 50 batches.
+
+
+class StepSettings(NamedTuple):
+    """The plain values of a step. log_every: steps over which metrics are averaged."""
+
+    seed: int = 0
+    accumulate_steps: int = 1  # Gradients are averaged over this many parts of a batch, one after the other.
+    ema_decay: float = 0.0  # Of the moving average of the variables; 0: none.
+    log_every: int = 100
+    hold_error: float = 0.0  # Until the training error is below it the learning rate is at most hold_rate; 0: off.
+    hold_rate: float = 0.01
 
 
 def train_step(
-    config: ConfigDict, model: Model, schedule: Schedule, state: TrainState, batch: Batch
+    task: Task,
+    optimizer: optax.GradientTransformationExtraArgs,
+    schedule: Schedule,
+    settings: StepSettings,
+    state: TrainState,
+    batch: Batch,
 ) -> tuple[TrainState, Metrics]:
-    """One update on a batch of normalised images (B, H, W, 3) and labels (B,).
+    """One update on a prepared batch.
 
-    The metrics are scalars: loss and top-1 error (in [0, 1]) averaged since the last multiple of config.log_every
-    steps, the learning rate used, and the state's nonfinite_step.
+    ``optimizer`` takes its learning rate as an argument of ``update``; ``Optimizer.make`` gives one. The
+    returned metrics are scalars: loss and the task's metrics averaged since the last multiple of settings.log_every
+    steps, as "train_" and their name, the learning rate used, and the state's nonfinite_step.
     """
-    loss, error, batch_stats, grads = gradients(config, model, state, batch)
+    loss, metrics, batch_stats, grads = gradients(task, settings, state, batch)
     learning_rate = schedule(state.step) * state.plateau.scale
-    learning_rate = jnp.where(state.warming_up, config.schedule.warmup_learning_rate, learning_rate)
-    updates, opt_state = sgd(learning_rate, config).update(grads, state.opt_state, state.params)
+    held = jnp.minimum(settings.hold_rate, learning_rate)
+    learning_rate = jnp.where(state.warming_up, held, learning_rate)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=learning_rate)
     params = optax.apply_updates(state.params, updates)
-    ema = moving_average(config, state, {"params": params, "batch_stats": batch_stats})
+    ema = moving_average(settings, state, {"params": params, "batch_stats": batch_stats})
 
-    train_error = ERROR_MEMORY * state.train_error + (1 - ERROR_MEMORY) * error
-    new_interval = state.step % config.log_every == 0
+    train_error = ERROR_MEMORY * state.train_error + (1 - ERROR_MEMORY) * metrics[task.metrics[0]]
+    new_interval = state.step % settings.log_every == 0
     sums = jax.tree.map(lambda total: jnp.where(new_interval, 0, total), state.sums)
-    sums = {"loss": sums["loss"] + loss, "error": sums["error"] + error, "count": sums["count"] + 1}
+    sums = {name: sums[name] + value for name, value in {"loss": loss, **metrics, "count": 1}.items()}
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((grads, params, batch_stats)))
     first_nonfinite = (state.nonfinite_step < 0) & ~finite
     new_state = dataclasses.replace(
@@ -55,48 +68,32 @@ def train_step(
         opt_state=opt_state,
         ema=ema,
         train_error=train_error,
-        warming_up=state.warming_up & (train_error >= config.schedule.warmup_error),
+        warming_up=state.warming_up & (train_error >= settings.hold_error),
         sums=sums,
         nonfinite_step=jnp.where(first_nonfinite, state.step + 1, state.nonfinite_step),
     )
-    metrics = {
-        "train_loss": sums["loss"] / sums["count"],
-        "train_error": sums["error"] / sums["count"],
-        "learning_rate": learning_rate,
-        "nonfinite_step": new_state.nonfinite_step,
-    }
-    return new_state, metrics
+    means = {f"train_{name}": sums[name] / sums["count"] for name in ("loss", *task.metrics)}
+    return new_state, {**means, "learning_rate": learning_rate, "nonfinite_step": new_state.nonfinite_step}
 
 
 def gradients(
-    config: ConfigDict, model: Model, state: TrainState, batch: Batch
-) -> tuple[jax.Array, jax.Array, Any, Any]:
-    """Loss, top-1 error in [0, 1], new batch statistics and gradients on a batch.
+    task: Task, settings: StepSettings, state: TrainState, batch: Batch
+) -> tuple[jax.Array, Metrics, Any, Any]:
+    """Loss, metrics, new batch statistics and gradients on a batch.
 
-    With config.accumulate_steps of k the batch is taken in k parts, one after the other, and all four are means over
-    them. Batch statistics in the forward pass then are those of a part.
+    With settings.accumulate_steps of k the batch is taken in k parts, one after the other, and all four are means
+    over them. Batch statistics in the forward pass then are those of a part.
     """
 
-    def loss_fn(params: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        rngs = {"dropout": key}
-        logits, updated = model.apply(variables, part["image"], train=True, mutable=["batch_stats"], rngs=rngs)
-        if config.label_smoothing:
-            targets = optax.smooth_labels(jax.nn.one_hot(part["label"], logits.shape[-1]), config.label_smoothing)
-            loss = optax.softmax_cross_entropy(logits, targets).mean()
-        else:
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, part["label"]).mean()
-        error = jnp.mean(jnp.argmax(logits, axis=-1) != part["label"])
-        return loss, (error, updated.get("batch_stats", {}))
+    def one_part(part: Batch, key: jax.Array) -> tuple[jax.Array, Metrics, Any, Any]:
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
+            return task.loss({"params": params, "batch_stats": state.batch_stats}, part, key)
 
-    def one_part(part: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Any, Any]:
-        (loss, (error, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, part, key)
-        return loss, error, batch_stats, grads
+        (loss, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        return loss, metrics, batch_stats, grads
 
-    k = config.accumulate_steps
-    # Apart from the augmentation's keys of this step, which are made without the 3.
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), 3)
-    keys = jax.random.split(key, k)
+    k = settings.accumulate_steps
+    keys = jax.random.split(loss_key(settings.seed, state.step), k)
     if k == 1:
         return one_part(batch, keys[0])
     # Every k-th example makes a part, so that each device has its share of every part.
@@ -106,44 +103,50 @@ def gradients(
     return jax.lax.scan(add, zeros, (parts, keys))[0]
 
 
-def moving_average(config: ConfigDict, state: TrainState, variables: Any) -> Any:
-    """The new ``state.ema``. The decay climbs to config.ema_decay, or the random start would stay in it for long."""
-    if not config.ema_decay:
+def moving_average(settings: StepSettings, state: TrainState, variables: Any) -> Any:
+    """The new ``state.ema``. The decay climbs to settings.ema_decay, or the random start would stay in it for long."""
+    if not settings.ema_decay:
         return state.ema
-    decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+    decay = jnp.minimum(settings.ema_decay, (1 + state.step) / (10 + state.step))
     return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state.ema, variables)
 
 
-def training_batch(
-    config: ConfigDict, normalization: Normalization, split: Split | None, batch: Any, step: jax.Array
-) -> Batch:
-    """The normalised and augmented batch of a step, out of what ``feed.training_inputs`` gives for it.
+# The two random streams of a step, functions of (seed, step), so that a restart repeats them.
 
-    The augmentation is a function of (config.seed, step), so a restart repeats it.
+
+def prepare_key(seed: int, step: jax.Array) -> jax.Array:
+    """Of ``Task.prepare``: the transforms derive theirs from it, by names and the number 2."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def loss_key(seed: int, step: jax.Array) -> jax.Array:
+    """Of ``Task.loss``: dropout's. The 3 keeps it apart from the transforms'."""
+    return jax.random.fold_in(prepare_key(seed, step), 3)
+
+
+def make_train_step(
+    task: Task,
+    dataset: Dataset,
+    optimizer: optax.GradientTransformationExtraArgs,
+    schedule: Schedule,
+    settings: StepSettings,
+    steps_per_dispatch: int,
+    mesh: Mesh,
+) -> TrainStep:
+    """Compiles ``(state, resident, batches) -> (state, metrics)`` for the inputs of ``feed.training_inputs``.
+
+    The leading axis of ``batches`` is that of ``steps_per_dispatch`` consecutive steps, done in one call; the metrics
+    are the last step's. The state is donated.
     """
-    batch = batch if split is None else gather(split, batch)
-    key = jax.random.fold_in(jax.random.key(config.seed), step)
-    images = augment(config, key, normalization(batch["image"]), normalization.std)
-    return {"image": images, "label": batch["label"]}
 
+    def one_step(resident: Any, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        batch = task.prepare(prepare_key(settings.seed, state.step), dataset.gather(resident, batch))
+        return train_step(task, optimizer, schedule, settings, state, batch)
 
-def make_train_step(config: ConfigDict, model: Model, normalization: Normalization, mesh: Mesh) -> TrainStep:
-    """Compiles ``(state, split, batches) -> (state, metrics)`` for the inputs of ``feed.training_inputs``.
-
-    The leading axis k of ``batches`` is that of consecutive steps, done in one call; the metrics are the last step's.
-    The state is donated.
-    """
-    schedule = make_schedule(config)
-
-    def one_step(split: Split | None, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        return train_step(
-            config, model, schedule, state, training_batch(config, normalization, split, batch, state.step)
-        )
-
-    def steps(state: TrainState, split: Split | None, batches: Any) -> tuple[TrainState, Metrics]:
-        if config.steps_per_dispatch == 1:
-            return one_step(split, state, jax.tree.map(lambda x: x[0], batches))
-        state, metrics = jax.lax.scan(partial(one_step, split), state, batches)
+    def steps(state: TrainState, resident: Any, batches: Any) -> tuple[TrainState, Metrics]:
+        if steps_per_dispatch == 1:
+            return one_step(resident, state, jax.tree.map(lambda x: x[0], batches))
+        state, metrics = jax.lax.scan(partial(one_step, resident), state, batches)
         return state, jax.tree.map(lambda values: values[-1], metrics)
 
     return jax.jit(steps, donate_argnums=0, out_shardings=parallel.replicated(mesh))

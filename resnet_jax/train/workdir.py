@@ -7,14 +7,12 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
-from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.files import replace_atomically
 
@@ -27,32 +25,40 @@ PACKAGES = (
     "optax",
     "orbax-checkpoint",
     "numpy",
+    "pydantic",
     "ml_collections",
     "tensorflow-datasets",
     "array_record",
 )
 
 
-def prepare_workdir(workdir: Path, config: ConfigDict, normalize: Normalization, class_names: list[str]) -> None:
+def prepare_workdir(
+    workdir: Path,
+    config: str,
+    save_normalization: Callable[[Path], None],
+    class_names: list[str],
+    image_shape: tuple[int, int, int],
+) -> None:
     """Writes what tells how the run came about and what using its checkpoints takes.
 
-    ``config.json`` (an earlier one is kept as ``config.N.json``), ``environment.json``, ``normalization.npz`` and
-    ``class_names.json``.
+    ``config.json`` with the text ``config`` (an earlier one is kept as ``config.N.json``), ``environment.json``,
+    ``class_names.json``, ``image_shape.json`` (height, width and channels of a training image), and
+    ``normalization.npz``, which ``save_normalization`` writes.
 
     Raises UserError if the folder cannot be written.
     """
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
     path = workdir / "config.json"
     try:
-        if path.exists() and path.read_text() != text:
+        if path.exists() and path.read_text() != config:
             number = 1
             while (workdir / f"config.{number}.json").exists():
                 number += 1
             _write(workdir / f"config.{number}.json", path.read_text())
-        _write(path, text)
+        _write(path, config)
         _write(workdir / "environment.json", json.dumps(_environment(), indent=2) + "\n")
         _write(workdir / "class_names.json", json.dumps(class_names, indent=0) + "\n")
-        normalize.save(workdir / "normalization.npz")
+        _write(workdir / "image_shape.json", json.dumps(image_shape) + "\n")
+        save_normalization(workdir / "normalization.npz")
     except OSError as error:
         raise _not_writable(workdir, error) from None
 
@@ -74,6 +80,16 @@ def read_class_names(workdir: Path) -> list[str]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged ({one_line(error)}); restore it") from None
     return names
+
+
+def read_image_shape(workdir: Path) -> tuple[int, int, int]:
+    """(height, width, channels) of a run's training images. Raises UserError if it cannot be read."""
+    path = workdir / "image_shape.json"
+    try:
+        height, width, channels = map(int, json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is missing or damaged ({one_line(error)}); restore it") from None
+    return height, width, channels
 
 
 @contextmanager

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import parallel, recipes
-from resnet_jax.config import make_model
+from resnet_jax import parallel
 from resnet_jax.errors import UserError
+from resnet_jax.models.zoo import create_model
+from resnet_jax.tasks.classification import ClassificationTask
 from resnet_jax.train import checkpoint
+from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.state import init_state
 
 # When one read of a restore fails, Orbax drops the others: some never start, and some end after their event loop.
@@ -29,10 +31,9 @@ def collect_dropped_coroutines():
 
 def template(width=4, stage_sizes=(1,)):
     """The shapes and dtypes of a tiny network's state."""
-    config = recipes.digits_quickstart()
-    config.model.width, config.model.stage_sizes = width, stage_sizes
-    model = make_model(config, num_classes=10)
-    return jax.eval_shape(lambda: init_state(config, model, (32, 32, 3), parallel.data_mesh()))
+    task = ClassificationTask(create_model("resnet20", width=width, stage_sizes=stage_sizes))
+    mesh = parallel.data_mesh()
+    return jax.eval_shape(lambda: init_state(task, SGD().make(), 0, 0.0, 0.0, (32, 32, 3), mesh))
 
 
 @lru_cache
@@ -56,20 +57,15 @@ def bits(state):
     return [(leaf.dtype, leaf.shape, np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(state)]
 
 
-@pytest.fixture
-def one_device():
-    return parallel.data_mesh(jax.devices()[:1])
-
-
 def save_steps(directory, steps, mesh, keep=5):
-    manager = checkpoint.open_checkpoints(directory, keep)
+    manager = checkpoint.open_checkpoints(directory, keep, "top1_error")
     for step in steps:
         checkpoint.save(manager, step, state_at(step, mesh), {"top1_error": 50.0 - step})
     manager.close()
 
 
 def restore(directory, mesh, set_aside=True, read_only=False):
-    manager = checkpoint.open_checkpoints(directory, 5, read_only)
+    manager = checkpoint.open_checkpoints(directory, 5, "top1_error", read_only=read_only)
     try:
         return checkpoint.restore_latest(manager, template(), mesh, set_aside)
     finally:
@@ -101,12 +97,12 @@ def test_nothing_saved_is_no_state(tmp_path, one_device):
 
 
 def test_the_latest_ones_and_the_best_are_kept(tmp_path, one_device):
-    manager = checkpoint.open_checkpoints(tmp_path, keep=2)
+    manager = checkpoint.open_checkpoints(tmp_path, 2, "top1_error")
     for step, error in enumerate([5.0, 1.0, 4.0, 3.0, 2.0], start=1):
         checkpoint.save(manager, step, state_at(step, one_device), {"top1_error": error})
     checkpoint.save(manager, 6, state_at(6, one_device), None)  # Saved without an evaluation, on a signal.
     manager.close()
-    manager = checkpoint.open_checkpoints(tmp_path, keep=2, read_only=True)
+    manager = checkpoint.open_checkpoints(tmp_path, 2, "top1_error", read_only=True)
     assert sorted(manager.all_steps()) == [2, 5, 6]
     best = checkpoint.restore_best(manager, template(), one_device)
     assert bits(best) == bits(state_at(2, one_device))
@@ -114,7 +110,7 @@ def test_the_latest_ones_and_the_best_are_kept(tmp_path, one_device):
 
 
 def test_a_step_that_is_saved_is_not_saved_again(tmp_path, one_device):
-    manager = checkpoint.open_checkpoints(tmp_path, keep=2)
+    manager = checkpoint.open_checkpoints(tmp_path, 2, "top1_error")
     for seed in (4, 5):
         checkpoint.save(manager, 4, state_at(seed, one_device), None)
     manager.close()
@@ -142,7 +138,7 @@ def assert_falls_back(directory, mesh, capsys):
     restored = restore(directory, mesh)
     assert bits(restored) == bits(state_at(1, mesh))
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert f"{directory / '2'} is corrupt" in warning and "passing it over" in warning
+    assert f"{directory / '2'} is corrupt" in warning and "skipping it" in warning
     assert sorted(path.name for path in directory.iterdir()) == ["1", "2.corrupt"]
     save_steps(directory, [2], mesh)
     assert bits(restore(directory, mesh)) == bits(state_at(2, mesh))
@@ -196,13 +192,13 @@ def test_a_checkpoint_with_damaged_metrics_is_set_aside(tmp_path, one_device, ca
 def test_the_best_checkpoint_is_found_beside_one_with_damaged_metrics(tmp_path, one_device):
     save_steps(tmp_path, [1, 2, 3], one_device)  # Each has a smaller error than the one before.
     truncate(tmp_path / "3" / "metrics" / "metrics")
-    manager = checkpoint.open_checkpoints(tmp_path, 5, read_only=True)
+    manager = checkpoint.open_checkpoints(tmp_path, 5, "top1_error", read_only=True)
     assert bits(checkpoint.restore_best(manager, template(), one_device)) == bits(state_at(2, one_device))
     manager.close()
 
 
 def test_without_an_evaluation_there_is_no_best_checkpoint(tmp_path, one_device):
-    manager = checkpoint.open_checkpoints(tmp_path, keep=2)
+    manager = checkpoint.open_checkpoints(tmp_path, 2, "top1_error")
     checkpoint.save(manager, 1, state_at(1, one_device), None)
     manager.wait_until_finished()
     assert checkpoint.restore_best(manager, template(), one_device) is None
@@ -232,7 +228,7 @@ def test_no_readable_checkpoint_is_a_user_error(tmp_path, one_device, capsys):
 def test_a_corrupt_best_checkpoint_is_a_user_error(tmp_path, one_device):
     save_steps(tmp_path, [1, 2], one_device)
     delete(tmp_path / "2" / "state" / "_METADATA")
-    manager = checkpoint.open_checkpoints(tmp_path, 5, read_only=True)
+    manager = checkpoint.open_checkpoints(tmp_path, 5, "top1_error", read_only=True)
     with pytest.raises(UserError, match=f"{tmp_path / '2'} is corrupt"):
         checkpoint.restore_best(manager, template(), one_device)
     manager.close()
@@ -247,7 +243,7 @@ def test_a_corrupt_best_checkpoint_is_a_user_error(tmp_path, one_device):
 )
 def test_a_checkpoint_of_another_model_is_a_user_error_that_names_a_parameter(tmp_path, one_device, fields, fault):
     save_steps(tmp_path, [1, 2], one_device)
-    manager = checkpoint.open_checkpoints(tmp_path, 5)
+    manager = checkpoint.open_checkpoints(tmp_path, 5, "top1_error")
     other = template(**fields)
     with pytest.raises(UserError, match=fault):
         checkpoint.restore_latest(manager, other, one_device, set_aside=True)
@@ -279,7 +275,7 @@ def test_a_save_cut_short_by_a_kill_is_no_checkpoint(tmp_path, one_device):
 
 
 def test_one_process_stops_on_its_own_signals(tmp_path):
-    manager = checkpoint.open_checkpoints(tmp_path, 1)
+    manager = checkpoint.open_checkpoints(tmp_path, 1, "top1_error")
     assert checkpoint.stop_requested(manager, 1, []) is False
     assert checkpoint.stop_requested(manager, 1, [15]) is True
     manager.close()

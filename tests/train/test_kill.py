@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
-from resnet_jax.writers import read_metrics
+from resnet_jax.train.writers import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RANDOM_KILLS = 10
@@ -21,14 +22,32 @@ BATCH_SIZE = 16
 STREAMED_STEPS = 250
 
 
-def start(workdir: Path, environment: dict[str, str]) -> subprocess.Popen:
-    settings = {
-        "model.stage_sizes": "(1,)", "model.width": 4, "batch_size": BATCH_SIZE, "steps": STEPS, "log_every": 10,
-        "eval_every": 100, "checkpoint_every": 20,
-    }  # fmt: skip
-    command = [sys.executable, "train.py", "--config", "configs/quickstart.py", "--workdir", str(workdir)]
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+    """Of the training processes: one device, and the programs that one of them compiled for all."""
+    return {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+
+
+def start_program(
+    config: str, workdir: Path, settings: dict[str, object], environment: dict[str, str]
+) -> subprocess.Popen:
+    command = [sys.executable, "train.py", "--config", config, "--workdir", str(workdir)]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def start(workdir: Path, environment: dict[str, str], steps: int = STEPS) -> subprocess.Popen:
+    settings = {
+        "model.stage_sizes": "(1,)", "model.width": 4, "batch_size": BATCH_SIZE, "steps": steps, "log_every": 10,
+        "eval_every": 100, "checkpoint_every": 20,
+    }  # fmt: skip
+    return start_program("configs/quickstart.py", workdir, settings, environment)
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -67,12 +86,23 @@ def assert_same_run(killed: Path, undisturbed: Path, steps: int, log_every: int)
         assert {**record, "images_per_second": 0} == {**other, "images_per_second": 0}
 
 
-def test_killed_run_ends_like_one_never_killed(tmp_path):
+def test_a_run_killed_once_ends_like_one_never_killed(tmp_path, environment):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(start(undisturbed, environment, steps=200))
+    process = start(killed, environment, steps=200)
+    wait_for(lambda: len(read_metrics(killed / "metrics.jsonl")) >= 5, process, interval=0.001)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.kill()
+    process.communicate()
+    finish(start(killed, environment, steps=200))
+    assert_same_run(killed, undisturbed, 200, log_every=10)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_like_one_never_killed(tmp_path, environment):
     seed = random.randrange(10**6)
     print(f"random.seed({seed})")  # Shown when the test fails.
     rng = random.Random(seed)
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     begun = time.monotonic()
     process = start(undisturbed, environment)
@@ -126,22 +156,19 @@ def test_killed_run_ends_like_one_never_killed(tmp_path):
 
 def start_streamed(workdir: Path, photographs: Path, environment: dict[str, str]) -> subprocess.Popen:
     settings = {
-        "data.name": "folder", "data_dir": str(photographs), "data.crop_size": 32, "data.shorter_side": "(36, 48)",
+        "data.name": "folder", "data_dir": str(photographs), "data.crop_size": 32, "data.crop.shorter_side": "(36, 48)",
         "data.eval_shorter_side": 36, "model.stage_sizes": "(1,)", "model.width": 4, "batch_size": 8,
         "eval_batch_size": 8, "steps": STREAMED_STEPS, "log_every": 5, "eval_every": 50, "checkpoint_every": 20,
-        "ema_decay": 0.99, "bn_recompute_batches": 3,
+        "ema_decay": 0.99, "bn_recompute_batches": 3, "model.bn_group_size": 8,
     }  # fmt: skip
-    command = [sys.executable, "train.py", "--config", "configs/resnet18_imagenet.py", "--workdir", str(workdir)]
-    command += [f"--config.{key}={value}" for key, value in settings.items()]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return start_program("configs/imagenet_paper.py:resnet18", workdir, settings, environment)
 
 
-def test_a_killed_run_on_photographs_sees_the_same_batches_again(tmp_path, photographs):
+@pytest.mark.slow
+def test_a_killed_run_on_photographs_sees_the_same_batches_again(tmp_path, photographs, environment):
     seed = random.randrange(10**6)
     print(f"random.seed({seed})")  # Shown when the test fails.
     rng = random.Random(seed)
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     finish(start_streamed(undisturbed, photographs, environment))
 
@@ -158,6 +185,6 @@ def test_a_killed_run_on_photographs_sees_the_same_batches_again(tmp_path, photo
     process = start_streamed(killed, photographs, environment)
     _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages[-2000:]
-    assert "going on from step" in messages
+    assert "resuming from step" in messages
 
     assert_same_run(killed, undisturbed, STREAMED_STEPS, log_every=5)

@@ -4,34 +4,32 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import parallel, recipes
-from resnet_jax.config import make_model, validate
+from resnet_jax import parallel
 from resnet_jax.train import checkpoint
+from resnet_jax.train.optimizers import SGD
+from resnet_jax.train.schedules import Plateau
 from resnet_jax.train.state import init_state, step_plateau
 
-
-def tiny_config(**settings):
-    config = recipes.digits_quickstart()
-    tiny = {"model.stage_sizes": (1,), "model.width": 4, "schedule.name": "plateau", "schedule.patience": 3}
-    config.update_from_flattened_dict({**tiny, **settings})
-    return config
+PLATEAU = Plateau(patience=3)
 
 
-def tiny_state(config, mesh):
-    return init_state(config, make_model(config, num_classes=10), (8, 8, 3), mesh)
+@pytest.fixture(scope="module")
+def tiny_state(tiny_task):
+    return lambda mesh, seed=0, ema_decay=0.0: init_state(
+        tiny_task(stage_sizes=(1,)), SGD().make(), seed, ema_decay, 0.0, (8, 8, 3), mesh
+    )
 
 
-def test_the_initial_state_is_a_function_of_the_seed_on_any_number_of_devices(mesh):
-    state, again = (jax.device_get(tiny_state(tiny_config(), mesh)) for _ in range(2))
+def test_the_initial_state_is_a_function_of_the_seed_on_any_number_of_devices(mesh, one_device, tiny_state):
+    state, again = (jax.device_get(tiny_state(mesh)) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, state, again)
-    one = jax.device_get(tiny_state(tiny_config(), parallel.data_mesh(jax.devices()[:1])))
-    jax.tree.map(np.testing.assert_array_equal, state, one)
-    other = jax.device_get(tiny_state(tiny_config(seed=1), mesh))
+    jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(tiny_state(one_device)))
+    other = jax.device_get(tiny_state(mesh, seed=1))
     assert np.abs(state.params["head"]["kernel"] - other.params["head"]["kernel"]).max() > 0.01
 
 
-def test_the_moving_average_starts_at_the_initial_variables(mesh):
-    state = tiny_state(tiny_config(ema_decay=0.99), mesh)
+def test_the_moving_average_starts_at_the_initial_variables(mesh, tiny_state):
+    state = tiny_state(mesh, ema_decay=0.99)
     jax.tree.map(np.testing.assert_array_equal, state.ema, {"params": state.params, "batch_stats": state.batch_stats})
     assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {parallel.replicated(mesh)}
 
@@ -42,18 +40,17 @@ SCALES = [1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01]
 
 
 @pytest.mark.parametrize("saved_after", [3, 8])
-def test_evaluations_scale_the_rate_at_a_plateau_also_through_a_checkpoint(tmp_path, mesh, saved_after):
-    config = tiny_config()
-    state, scales = tiny_state(config, mesh), []
-    template = jax.eval_shape(lambda: tiny_state(config, mesh))
+def test_evaluations_scale_the_rate_at_a_plateau_also_through_a_checkpoint(tmp_path, mesh, tiny_state, saved_after):
+    state, scales = tiny_state(mesh), []
+    template = jax.eval_shape(lambda: tiny_state(mesh))
     for number, error in enumerate(ERRORS):
         if number == saved_after:
-            manager = checkpoint.open_checkpoints(tmp_path, 1)
+            manager = checkpoint.open_checkpoints(tmp_path, 1, "top1_error")
             checkpoint.save(manager, 1, state, None)
             manager.wait_until_finished()
             state = checkpoint.restore_latest(manager, template, mesh, set_aside=False)
             manager.close()
-        before, state = state, step_plateau(config, state, error, mesh)
+        before, state = state, step_plateau(PLATEAU, state, error, mesh)
         scales.append(float(state.plateau.scale))
         same = before.replace(plateau=state.plateau)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(same), jax.device_get(state))
@@ -61,18 +58,10 @@ def test_evaluations_scale_the_rate_at_a_plateau_also_through_a_checkpoint(tmp_p
     assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {parallel.replicated(mesh)}
 
 
-def test_an_error_that_is_not_a_number_is_no_new_least_error(mesh):
-    config = tiny_config()
-    state, scales = tiny_state(config, mesh), []
+def test_an_error_that_is_not_a_number_is_no_new_least_error(mesh, tiny_state):
+    state, scales = tiny_state(mesh), []
     for error in [50.0, float("nan"), float("nan"), float("nan"), 49.0]:
-        state = step_plateau(config, state, error, mesh)
+        state = step_plateau(PLATEAU, state, error, mesh)
         scales.append(float(state.plateau.scale))
     np.testing.assert_allclose(scales, [1, 1, 1, 0.1, 0.1], rtol=1e-6)
     assert float(state.plateau.best_value) == 49
-
-
-@pytest.mark.parametrize("factor", [0.0, 1.0, 2.0])
-def test_a_step_schedule_takes_factors_that_a_plateau_does_not(factor):
-    config = tiny_config(**{"schedule.name": "step", "schedule.factor": factor, "schedule.patience": 5})
-    validate(config, num_devices=1)
-    assert tiny_state(config, parallel.data_mesh(jax.devices()[:1])).plateau.scale == 1

@@ -1,8 +1,10 @@
-"""What a run leaves for people: metrics.jsonl (the record), TensorBoard events, a progress bar."""
+"""What a run leaves for people: metrics.jsonl (the record), TensorBoard events, and its progress on stderr."""
 
 import json
 import math
 import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             int(record["step"])
         except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path}, line {number} is damaged; mend or remove the line") from None
+            raise UserError(f"{path}, line {number} is damaged; fix or remove the line") from None
         records.append(record)
     return records
 
@@ -38,7 +40,9 @@ def to_json(record: dict[str, Any]) -> str:
 
 
 class MetricsWriter:
-    """Appends one record a step to ``workdir/metrics.jsonl`` and TensorBoard, and drives the progress bar.
+    """Appends one record a step to ``workdir/metrics.jsonl`` and TensorBoard, and shows the progress on stderr.
+
+    On a terminal that is a progress bar, elsewhere one plain line, with the time of day, for each record.
 
     Opening it at ``step`` drops the records after that step, which a killed run may have written beyond its last
     checkpoint and is about to write again.
@@ -53,20 +57,25 @@ class MetricsWriter:
             file.write("".join(to_json(record) + "\n" for record in kept).encode())
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
-        if step < total_steps:
-            self._bar.set_postfix_str("compiling")
+        self._total_steps = total_steps
+        self._bar: tqdm | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
+            if step < total_steps:
+                self._bar.set_postfix_str("compiling")
         self._compiling = True
 
     def advance(self, steps: int) -> None:
         """Moves the progress bar on."""
+        if self._bar is None:
+            return
         if self._compiling:
             self._bar.set_postfix_str("")
             self._compiling = False
         self._bar.update(steps)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Writes a record ({"step": int, name: number, ...}) for good before it returns."""
+        """Writes a record ({"step": int, name: number, ...}); it is on disk before this returns."""
         self._file.write(to_json(record) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -74,21 +83,25 @@ class MetricsWriter:
             if name != "step":
                 self._events.add_scalar(name, value, record["step"])
         self._events.flush()
-        self._bar.set_postfix_str(_summary(record))
+        if self._bar is None:
+            clock = time.strftime("%H:%M:%S")
+            print(f"{clock} step {record['step']}/{self._total_steps}: {_summary(record)}", file=sys.stderr, flush=True)
+        else:
+            self._bar.set_postfix_str(_summary(record))
 
     def close(self) -> None:
         self._file.close()
         self._events.close()
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _summary(record: dict[str, Any]) -> str:
-    formats = {
-        "train_loss": "loss {:.3f}",
-        "train_error": "train error {:.2f}%",
-        "test_error": "test error {:.2f}%",
-        "validation_error": "validation error {:.2f}%",
-        "learning_rate": "lr {:.3g}",
-        "images_per_second": "{:.0f} images/s",
-    }
-    return ", ".join(text.format(record[name]) for name, text in formats.items() if name in record)
+    """A record in a line, as in "train loss 0.125, test error 12.35%, lr 0.1, 800 images/s"."""
+    formats = {"learning_rate": "lr {:.3g}", "images_per_second": "{:.0f} images/s"}
+    parts = []
+    for name, value in record.items():
+        if name != "step":
+            usual = "{name} {:.2f}%" if name.endswith("_error") else "{name} {:.3f}"
+            parts.append(formats.get(name, usual).format(value, name=name.replace("_", " ")))
+    return ", ".join(parts)

@@ -1,10 +1,12 @@
 import json
+import re
 import struct
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from resnet_jax.writers import MetricsWriter, read_metrics
+from resnet_jax.errors import UserError
+from resnet_jax.train.writers import MetricsWriter, read_metrics, to_json
 
 
 def record(step):
@@ -75,11 +77,38 @@ def test_tensorboard_gets_every_value_but_the_step(tmp_path):
     assert [scalar[2] for scalar in found] == pytest.approx([scalar[2] for scalar in expected], rel=1e-6)
 
 
-def test_the_progress_bar_shows_the_step_and_the_latest_record(tmp_path, capsys):
+def test_on_a_terminal_a_bar_shows_the_step_and_the_latest_record(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     writer = MetricsWriter(tmp_path, 4, total_steps=10)
     writer.advance(3)
     writer.write({"step": 7, "train_loss": 0.125, "test_error": 12.345})
     writer.close()
     captured = capsys.readouterr()
-    assert "7/10" in captured.err and "loss 0.125, test error 12.35%" in captured.err
+    assert "7/10" in captured.err and "train loss 0.125, test error 12.35%" in captured.err
     assert captured.out == ""
+
+
+def test_in_a_log_file_each_record_is_a_short_line_with_the_time(tmp_path, capsys):
+    writer = MetricsWriter(tmp_path, 4, total_steps=10)
+    for step in (7, 10):
+        writer.advance(3)
+        writer.write({"step": step, "train_loss": 0.5, "train_error": 12.345, "learning_rate": 0.1})
+    writer.write({"step": 10, "images_per_second": 812.4})
+    writer.close()
+    captured = capsys.readouterr()
+    assert "\r" not in captured.err and captured.out == ""
+    first, second, third = captured.err.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d step 7/10: train loss 0\.500, train error 12\.35%, lr 0\.1", first)
+    assert "step 10/10: " in second and third.endswith("step 10/10: 812 images/s")
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    write(tmp_path, 0, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("{" + path.read_text())
+    with pytest.raises(UserError, match=rf"{path}, line 1 is damaged; fix or remove the line"):
+        read_metrics(path)
+
+
+def test_numbers_that_are_not_finite_become_null():
+    assert json.loads(to_json({"step": 1, "loss": float("nan")})) == {"step": 1, "loss": None}
