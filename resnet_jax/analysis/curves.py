@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resnet_jax.writers import read_metrics
+from resnet_jax.train.writers import read_metrics
 
 Points = Sequence[tuple[int, float]]
 

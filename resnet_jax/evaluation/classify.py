@@ -6,18 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from resnet_jax import parallel
-from resnet_jax.data.dataset import Data
+from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.feed import evaluation_inputs
 from resnet_jax.data.normalization import Normalization
-from resnet_jax.data.resident import Dataset, Split, gather
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation.protocols import scorer, views
+from resnet_jax.evaluation.protocols import find_protocol
 from resnet_jax.models import Model
-from resnet_jax.models.resnet import ResNet
+
+TOP = 5  # With as many classes or fewer, every example is right among so many.
 
 
 class Scores(NamedTuple):
@@ -36,29 +35,28 @@ Evaluator = Callable[[Any], Scores]
 
 
 def make_evaluator(
-    config: ConfigDict,
     model: Model,
     normalization: Normalization,
-    data: Data,
+    dataset: Dataset,
     split: str,
     mesh: Mesh,
+    batch_size: int,
     protocol: str = "single",
 ) -> Evaluator:
-    """``variables -> Scores`` of a split under a protocol of ``protocols.NAMES``; compiles on its first call.
+    """``variables -> Scores`` of a split under a protocol of ``protocols.PROTOCOLS``; compiles on its first call.
 
-    Raises UserError for a protocol or split that there is not, or a network that the protocol is not for.
+    ``batch_size`` is the global number of images on the devices at a time, and does not change the scores. Raises
+    UserError for a protocol or split that there is not, or a network or data set that the protocol is not for.
     """
-    if protocol == "multi_scale" and not isinstance(model, ResNet):
-        raise UserError("protocol multi_scale is for networks that end in global average pooling; use ten_crop")
-    scales = views(protocol, config, data, split)
-    score = scorer(protocol, config)
-    count = len(data.split(split))
-    resident = parallel.to_global(data.split(split), parallel.replicated(mesh)) if isinstance(data, Dataset) else None
+    passes_of, score, check = find_protocol(protocol)
+    check(model)
+    scales = passes_of(dataset, split, batch_size)
+    count = dataset.count(split)
+    resident = parallel.to_global(dataset.resident(split), parallel.replicated(mesh))
 
-    def eval_step(variables: Any, resident: Split | None, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        if resident is not None:
-            batch = batch | gather(resident, batch["index"])
-        log_probs = score(model, normalization, variables, batch["image"], batch.get("size"))
+    def eval_step(variables: Any, resident: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        batch = dataset.gather(resident, batch)
+        log_probs = score(model, normalization, variables, batch["image"], batch.get("size"), dataset.crop_size)
         return {"log_probs": log_probs, "label": batch["label"], "index": batch["index"]}
 
     # Replicated, because every process of a job counts the errors for itself.
@@ -79,12 +77,12 @@ def make_evaluator(
             return len(rows)
 
         total = np.full((count, model.num_classes), -np.inf, np.float32)
-        disable = not parallel.is_main_process()
-        with tqdm(total=count * len(scales), desc="evaluating", delay=1, leave=False, disable=disable) as bar:
+        hidden = None if parallel.is_main_process() else True  # None: only where stderr is a terminal.
+        with tqdm(total=count * len(scales), desc="evaluating", delay=1, leave=False, disable=hidden) as bar:
             for passes in scales:
                 log_probs = np.full_like(total, -np.inf)
-                for view, batch_size in passes:
-                    for batch in evaluation_inputs(config, data, split, view, batch_size, mesh):
+                for view, size in passes:
+                    for batch in evaluation_inputs(dataset, split, view, size, mesh):
                         result = compiled(variables, resident, batch)
                         shapes.add(batch.get("image", batch["index"]).shape)
                         bar.update(keep(previous, log_probs))  # While the device computes this one.
@@ -107,20 +105,19 @@ def error_rates(scores: Scores) -> dict[str, float]:
     """{"num_examples", "top1_error" and "top5_error" in percent, "loss"} of the examples that have a label.
 
     An example is a top-5 error when five or more classes score higher than its own; among equal scores the lower class
-    index comes first, as in a sorted list of the classes. A score that is not a number beats nothing.
+    index comes first, as in a sorted list of the classes. A score that is not a number beats nothing. "top5_error" is
+    absent with five classes or fewer, where there can be none.
 
     Raises UserError if there are no examples.
     """
     found = scores.labels >= 0
     log_probs, labels = scores.log_probs[found], scores.labels[found, None]
     if not len(labels):
-        raise UserError("there is not one readable example in the split; correct config.data_dir")
+        raise UserError("no example of the split can be read; correct config.data_dir")
     own = np.take_along_axis(log_probs, labels, axis=1)
     before = (log_probs > own) | ((log_probs == own) & (np.arange(log_probs.shape[1]) < labels))
     rank = np.where(np.isnan(own[:, 0]), log_probs.shape[1], before.sum(axis=1))
-    return {
-        "num_examples": len(labels),
-        "top1_error": round(100 * float((rank >= 1).mean()), 4),
-        "top5_error": round(100 * float((rank >= 5).mean()), 4),
-        "loss": -float(own.mean(dtype=np.float64)),
-    }
+    rates = {"num_examples": len(labels), "top1_error": round(100 * float((rank >= 1).mean()), 4)}
+    if log_probs.shape[1] > TOP:
+        rates["top5_error"] = round(100 * float((rank >= TOP).mean()), 4)
+    return rates | {"loss": -float(own.mean(dtype=np.float64))}

@@ -1,7 +1,8 @@
 """The fully-convolutional form of a network, on photographs of any size in one compiled program (section 3.4).
 
-Photographs are laid at the top left of a canvas. The network pads with zeros, so it computes on a photograph just what
-it would alone, as long as every layer reads zeros beyond the photograph's edge.
+Photographs are placed at the top left of a canvas. The network pads with zeros, so it computes on a photograph what
+it would alone, as long as every layer reads zeros beyond the photograph's edge. What that takes of each module its
+class says as ``dense`` (see ``models.layers``); a network with a module that does not say it is refused.
 """
 
 from typing import Any
@@ -10,23 +11,41 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.errors import UserError
 from resnet_jax.models import Model
-from resnet_jax.models.conv import Conv
-from resnet_jax.models.norm import BatchNorm
+
+# Flax's own, which cannot say it.
+_POINTWISE: tuple[type[nn.Module], ...] = (nn.Dense, nn.Dropout)
+_KINDS = ("mask_input", "mask_output", "masked_max", "masked_mean", "pointwise", "container")
+
+
+def check_dense(model: Model) -> None:
+    """Raises UserError for a network whose class does not say that it has a fully-convolutional form.
+
+    The modules inside of it ``dense_logits`` checks.
+    """
+    _kind(type(model))
 
 
 def dense_logits(model: Model, variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
     """Logits (N, num_classes) averaged over the positions of each photograph, float32.
 
     Args:
-        model: a ``ResNet``; other networks have no features to average.
-        images: normalised, (N, H, W, 3); H and W must be multiples of the network's stride, 32 with the ImageNet stem.
+        model: a network all of whose module classes say what they are as ``dense``.
+        images: normalised, (N, H, W, C); H and W must be multiples of the network's stride, 32 with the ImageNet stem.
         sizes: (N, 2) int32, the height and width that each photograph fills from the top left.
 
     The class scores of every position of the last feature map are averaged, which is what the network's own pooling and
     classifier do on a larger map.
+
+    Raises UserError, while it is traced, for a network with a module that does not say what it is, naming its class.
     """
     canvas = images.shape[1:3]
+    if any(length % model.strides[-1] for length in canvas):
+        raise UserError(
+            f"multi_scale places photographs on canvases such as {canvas[0]} x {canvas[1]} pixels, which the network's "
+            f"stride of {model.strides[-1]} does not divide; use ten_crop"
+        )
 
     def inside(shape: tuple[int, ...]) -> jax.Array:
         """(N, h, w, 1): 1 where a map of this shape belongs to the photograph. Strides round sizes up."""
@@ -37,19 +56,36 @@ def dense_logits(model: Model, variables: Any, images: jax.Array, sizes: jax.Arr
         )
         return (rows[:, :, None] & columns[:, None, :])[..., None]
 
-    def keep_inside(x: jax.Array) -> jax.Array:
-        return jnp.where(inside(x.shape), x, 0)
+    def keep_inside(x: jax.Array, outside: float = 0) -> jax.Array:
+        return jnp.where(inside(x.shape), x, outside)
 
     def masked(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        # The stem's pooling reads what normalisation makes, and writes a row and a column beyond the edge.
-        if isinstance(context.module, Conv):
+        kind = _kind(type(context.module))
+        if context.method_name != "__call__":
+            return next_call(*args, **kwargs)
+        if kind == "mask_input":
             return next_call(keep_inside(args[0]), *args[1:], **kwargs)
-        out = next_call(*args, **kwargs)
-        return keep_inside(out) if isinstance(context.module, BatchNorm) else out
+        if kind == "mask_output":
+            return keep_inside(next_call(*args, **kwargs))
+        if kind == "masked_max":
+            # Windows that only begin outside would be -inf.
+            return keep_inside(next_call(keep_inside(args[0], -jnp.inf), *args[1:], **kwargs))
+        if kind == "masked_mean":
+            x = keep_inside(args[0].astype(jnp.float32))
+            return x.sum(axis=(1, 2)) / inside(x.shape).sum(axis=(1, 2))
+        return next_call(*args, **kwargs)
 
     with nn.intercept_methods(masked):
-        maps: Any = model.apply(variables, images, train=False, features=True)
-    last = keep_inside(maps[max(maps)].astype(jnp.float32))
-    pooled = last.sum(axis=(1, 2)) / inside(last.shape).sum(axis=(1, 2))
-    head = variables["params"]["head"]
-    return pooled @ head["kernel"] + head["bias"]
+        return model.apply(variables, images, train=False)
+
+
+def _kind(module: type) -> str:
+    """What a module class says as ``dense``. Raises UserError for one that does not."""
+    kind = "pointwise" if module in _POINTWISE else getattr(module, "dense", None)
+    if kind not in _KINDS:
+        raise UserError(
+            f"multi_scale is not for networks with a {module.__module__}.{module.__qualname__}, whose class does not "
+            f"say how it treats whole photographs; use ten_crop, or say it as {module.__name__}.dense (see "
+            f"resnet_jax/models/layers.py)"
+        )
+    return kind

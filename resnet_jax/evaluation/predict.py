@@ -4,19 +4,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import PIL.Image
 
-from resnet_jax.data import streaming
-from resnet_jax.data.crops import center_box
-from resnet_jax.data.folder import SUFFIXES
-from resnet_jax.data.images import UnreadableImage, crop_and_resize
+from resnet_jax.data.decode.boxes import center_box
+from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize
+from resnet_jax.data.normalization import Normalization
+from resnet_jax.data.sources.folder import SUFFIXES
 from resnet_jax.errors import UserError, one_line
-from resnet_jax.evaluation.networks import Network
-from resnet_jax.evaluation.protocols import score_single
+from resnet_jax.evaluation.protocols.protocol import log_probabilities
 from resnet_jax.files import replace_atomically
+from resnet_jax.models import Model
 
 BATCH_SIZE = 16
 
@@ -47,37 +48,55 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def predict(network: Network, paths: Sequence[Path], top: int = 5) -> Iterator[Prediction]:
+def predict(
+    model: Model,
+    variables: Any,
+    normalize: Normalization,
+    class_names: Sequence[str],
+    paths: Sequence[Path],
+    shorter_side: int,
+    crop: int,
+    top: int = 5,
+) -> Iterator[Prediction]:
     """The ``top`` best classes of the central crop of each photograph, as evaluation with one crop sees it.
 
-    A file that cannot be decoded is named on stderr and passed over; raises UserError if none can.
+    Args:
+        model, variables, normalize: the network and what it reads, as in ``experiment.networks.Network``.
+        class_names: in the order of its outputs.
+        paths: files.
+        shorter_side: pixels to which a photograph's shorter side is resized.
+        crop: pixels of the side of the square that is cut out of its middle.
+
+    A file that cannot be decoded is named on stderr and skipped; raises UserError if none can. Where ``normalize`` is
+    of one channel, the network sees the photographs in grey.
     """
-    data = network.config.data
-    if data.name in streaming.NAMES:
-        shorter_side, crop = data.eval_shorter_side, data.crop_size
-    else:
-        shorter_side = crop = 32  # The size of all resident data sets.
     box = partial(center_box, shorter_side=shorter_side, crop=crop)
-    score = jax.jit(partial(score_single, network.model, network.normalize))
+    score = jax.jit(lambda variables, images: log_probabilities(model, variables, normalize(images)))
     found = False
     for start in range(0, len(paths), BATCH_SIZE):
-        images = np.zeros((BATCH_SIZE, crop, crop, 3), np.uint8)  # One size of batch, so one compilation.
+        images = np.zeros((BATCH_SIZE, crop, crop, len(normalize.std)), np.uint8)  # One size, so one compilation.
         readable: list[Path] = []
         for path in paths[start : start + BATCH_SIZE]:
             try:
-                images[len(readable)] = crop_and_resize(path.read_bytes(), box, (crop, crop))
+                pixels = crop_and_resize(path.read_bytes(), box, (crop, crop))
+                images[len(readable)] = _grey(pixels) if images.shape[-1] == 1 else pixels
                 readable.append(path)
             except (UnreadableImage, OSError) as error:
                 print(f"warning: {path} cannot be decoded ({one_line(error)})", file=sys.stderr)
         if not readable:
             continue
         found = True
-        log_probs = np.asarray(score(network.variables, images))
+        log_probs = np.asarray(score(variables, images))
         for path, row in zip(readable, log_probs, strict=False):
             best = np.argsort(-row, kind="stable")[:top]
-            yield Prediction(path, [network.class_names[i] for i in best], [float(np.exp(row[i])) for i in best])
+            yield Prediction(path, [class_names[i] for i in best], [float(np.exp(row[i])) for i in best])
     if not found:
-        raise UserError(f"not one of {len(paths)} files can be decoded; name photographs")
+        raise UserError(f"none of {len(paths)} files can be decoded; name photographs")
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) to (H, W, 1) uint8: luma (ITU-R BT.601), as grey JPEG files have it."""
+    return np.asarray(PIL.Image.fromarray(pixels).convert("L"))[..., None]
 
 
 def picture_name(path: Path) -> str:

@@ -7,25 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.data.dataset import Data
-from resnet_jax.data.streaming import Photographs
+from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation.classify import Scores
+from resnet_jax.evaluation.classify import TOP, Scores
 from resnet_jax.files import replace_atomically
-
-TOP = 5
 
 
 def append_result(path: Path, record: dict[str, Any]) -> None:
-    """Adds a line to a CSV file, which it begins with a header. Raises UserError if the file has other columns."""
-    exists = path.exists() and path.stat().st_size > 0
+    """Adds a line to a CSV file, which it begins with a header.
+
+    Columns that the record lacks, such as the top-5 error of five classes, stay empty. Raises UserError if the file
+    lacks one of the record's.
+    """
+    columns, exists = list(record), path.exists() and path.stat().st_size > 0
     if exists:
         with path.open(newline="") as file:
-            header = next(csv.reader(file))
-        if header != list(record):
-            raise UserError(f"{path} has the columns {', '.join(header)}, not {', '.join(record)}; use another file")
+            columns = next(csv.reader(file))
+        missing = [name for name in record if name not in columns]
+        if missing:
+            raise UserError(f"{path} has the columns {', '.join(columns)}, not {', '.join(missing)}; use another file")
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(record))
+    writer = csv.DictWriter(text, columns)
     if not exists:
         writer.writeheader()
     writer.writerow(record)
@@ -34,14 +36,13 @@ def append_result(path: Path, record: dict[str, Any]) -> None:
         file.write(text.getvalue())  # In one piece, so that two programs do not mix their lines.
 
 
-def write_scores(path: Path, scores: Scores, data: Data, split: str) -> None:
+def write_scores(path: Path, scores: Scores, dataset: Dataset, split: str) -> None:
     """Writes a CSV file with a line for every image that could be scored, in the order of the split.
 
     Its index and name, its label, the rank of its own class (1 is right) and that class's probability, and the five
     best classes with their probabilities.
     """
-    source = data.split(split) if isinstance(data, Photographs) else None
-    top = min(TOP, scores.log_probs.shape[1])
+    class_names, top = dataset.class_names, min(TOP, scores.log_probs.shape[1])
     columns = ["index", "name", "label", "rank", "probability"]
     columns += [f"{what}{place}" for place in range(1, top + 1) for what in ("class", "probability")]
     text = io.StringIO()
@@ -51,10 +52,10 @@ def write_scores(path: Path, scores: Scores, data: Data, split: str) -> None:
         log_probs, label = scores.log_probs[index], scores.labels[index]
         order = np.argsort(-log_probs, kind="stable")
         rank = int(np.flatnonzero(order == label)[0]) + 1
-        name = source[int(index)]["name"] if source is not None else f"{split}[{index}]"
-        row = [index, name, data.class_names[label], rank, f"{np.exp(log_probs[label]):.6g}"]
+        name = dataset.example_name(split, int(index))
+        row = [index, name, class_names[label], rank, f"{np.exp(log_probs[label]):.6g}"]
         for best in order[:top]:
-            row += [data.class_names[best], f"{np.exp(log_probs[best]):.6g}"]
+            row += [class_names[best], f"{np.exp(log_probs[best]):.6g}"]
         writer.writerow(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as file:

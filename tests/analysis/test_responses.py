@@ -1,39 +1,37 @@
 import csv
 
-import jax
-import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
 from jax import lax
 
-from resnet_jax import recipes
 from resnet_jax.analysis.responses import layer_responses, plot_responses, write_responses
-from resnet_jax.data.dataset import load_data
 from resnet_jax.data.normalization import Normalization
+from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation.networks import Network
 from resnet_jax.models import create_model
 from resnet_jax.models.stacking import stack_blocks
 
 NORMALIZE = Normalization(np.full(3, 0.4, np.float32), np.full(3, 0.3, np.float32))
-CLASSES = [str(digit) for digit in range(10)]
+NUM_TEST, BATCH_SIZE = 70, 32  # Which does not divide the examples.
 
 
-def network(name, seed=0, **fields):
-    """A tiny network with random variables, and statistics that are not those of the data."""
-    model = create_model(name, 10, width=2, **fields)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    rng = np.random.default_rng(seed)
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(1)
+    images = rng.integers(256, size=(NUM_TEST, 16, 16, 3), dtype=np.uint8)
+    return ResidentDataset.from_arrays(images[:9], np.arange(9), images, np.arange(NUM_TEST) % 10)
 
-    def draw(path, leaf):
-        positive = path[-1].key in ("scale", "var")
-        return (rng.uniform(0.5, 1.5, leaf.shape) if positive else rng.normal(0, 0.5, leaf.shape)).astype(np.float32)
 
-    variables = jax.tree_util.tree_map_with_path(draw, shapes)
-    config = recipes.digits_quickstart()
-    config.eval_batch_size = 50  # Does not divide the 360 digits.
-    return Network(model, variables, NORMALIZE, CLASSES, config, step=1)
+@pytest.fixture
+def make(random_variables):
+    """``(name, **fields)`` to a tiny network and variables, with statistics that are not those of the data."""
+
+    def network(name, **fields):
+        model = create_model(name, 10, width=2, **fields)
+        return model, random_variables(model)
+
+    return network
 
 
 def convolved(variables, block, layer, x, strides=1):
@@ -48,18 +46,17 @@ def normalised(variables, block, layer, x):
     return (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * params["scale"] + params["bias"]
 
 
-def test_responses_are_the_deviations_of_the_normalised_outputs(mesh):
-    net = network("resnet20", stage_sizes=(2, 1))
-    data = load_data(net.config)
-    found = layer_responses(net, data, "test", mesh)
+def test_responses_are_the_deviations_of_the_normalised_outputs(mesh, dataset, make):
+    model, variables = make("resnet20", stage_sizes=(2, 1))
+    found = layer_responses(model, variables, NORMALIZE, dataset, "test", mesh, BATCH_SIZE)
 
-    x = np.float32(NORMALIZE(data.test.images))
-    expected = {"stem": normalised(net.variables, "", "stem_bn", convolved(net.variables, "", "stem_conv", x))}
+    x = np.float32(NORMALIZE(dataset.splits["test"].images))
+    expected = {"stem": normalised(variables, "", "stem_bn", convolved(variables, "", "stem_conv", x))}
     x = np.maximum(expected["stem"], 0)
     for block, strides in (("stage1_block1", 1), ("stage1_block2", 1), ("stage2_block1", 2)):
-        first = normalised(net.variables, block, "bn1", convolved(net.variables, block, "conv1", x, strides))
-        second = convolved(net.variables, block, "conv2", np.maximum(first, 0))
-        second = normalised(net.variables, block, "bn2", second)
+        first = normalised(variables, block, "bn1", convolved(variables, block, "conv1", x, strides))
+        second = convolved(variables, block, "conv2", np.maximum(first, 0))
+        second = normalised(variables, block, "bn2", second)
         expected |= {f"{block}/conv1": first, f"{block}/conv2": second}
         if strides == 2:
             x = np.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (1, 1)))
@@ -69,24 +66,27 @@ def test_responses_are_the_deviations_of_the_normalised_outputs(mesh):
         assert found[layer] == pytest.approx(np.std(np.float64(response)), rel=1e-4), layer
 
 
-def test_a_scanned_network_answers_as_its_unrolled_twin(mesh):
-    net = network("plain20", stage_sizes=(3, 2))
-    data = load_data(net.config)
-    scanned = net._replace(model=net.model.clone(scan_blocks=True), variables=stack_blocks(net.variables))
-    assert layer_responses(scanned, data, "test", mesh) == pytest.approx(layer_responses(net, data, "test", mesh))
+def test_a_scanned_network_answers_as_its_unrolled_twin(one_device, dataset, make):
+    model, variables = make("plain20", stage_sizes=(3, 2))
+    rest = NORMALIZE, dataset, "test", one_device, BATCH_SIZE
+    found = layer_responses(model.scanned(), stack_blocks(variables), *rest)
+    assert found == pytest.approx(layer_responses(model, variables, *rest))
 
 
-def test_of_bottlenecks_the_middle_layer_answers_and_a_7x7_stem_does_not(mesh):
-    net = network("resnet50", stage_sizes=(1, 2))
-    layers = list(layer_responses(net, load_data(net.config), "test", mesh))
+def test_of_bottlenecks_the_middle_layer_answers_and_a_7x7_stem_does_not(one_device, dataset, make):
+    layers = list(layer_responses(*make("resnet50", stage_sizes=(1, 2)), NORMALIZE, dataset, "test", one_device, 70))
     assert layers == ["stage1_block1/conv2", "stage2_block1/conv2", "stage2_block2/conv2"]
 
 
-def test_a_network_without_batch_normalisation_is_refused(mesh):
+def test_a_network_without_batch_normalisation_is_refused(one_device, dataset):
     model = create_model("vgg16", 10, width=2, hidden=4)
-    net = network("resnet20", stage_sizes=(1,))._replace(model=model)
-    with pytest.raises(UserError, match="no batch normalisation"):
-        layer_responses(net, load_data(net.config), "test", mesh)
+    with pytest.raises(UserError, match="outputs of batch normalisations of 3x3 layers; this network has none"):
+        layer_responses(model, {}, NORMALIZE, dataset, "test", one_device, BATCH_SIZE)
+
+
+def test_a_split_that_there_is_not_is_refused(one_device, dataset, make):
+    with pytest.raises(UserError, match="no split 'validation'"):
+        layer_responses(*make("resnet20", stage_sizes=(1,)), NORMALIZE, dataset, "validation", one_device, BATCH_SIZE)
 
 
 def test_the_table_has_a_line_a_layer_in_order_with_its_rank(tmp_path):

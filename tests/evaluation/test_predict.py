@@ -5,13 +5,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from resnet_jax.config import make_model
-from resnet_jax.data.images import crop_and_resize
+from resnet_jax.data.decode.boxes import center_box
+from resnet_jax.data.decode.images import crop_and_resize
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import predict as module
-from resnet_jax.evaluation.networks import Network
 from resnet_jax.evaluation.predict import Prediction, draw, find_images, picture_name, predict
+from resnet_jax.models import create_model
 
 NORMALIZATION = Normalization(np.array([0.5, 0.4, 0.3], np.float32), np.array([0.2, 0.25, 0.3], np.float32))
 
@@ -20,13 +20,15 @@ def class_names(count):
     return [f"class {i}, also known as {i}" for i in range(count)]
 
 
-@pytest.fixture
-def make_network(random_variables):
-    def make(config, num_classes):
-        model = make_model(config, num_classes)
-        return Network(model, random_variables(model), NORMALIZATION, class_names(num_classes), config, None)
+@pytest.fixture(scope="module")
+def network(random_variables):
+    """Of seven classes: what ``predict`` takes of it."""
+    return make_network(random_variables, 7)
 
-    return make
+
+def make_network(random_variables, num_classes):
+    model = create_model("resnet18", num_classes, stage_sizes=(1, 1), width=4)
+    return model, random_variables(model), NORMALIZATION, class_names(num_classes)
 
 
 def write(folder, *names):
@@ -59,9 +61,10 @@ def test_what_is_not_there_is_a_user_error_that_names_it(tmp_path):
         find_images([])
 
 
-def expected_predictions(network, paths, shorter_side, crop, top):
+def expected_predictions(network, paths, shorter_side, crop, top=5):
     """Of the middle of each photograph, cut out, resized and scored alone."""
-    apply = jax.jit(network.model.apply)
+    model, variables, _, names = network
+    apply = jax.jit(model.apply)
     found = []
     for path in paths:
         with PIL.Image.open(path) as image:
@@ -70,74 +73,76 @@ def expected_predictions(network, paths, shorter_side, crop, top):
         box = (height - side) // 2, (width - side) // 2, side, side
         pixels = crop_and_resize(path.read_bytes(), lambda *size, box=box: box, (crop, crop))
         normalized = (np.float32(pixels) / 255 - NORMALIZATION.mean) / NORMALIZATION.std
-        odds = np.exp(np.float64(apply(network.variables, normalized[None])[0]))
+        odds = np.exp(np.float64(apply(variables, normalized[None])[0]))
         probabilities = odds / odds.sum()
         best = sorted(range(len(odds)), key=lambda i, odds=odds: -odds[i])[:top]
-        names = [network.class_names[i] for i in best]
-        found.append((path, names, [pytest.approx(probabilities[i], rel=1e-4) for i in best]))
+        found.append((path, [names[i] for i in best], [pytest.approx(probabilities[i], rel=1e-4) for i in best]))
     return found
 
 
 @pytest.mark.parametrize("batch_size", [2, 16])
+@pytest.mark.parametrize(("shorter_side", "crop"), [(41, 32), (32, 32)])
 def test_predictions_are_the_best_classes_of_the_central_crop(
-    tmp_path, folder_config, make_network, monkeypatch, batch_size
+    tmp_path, network, monkeypatch, batch_size, shorter_side, crop
 ):
     monkeypatch.setattr(module, "BATCH_SIZE", batch_size)
-    network = make_network(folder_config("/nowhere"), 7)
     paths = write(tmp_path, "lying.png", "a.jpg", "b.png", "c.webp", "upright.bmp")
-    found = list(predict(network, paths))
-    assert [tuple(prediction) for prediction in found] == expected_predictions(network, paths, 41, 32, top=5)
+    found = list(predict(*network, paths, shorter_side, crop))
+    assert [tuple(prediction) for prediction in found] == expected_predictions(network, paths, shorter_side, crop)
     for prediction in found:
         assert prediction.probabilities == sorted(prediction.probabilities, reverse=True)
         assert {type(probability) for probability in prediction.probabilities} == {float}
 
 
 @pytest.mark.parametrize(("num_classes", "top", "count"), [(3, 5, 3), (7, 6, 6)])
-def test_there_are_as_many_classes_as_asked_for_or_as_there_are(
-    tmp_path, folder_config, make_network, num_classes, top, count
-):
-    network, paths = make_network(folder_config("/nowhere"), num_classes), write(tmp_path, "a.png")
-    (found,) = predict(network, paths, top)
+def test_there_are_as_many_classes_as_asked_for_or_as_there_are(tmp_path, random_variables, num_classes, top, count):
+    network, paths = make_network(random_variables, num_classes), write(tmp_path, "a.png")
+    (found,) = predict(*network, paths, 41, 32, top)
     assert len(found.classes) == len(found.probabilities) == count
     assert tuple(found) == expected_predictions(network, paths, 41, 32, top)[0]
 
 
-def test_a_network_of_small_images_sees_the_central_square_in_their_size(tmp_path, digits_config, make_network):
-    network, paths = make_network(digits_config(), 10), write(tmp_path, "a.png", "b.jpg")
-    found = [tuple(prediction) for prediction in predict(network, paths)]
-    assert found == expected_predictions(network, paths, 32, 32, top=5)
+def test_a_network_of_one_channel_sees_photographs_in_grey(tmp_path, random_variables):
+    model = create_model("resnet20", 7, stage_sizes=(1,), width=4)
+    variables = random_variables(model, image_shape=(32, 32, 1))
+    normalize = Normalization(np.full(1, 0.4, np.float32), np.full(1, 0.3, np.float32))
+    paths = write(tmp_path, "a.png", "b.png")
+    found = list(predict(model, variables, normalize, class_names(7), paths, 32, 32, top=1))
+    pixels = [crop_and_resize(path.read_bytes(), lambda h, w: center_box(h, w, 32, 32), (32, 32)) for path in paths]
+    grey = np.round(np.float64(pixels) @ [0.299, 0.587, 0.114])[..., None]
+    probabilities = jax.nn.softmax(jax.jit(model.apply)(variables, np.float32((grey / 255 - 0.4) / 0.3)))
+    assert [prediction.probabilities for prediction in found] == [
+        [pytest.approx(float(row.max()), abs=0.01)] for row in probabilities
+    ]
 
 
-def test_files_that_cannot_be_decoded_are_named_and_passed_over(
-    tmp_path, folder_config, make_network, monkeypatch, capsys
-):
+def test_files_that_cannot_be_decoded_are_named_and_skipped(tmp_path, network, monkeypatch, capsys):
     monkeypatch.setattr(module, "BATCH_SIZE", 2)
-    network = make_network(folder_config("/nowhere"), 7)
     paths = write(tmp_path, "a.png", "cut.png", "empty.jpg", "text.png", "e.png")
     paths[1].write_bytes(paths[1].read_bytes()[:2000])
     paths[2].write_bytes(b"")
     paths[3].write_text("no photograph\nin two lines")
     gone = tmp_path / "gone.png"
-    found = [tuple(prediction) for prediction in predict(network, [*paths[:4], gone, paths[4]])]
-    assert found == expected_predictions(network, [paths[0], paths[4]], 41, 32, top=5)
+    found = [tuple(prediction) for prediction in predict(*network, [*paths[:4], gone, paths[4]], 41, 32)]
+    assert found == expected_predictions(network, [paths[0], paths[4]], 41, 32)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" (")[0] for line in lines] == [
         f"warning: {path} cannot be decoded" for path in (*paths[1:4], gone)
     ]
 
 
-def test_no_file_that_can_be_decoded_is_a_user_error(tmp_path, folder_config, make_network):
+def test_no_file_that_can_be_decoded_is_a_user_error(tmp_path, network):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path in paths:
         path.write_bytes(b"no photograph")
-    with pytest.raises(UserError, match="not one of 2 files can be decoded"):
-        list(predict(make_network(folder_config("/nowhere"), 7), paths))
+    with pytest.raises(UserError, match="none of 2 files can be decoded"):
+        list(predict(*network, paths, 41, 32))
 
 
-def test_predictions_come_one_by_one(tmp_path, folder_config, make_network, monkeypatch):
+def test_predictions_come_one_by_one(tmp_path, network, monkeypatch):
     monkeypatch.setattr(module, "BATCH_SIZE", 1)
     first, second = write(tmp_path, "a.png", "b.png")
-    predictions = predict(make_network(folder_config("/nowhere"), 7), [first, second])
+    predictions = predict(*network, [first, second], 41, 32)
     assert next(predictions).path == first
     second.unlink()  # It was not read yet.
     assert list(predictions) == []

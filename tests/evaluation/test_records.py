@@ -3,7 +3,7 @@ import csv
 import numpy as np
 import pytest
 
-from resnet_jax.data.dataset import load_data
+from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.classify import Scores, error_rates
 from resnet_jax.evaluation.records import append_result, write_scores
@@ -32,8 +32,16 @@ def test_an_empty_file_gets_a_header(tmp_path):
     assert rows(path) == [list(RECORD), ["resnet20", "a, b", "", "8.75"]]
 
 
-@pytest.mark.parametrize("header", ["model,weights,step", "model,weights,top1_error,step", "some text", "\n"])
-def test_a_file_with_other_columns_is_refused_and_stays_as_it_is(tmp_path, header):
+def test_columns_that_a_record_lacks_stay_empty_and_others_find_their_place(tmp_path):
+    path = tmp_path / "results.csv"
+    append_result(path, {"top1_error": 9.5, "top5_error": 1.25, "loss": 0.5})
+    append_result(path, {"top1_error": 3.5, "loss": 0.25})  # Of five classes or fewer.
+    append_result(path, {"loss": 0.75, "top5_error": 2.5, "top1_error": 4.5})
+    assert rows(path)[1:] == [["9.5", "1.25", "0.5"], ["3.5", "", "0.25"], ["4.5", "2.5", "0.75"]]
+
+
+@pytest.mark.parametrize("header", ["model,weights,step", "model,weights,top5_error,step", "some text", "\n"])
+def test_a_file_that_lacks_a_column_is_refused_and_stays_as_it_is(tmp_path, header):
     path = tmp_path / "results.csv"
     path.write_text(f"{header}\n1,2,3\n")
     with pytest.raises(UserError, match=f"{path} has the columns") as caught:
@@ -74,9 +82,9 @@ def random_scores(count, num_classes, seed=0):
     )
 
 
-def test_every_image_has_a_line_with_its_rank_and_its_best_classes(tmp_path, digits_config):
-    data = load_data(digits_config())
-    data = data._replace(class_names=[f'a "{digit}", so to speak' for digit in range(10)])
+def test_every_image_has_a_line_with_its_rank_and_its_best_classes(tmp_path, digits):
+    names = [f'a "{digit}", so to speak' for digit in range(10)]
+    data = ResidentDataset(digits.name, digits.splits, names)
     scores = random_scores(360, 10)
     scores.labels[[5, 359]] = -1
     scores.log_probs[::2] = scores.log_probs[::2].round()  # Ties, which both rank by class.
@@ -93,9 +101,9 @@ def test_every_image_has_a_line_with_its_rank_and_its_best_classes(tmp_path, dig
     assert rates["top5_error"] == round(100 * float((ranks > 5).mean()), 4)
 
 
-def test_photographs_are_named_and_fewer_than_five_classes_are_all_there_are(tmp_path, photographs, folder_config):
-    data = load_data(folder_config(photographs.root))
-    scores = random_scores(4, 3)._replace(labels=np.array(photographs.labels, np.int32))
+def test_photographs_are_named_and_fewer_than_five_classes_are_all_there_are(tmp_path, photograph_folder, open_folder):
+    data = open_folder(photograph_folder.root)
+    scores = random_scores(4, 3)._replace(labels=np.array(photograph_folder.labels, np.int32))
     scores.labels[1] = -1
     write_scores(tmp_path / "scores.csv", scores, data, "validation")
     header, *found = rows(tmp_path / "scores.csv")
@@ -105,9 +113,9 @@ def test_photographs_are_named_and_fewer_than_five_classes_are_all_there_are(tmp
     assert [row[1] for row in found] == [names[0], *names[2:]]
 
 
-def test_a_file_of_scores_is_replaced(tmp_path, digits_config):
-    data, path = load_data(digits_config()), tmp_path / "scores.csv"
+def test_a_file_of_scores_is_replaced(tmp_path, digits):
+    path = tmp_path / "scores.csv"
     path.write_text("old\n" * 1000)
-    write_scores(path, random_scores(360, 10), data, "test")
+    write_scores(path, random_scores(360, 10), digits, "test")
     assert len(rows(path)) == 361
     assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]
