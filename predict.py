@@ -1,38 +1,6 @@
-"""Names what is in photographs: python predict.py --config FILE (--workdir DIR | --torch_weights FILE) IMAGE...
+"""``python predict.py --help`` says what it does; see resnet_jax/programs/predict.py."""
 
-An IMAGE is a file or a folder. Prints the five best classes and their probabilities; --save_dir draws them, too.
-"""
-
-import signal
-
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback from some import.
-
-from pathlib import Path
-
-from absl import flags
-from ml_collections import ConfigDict
-
-from resnet_jax import cli
-from resnet_jax.evaluation.networks import load_network
-from resnet_jax.evaluation.predict import draw, find_images, picture_name, predict
-
-flags.adopt_module_key_flags(cli)
-WORKDIR = flags.DEFINE_string("workdir", None, "Use a checkpoint of this run.")
-TORCH_WEIGHTS = flags.DEFINE_string("torch_weights", None, "Use the PyTorch weights in this file.")
-CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which checkpoint of --workdir.")
-SAVE_DIR = flags.DEFINE_string("save_dir", None, "Write a picture of each photograph with its classes here.")
-
-
-def main(config: ConfigDict, images: list[str]) -> None:
-    paths = find_images([Path(image) for image in images])
-    network = load_network(config, WORKDIR.value, TORCH_WEIGHTS.value, CHECKPOINT.value)
-    for prediction in predict(network, paths):
-        print(prediction.path)
-        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
-            print(f"  {100 * probability:6.2f} %  {name}")
-        if SAVE_DIR.value:
-            draw(prediction, Path(SAVE_DIR.value) / picture_name(prediction.path))
-
+from resnet_jax.programs.predict import main
 
 if __name__ == "__main__":
-    cli.run(main, positional="IMAGE")
+    main()

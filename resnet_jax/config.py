@@ -1,202 +1,143 @@
-"""What a config may hold: checks before anything is computed, and the comparison with an earlier run's config."""
+"""The schema of a run: typed, frozen and nested, with each key's range beside it; and the comparison of two configs.
 
+A section that can be one of several parts (``optimizer``, ``schedule``, ...) is a union; its ``name`` (or ``kind``)
+picks the part, and the keys of the section are that part's fields.
+"""
+
+import ast
 import difflib
 import json
+import types
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+from pydantic import ValidationError
 
-from resnet_jax import recipes
-from resnet_jax.data import resident, streaming
-from resnet_jax.data.streaming import training_box
+from resnet_jax.data import Data, Resident
+from resnet_jax.data.normalization import AnyNormalization, PerPixelMean
+from resnet_jax.data.transforms import Transforms
 from resnet_jax.errors import UserError, one_line
-from resnet_jax.models import Model, create_model
-from resnet_jax.train.schedules import make_schedule, sgd
-
-_PHOTOGRAPHS = "config.data.name is one of " + ", ".join(streaming.NAMES)
-_STREAMED_KEYS = ("crop", "crop_size", "eval_shorter_side", "max_unreadable", "threads", "workers")
-
-
-def _streamed(config: ConfigDict) -> bool:
-    return config.data.name in streaming.NAMES
+from resnet_jax.parts import Count, Duration, Fraction, NonNegativeInt, Part
+from resnet_jax.tasks import AnyTask
+from resnet_jax.tasks.classification import Classification
+from resnet_jax.train.optimizers import SGD, AnyOptimizer
+from resnet_jax.train.schedules import AnySchedule, Step
 
 
-def _has_bottlenecks(config: ConfigDict) -> bool:
-    return getattr(create_model(config.model.name), "bottleneck", False)
+class Model(Part):
+    """A network by name, and what of it is changed; a key that is left out is the named network's own.
+
+    The keys are those of ``resnet_jax.create_model``, which says what they mean.
+    """
+
+    name: str = "resnet20"
+    shortcut: Literal["A", "B", "C", "none", "gated"] | None = None
+    stride_placement: Literal["v1", "v1.5"] | None = None
+    stem: Literal["imagenet", "cifar"] | None = None
+    width: Count | None = None
+    stage_sizes: tuple[Count, ...] | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    bn_group_size: Count | None = None
+    bn_momentum: Fraction | None = None
+    zero_init_last_bn: bool | None = None
+    drop_path: Fraction | None = None
+    remat: bool | None = None
+    scan_blocks: bool | None = None
+    hidden: Count | None = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The keys that are given, as arguments of ``create_model``."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
 
 
-# Keys that only some settings read: key -> (what must hold, in words, and the test of it).
-_READ_ONLY_IF = {
-    "data_dir": ("config.data.name is not 'digits'", lambda c: c.data.name != "digits"),
-    "model.stride_placement": ("the model has bottleneck blocks", _has_bottlenecks),
-    "bn_recompute_batches": ("the model has batch normalisation", lambda c: not c.model.name.startswith("vgg")),
-    "data.mean": ("config.data.normalization is 'channel'", lambda c: c.data.normalization == "channel"),
-    "data.std": ("config.data.normalization is 'channel'", lambda c: c.data.normalization == "channel"),
-    "data.holdout": ("config.data.name is one of " + ", ".join(resident.NAMES), lambda c: not _streamed(c)),
-    **{f"data.{key}": (_PHOTOGRAPHS, lambda c: _streamed(c)) for key in _STREAMED_KEYS},
-    "data.shorter_side": (
-        "config.data.crop is 'scale_jitter', of photographs",
-        lambda c: _streamed(c) and c.data.crop == "scale_jitter",
-    ),
-    "data.area": (
-        "config.data.crop is 'random_resized', of photographs",
-        lambda c: _streamed(c) and c.data.crop == "random_resized",
-    ),
-    "schedule.boundaries": ("config.schedule.name is 'step'", lambda c: c.schedule.name == "step"),
-    "schedule.factor": (
-        "config.schedule.name is 'step' or 'plateau'",
-        lambda c: c.schedule.name in ("step", "plateau"),
-    ),
-    "schedule.patience": ("config.schedule.name is 'plateau'", lambda c: c.schedule.name == "plateau"),
-    "schedule.warmup_learning_rate": ("config.schedule.warmup_error is above 0", lambda c: c.schedule.warmup_error > 0),
-}
-_ELEMENTS = {
-    "data.mean": float,
-    "data.std": float,
-    "data.shorter_side": int,
-    "data.area": float,
-    "schedule.boundaries": int,
-    "model.stage_sizes": int,
-}
-# fmt: off
-_POSITIVE = (  # A new key with a range belongs in one of these, or in ``validate``.
-    "steps", "batch_size", "eval_batch_size", "steps_per_dispatch", "log_every", "eval_every", "checkpoint_every",
-    "keep_checkpoints", "accumulate_steps", "data.crop_size", "data.eval_shorter_side", "schedule.patience",
-)
-_NOT_NEGATIVE = (
-    "seed", "data.pad", "data.holdout", "optimizer.learning_rate", "optimizer.momentum", "optimizer.weight_decay",
-    "schedule.factor", "schedule.warmup_error", "schedule.warmup_learning_rate", "bn_recompute_batches",
-    "data.pca_std", "data.max_unreadable", "data.threads", "data.workers",
-)
-_BELOW_ONE = ("label_smoothing", "ema_decay")
-# fmt: on
+class Config(Part):
+    """All that decides a run. The defaults are the paper's on CIFAR-10 (section 4.2), for ResNet-20."""
+
+    seed: NonNegativeInt = 0
+    data_dir: str | None = None  # Prepared data sets or photographs; default $TFDS_DATA_DIR, then TFDS's own.
+    steps: Duration = 64_000
+    batch_size: Count = 128  # Over all devices.
+    accumulate_steps: Count = 1  # Gradients are averaged over this many parts of a batch, one after the other.
+    eval_batch_size: Count = 500
+    steps_per_dispatch: Count = 1  # Steps in one call; more hide the host's latency on an accelerator.
+    log_every: Duration = 100  # Like the next two a multiple of steps_per_dispatch.
+    eval_every: Duration = 1_000
+    checkpoint_every: Duration = 1_000
+    keep_checkpoints: Count = 2  # The latest ones, besides the best.
+    ema_decay: Fraction = 0.0  # Of a moving average of the variables, which evaluations then use; 0: off.
+    bn_recompute_batches: NonNegativeInt = 0  # Batch statistics are recomputed over this many batches at the end.
+
+    model: Model = Model()
+    data: Data = Resident()
+    normalization: AnyNormalization = PerPixelMean()
+    transforms: Transforms = Transforms()
+    task: AnyTask = Classification()
+    optimizer: AnyOptimizer = SGD()
+    schedule: AnySchedule = Step()
 
 
-def validate(config: ConfigDict, num_devices: int) -> None:
-    """Raises UserError for the first key that is unknown, of the wrong type, out of range, or set but not read."""
-    defaults, values = flatten(recipes.base()), flatten(config)
-    known = recipes.base()
-    for key, value in values.items():
-        if key not in defaults:
-            raise UserError(unknown_key(key))
-        section, _, leaf = key.rpartition(".")
-        expected = (known[section] if section else known).get_type(leaf)
-        if not _has_type(value, expected, optional=defaults[key] is None):
-            raise UserError(f"config.{key} is {value!r}; it must be of type {expected.__name__}")
-        element = _ELEMENTS.get(key)
-        if element and value is not None and not all(_has_type(item, element, optional=False) for item in value):
-            raise UserError(f"config.{key} is {value!r}; its values must be of type {element.__name__}")
-    for key in defaults:
-        if key not in values:
-            raise UserError(f"config.{key} is missing; start from a recipe in resnet_jax/recipes.py")
-    for key, (condition, holds) in _READ_ONLY_IF.items():
-        if values[key] != defaults[key] and not holds(config):
-            raise UserError(f"config.{key} is set but not read: it is read only where {condition}")
-    for key in _POSITIVE:
-        if values[key] < 1:
-            raise UserError(f"config.{key} is {values[key]!r}; it must be at least 1")
-    for key in _NOT_NEGATIVE:
-        if not 0 <= values[key] < float("inf"):
-            raise UserError(f"config.{key} is {values[key]!r}; it must be a finite number, 0 or above")
-    for key in _BELOW_ONE:
-        if not 0 <= values[key] < 1:
-            raise UserError(f"config.{key} is {values[key]!r}; it must be from 0 to below 1")
-    if config.schedule.name == "plateau" and not 0 < config.schedule.factor < 1:
-        raise UserError(f"config.schedule.factor is {config.schedule.factor}; at a plateau it must be between 0 and 1")
-    make_schedule(config)
-    sgd(jnp.float32(0), config)
-    if _streamed(config):
-        training_box(config)
-        _validate_crops(config.data)
-    if config.schedule.warmup_error > 1:
-        raise UserError(f"config.schedule.warmup_error is {config.schedule.warmup_error}; it is a fraction, at most 1")
-    unit = num_devices * config.accumulate_steps
-    if config.batch_size % unit:
-        parts = f" times {config.accumulate_steps} accumulate_steps" if config.accumulate_steps > 1 else ""
-        raise UserError(
-            f"config.batch_size {config.batch_size} is not divisible by the {num_devices} devices{parts}; "
-            f"use {max(1, config.batch_size // unit) * unit}"
-        )
-    group = config.model.bn_group_size
-    intervals = ("steps", "log_every", "eval_every", "checkpoint_every")
-    multiples = [(key, "steps_per_dispatch") for key in intervals]
-    part = config.batch_size // config.accumulate_steps  # Batch statistics are over groups of it.
-    multiples += [("batch_size", "model.bn_group_size")] if group and config.batch_size > group else []
-    if group and config.accumulate_steps > 1 and part % group:
-        raise UserError(
-            f"a part of a batch, config.batch_size / config.accumulate_steps = {part}, is not a multiple of "
-            f"config.model.bn_group_size {group}; change one of the three"
-        )
-    for key, unit in multiples:
-        if values[key] % values[unit]:
-            raise UserError(
-                f"config.{key} {values[key]} is not a multiple of config.{unit} {values[unit]}; change one of the two"
-            )
+_PICKS = ("name", "kind")  # The keys that pick a section's part.
 
 
-def _validate_crops(data: ConfigDict) -> None:
-    for key in ("shorter_side", "area"):
-        if len(data[key]) != 2 or not 0 < data[key][0] <= data[key][1]:
-            raise UserError(
-                f"config.data.{key} is {data[key]!r}; it must be a range: two values above 0, the less first"
-            )
-    if data.area[1] > 1:
-        raise UserError(f"config.data.area is {data.area!r}; it is a part of the photograph, at most 1")
-    least = {"eval_shorter_side": data.eval_shorter_side}
-    if data.crop == "scale_jitter":
-        least["shorter_side"] = data.shorter_side[0]
-    for key, value in least.items():
-        if value < data.crop_size:
-            raise UserError(f"config.data.{key} {data[key]} is below config.data.crop_size {data.crop_size}; raise it")
+def checked(values: Mapping[str, Any]) -> Config:
+    """The config of nested values. Raises UserError, naming the first key at fault."""
+    try:
+        return Config.model_validate(_tuples(values))
+    except ValidationError as error:
+        raise UserError(explain(error, values)) from None
 
 
-def unknown_key(key: str) -> str:
-    """The message for a key that ``recipes.base`` does not have."""
-    close = difflib.get_close_matches(key, flatten(recipes.base()), n=1)
-    hint = f"did you mean config.{close[0]}?" if close else "resnet_jax/recipes.py lists every key"
-    return f"unknown config key config.{key}; {hint}"
+def flatten(config: Part) -> dict[str, Any]:
+    """Every key that is set by its dotted name; optional keys that are not set are left out."""
+    return _flat(config.model_dump(exclude_none=True))
 
 
-def make_model(config: ConfigDict, num_classes: int) -> Model:
-    """The model that config.model describes. Raises UserError as ``create_model`` does."""
-    return create_model(**model_fields(config, num_classes))
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config with some keys changed, by dotted name; None unsets an optional one.
 
-
-def model_fields(config: ConfigDict, num_classes: int) -> dict[str, Any]:
-    """config.model as arguments of ``create_model``, without the keys that it leaves to the named model."""
-    return {"num_classes": num_classes} | {key: value for key, value in config.model.items() if value is not None}
-
-
-def flatten(config: ConfigDict) -> dict[str, Any]:
-    """Every leaf by its dotted key, lists as tuples."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}
+    Where a change picks another part for a section (``{"schedule.name": "cosine"}``), the section keeps the keys that
+    the new part has, too, and loses the others. Raises UserError for a key that is unknown or out of range.
+    """
+    values = config.model_dump(exclude_none=True)
+    picks_first = sorted(changes.items(), key=lambda change: change[0].rpartition(".")[2] not in _PICKS)
+    for key, value in picks_first:
+        *sections, leaf = key.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise UserError(unknown_key(key))
+        if isinstance(place.get(leaf), dict):
+            raise UserError(f"config.{key} is a section; set its keys, such as config.{key}.{next(iter(place[leaf]))}")
+        if value is None:
+            place.pop(leaf, None)
+            if key not in _all_keys():
+                raise UserError(unknown_key(key))
         else:
-            flat[key] = tuple(value) if isinstance(value, list) else value
-    return flat
+            place[leaf] = value
+        if leaf in _PICKS:
+            _change_part(values, sections, leaf)
+    return checked(values)
 
 
-def refuse_change(config: ConfigDict, stored: Path, sections: tuple[str, ...] = ("",)) -> None:
+def refuse_change(config: Config, stored: Path, sections: tuple[str, ...] = ("",)) -> None:
     """Raises UserError, naming the keys, if ``config`` differs from the one stored in a workdir.
 
     ``sections`` limits the comparison to keys with one of these prefixes. Where nothing is stored, nothing is refused.
     """
     if not stored.exists():
         return
-    try:
-        was = flatten(ConfigDict(json.loads(stored.read_text())))
-        was = flatten(recipes.base()) | was  # A key that is newer than the run had its default's effect.
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{stored} is damaged ({one_line(error)}); restore it, or use another workdir") from None
-    now = flatten(config)
-    keys = [key for key in [*now, *(key for key in was if key not in now)] if key.startswith(sections)]
-    keys = [key for key in keys if key != "data_dir"]  # Where the same data lie does not change a run.
-    changed = [key for key in keys if was.get(key) != now.get(key)]
-    changes = [f"config.{key} (was {was.get(key)!r}, now {now.get(key)!r})" for key in changed]
+    was, now = flatten(read_config(stored)), flatten(config)
+    keys = [key for key in dict.fromkeys([*now, *was]) if key.startswith(sections) and key != "data_dir"]
+    changes = [
+        f"config.{key} (was {was.get(key, 'unset')!r}, now {now.get(key, 'unset')!r})"
+        for key in keys
+        if was.get(key) != now.get(key)
+    ]
     if changes:
         raise UserError(
             f"{stored.parent} holds a run with another config: {', '.join(changes)}; "
@@ -204,11 +145,212 @@ def refuse_change(config: ConfigDict, stored: Path, sections: tuple[str, ...] = 
         )
 
 
-def _has_type(value: Any, expected: type, optional: bool) -> bool:
-    if value is None:
-        return optional
-    if expected is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, expected)
+def read_config(path: Path) -> Config:
+    """The config that a run stored; a key that is newer than the run has its default. Raises UserError if damaged."""
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it is not a mapping of keys")
+        return Config.model_validate(_tuples(values))
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is damaged or of another version of this program ({explain(error, values)}); "
+            f"restore it, or use another workdir"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({one_line(error)}); restore it") from None
+
+
+def to_json(config: Config) -> str:
+    """What ``read_config`` reads."""
+    return json.dumps(config.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
+
+
+def load_config(path: str) -> Config:
+    """The config of ``FILE.py`` or ``FILE.py:MEMBER``, a file with a function get_config. Raises UserError."""
+    file, _, member = path.partition(":")
+    if not Path(file).is_file():
+        raise UserError(f"there is no config file {file}; the recipes are in configs/")
+    code: dict[str, Any] = {"__name__": Path(file).stem, "__file__": file}
+    exec(compile(Path(file).read_text(), file, "exec"), code)
+    config = code["get_config"](*([member] if member else []))
+    if not isinstance(config, Config):
+        raise UserError(f"get_config() of {file} returns {type(config).__name__}; it must return a Config")
+    return config
+
+
+# The command line.
+
+
+def to_flags(config: Config) -> ConfigDict:
+    """Every key of every part a section can be, as text, for ``--config.key=value``; None where it is not set."""
+    return _text_of(Config, config.model_dump(exclude_none=True))
+
+
+def from_flags(config: Config, given: Mapping[str, str]) -> Config:
+    """The config with the keys that were given on the command line as text."""
+    return override(config, {key: _parse(text, key in _text_keys()) for key, text in given.items()})
+
+
+def _text_of(part: type[Part], values: Mapping[str, Any]) -> ConfigDict:
+    flags = ConfigDict()
+    for key, (variants, _) in _fields([part]).items():
+        if variants:
+            flags[key] = ConfigDict()
+            for variant in variants:
+                for inner, text in _text_of(variant, values.get(key, {})).items(preserve_field_references=True):
+                    if inner not in flags[key]:
+                        flags[key][inner] = text
+        elif key in values:
+            flags[key] = str(values[key])
+        else:
+            flags[key] = placeholder(str)
+    return flags
+
+
+def _parse(text: str, is_text: bool) -> Any:
+    if text == "None":
+        return None
+    if is_text:
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+# What the schema says of itself.
+
+
+def _variants(annotation: Any) -> list[type[Part]]:
+    """The parts that a section can be; none if it is no section."""
+    if get_origin(annotation) is Annotated:
+        return _variants(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [variant for choice in get_args(annotation) for variant in _variants(choice)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Part) else []
+
+
+def _fields(parts: list[type[Part]]) -> dict[str, tuple[list[type[Part]], Any]]:
+    """By key of any of the parts: the parts that it can be, and its annotation."""
+    return {
+        key: (_variants(field.annotation), field.annotation)
+        for part in parts
+        for key, field in part.model_fields.items()
+    }
+
+
+def _all_keys(parts: list[type[Part]] | None = None, prefix: str = "") -> dict[str, Any]:
+    """The annotation of every key, of any part, by dotted name."""
+    found: dict[str, Any] = {}
+    for key, (variants, annotation) in _fields(parts or [Config]).items():
+        found |= _all_keys(variants, f"{prefix}{key}.") if variants else {f"{prefix}{key}": annotation}
+    return found
+
+
+def is_key(key: str) -> bool:
+    """Whether a dotted name is a key of some part that a config can have."""
+    return key in _all_keys()
+
+
+def _text_keys() -> set[str]:
+    """The keys whose values are text whatever they look like: names and paths."""
+
+    def is_text(annotation: Any) -> bool:
+        if get_origin(annotation) in (Union, types.UnionType):
+            return all(choice is type(None) or is_text(choice) for choice in get_args(annotation))
+        return annotation is str or get_origin(annotation) is Literal
+
+    return {key for key, annotation in _all_keys().items() if is_text(annotation)}
+
+
+def _change_part(values: dict[str, Any], sections: list[str], pick: str) -> None:
+    """Gives a section the keys of the part that was picked: those it has already, and defaults."""
+    parts: list[type[Part]] = [Config]
+    place: dict[str, Any] = values
+    for section in sections:
+        fields = _fields(parts)
+        if section not in fields:
+            return
+        parts, place = fields[section][0], place[section]
+    chosen = [part for part in parts if place[pick] in get_args(part.model_fields[pick].annotation)]
+    if not chosen:
+        return
+    part = chosen[0]()
+    kept = {key: value for key, value in place.items() if key in type(part).model_fields}
+    place.clear()
+    place.update(part.model_dump(exclude_none=True) | kept)
+
+
+# Messages.
+
+
+def explain(error: ValidationError, values: Any = None) -> str:
+    """The first fault in a line that names the key, and the values it may have."""
+    fault = error.errors()[0]
+    path, place, picked = [], values, ""
+    for step in fault["loc"]:
+        if isinstance(place, Mapping):
+            if step not in place and fault["type"] != "missing":  # Which part of a union it is.
+                picked = str(step)
+                continue
+            place, picked = place.get(step), picked if step == fault["loc"][-1] else ""
+        elif values is not None:
+            break
+        path.append(str(step))
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        return unknown_key(key, picked)
+    if fault["type"] in ("union_tag_invalid", "literal_error"):
+        expected = str(fault.get("ctx", {}).get("expected_tags") or fault.get("ctx", {}).get("expected"))
+        if fault["type"] == "union_tag_invalid":
+            pick = str(fault["ctx"]["discriminator"]).strip("'")
+            key, value = f"{key}.{pick}", fault["input"].get(pick)
+        else:
+            value = fault["input"]
+        return f"config.{key} is {value!r}; it must be one of {expected}"
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    for was, plain in _PLAINER.items():
+        message = message.replace(was, plain)
+    if not key:
+        return message
+    return f"config.{key} is {fault['input'] if place is None else place!r}; {message}"
+
+
+_PLAINER = {
+    "a valid integer": "an integer",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a valid tuple": "a tuple",
+    "a valid boolean": "True or False",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+}
+
+
+def unknown_key(key: str, picked: str = "") -> str:
+    """The message for a key that no part has, or that the ``picked`` part of its section does not have."""
+    if key in _all_keys():
+        section = key.rpartition(".")[0]
+        return f"config.{key} is set, but {section} {picked!r} has no such key; remove it, or choose another {section}"
+    close = difflib.get_close_matches(key, _all_keys(), n=1)
+    hint = f"did you mean config.{close[0]}?" if close else "resnet_jax/config.py lists every key"
+    return f"unknown config key config.{key}; {hint}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _tuples(values: Any) -> Any:
+    """Converts lists, which JSON has instead of tuples, to tuples."""
+    if isinstance(values, Mapping):
+        return {key: _tuples(value) for key, value in values.items()}
+    return tuple(_tuples(value) for value in values) if isinstance(values, (list, tuple)) else values

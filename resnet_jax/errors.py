@@ -1,8 +1,8 @@
-"""The one exception for faults that the person at the keyboard can mend."""
+"""The one exception for faults that the user can fix."""
 
 
 class UserError(ValueError):
-    """A wrong input. Its message is one line that names the thing at fault and the mend.
+    """A fault that the user can fix. Its message is one line that names the fault and the fix.
 
     The command-line programs print the message without a traceback and exit with a status other than 0; library
     users catch it as a ``ValueError``.

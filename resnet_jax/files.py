@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Atomic writes of files."""
 
 import os
 import tempfile
@@ -10,9 +10,9 @@ from typing import IO
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes ``path``'s place once the block is through, whole, on disk, and readable by all.
+    """A binary file that replaces ``path`` atomically when the block ends, flushed to disk and readable by all.
 
-    When the block fails or the process is killed, what was there before stays.
+    When the block fails or the process is killed, the previous file stays.
     """
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
         try:

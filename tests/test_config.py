@@ -1,38 +1,25 @@
-import importlib.util
+"""The schema of a run: what it refuses and how it says so, overrides, and the comparison of two configs."""
+
 import json
-import re
-from contextlib import contextmanager
-from itertools import product
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import PIL.Image
 import pytest
-from ml_collections import ConfigDict
+from pydantic import ValidationError
 
-from resnet_jax import config as config_module
-from resnet_jax import parallel, recipes
-from resnet_jax.config import flatten, make_model, refuse_change, validate
-from resnet_jax.data.resident import load_dataset
+from resnet_jax import config as schema
+from resnet_jax.config import Config, checked, flatten, from_flags, override, read_config, refuse_change, to_json
 from resnet_jax.errors import UserError
-from resnet_jax.train import loop
+from resnet_jax.train.schedules import Cosine
 
-PHOTOGRAPHS = {"data.name": "folder"}
+PHOTOGRAPHS = {"data.kind": "photographs"}
 
 
 def changed(values, config=None):
-    """A recipe with some keys changed, by dotted key, without ConfigDict's own checks."""
-    config = recipes.base() if config is None else config
-    with config.unlocked(), config.ignore_type():
-        for key, value in values.items():
-            config.update_from_flattened_dict({key: value})
-    return config
+    return override(Config() if config is None else config, values)
 
 
-def refusal(values, num_devices=1):
+def refusal(values):
     with pytest.raises(UserError) as caught:
-        validate(changed(values), num_devices)
+        changed(values)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -49,60 +36,24 @@ def test_an_unknown_key_like_no_other_is_named_too():
     assert refusal({"zzzzzzzzzz": 1}).startswith("unknown config key config.zzzzzzzzzz; ")
 
 
-@pytest.mark.parametrize("key", ["steps", "model.width", "schedule.warmup_error"])
-def test_a_missing_key_is_named(key):
-    config = recipes.base()
-    section, _, leaf = key.rpartition(".")
-    del (config[section] if section else config)[leaf]
-    with pytest.raises(UserError, match=rf"config\.{key} is missing"):
-        validate(config, 1)
-
-
-def test_a_missing_section_is_named():
-    config = recipes.base()
-    del config["optimizer"]
-    with pytest.raises(UserError, match=r"config\.optimizer\.\w+ is missing"):
-        validate(config, 1)
-
-
 @pytest.mark.parametrize(
-    ("key", "value", "type_name"),
+    ("key", "value", "kind"),
     [
-        ("steps", 10.5, "int"),
-        ("steps", "10", "int"),
-        ("seed", True, "int"),
-        ("batch_size", None, "int"),
-        ("model.name", 20, "str"),
-        ("model.width", "8", "int"),
-        ("model.stage_sizes", 3, "tuple"),
-        ("data.flip", 1, "bool"),
-        ("data.mean", 0.5, "tuple"),
-        ("data.shorter_side", 256, "tuple"),
-        ("data.crop", 224, "str"),
-        ("data.workers", None, "int"),
-        ("accumulate_steps", 2.0, "int"),
-        ("label_smoothing", "0.1", "float"),
-        ("ema_decay", "no", "float"),
-        ("model.bn_momentum", "0.9", "float"),
-        ("optimizer.learning_rate", "0.1", "float"),
-        ("data_dir", 3, "str"),
+        ("seed", True, "an integer"),
+        ("batch_size", 0.5, "an integer"),
+        ("model.name", 20, "text"),
+        ("model.width", "8", "an integer"),
+        ("model.stage_sizes", 3, "a tuple"),
+        ("transforms.flip.probability", "often", "a number"),
+        ("model.remat", 1, "True or False"),
+        ("ema_decay", "no", "a number"),
+        ("optimizer.learning_rate", "0.1", "a number"),
+        ("data_dir", 3, "text"),
     ],
 )
-def test_a_value_of_another_type_is_refused(key, value, type_name):
-    assert refusal({key: value}) == f"config.{key} is {value!r}; it must be of type {type_name}"
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "type_name"),
-    [
-        ("data.shorter_side", (256.0, 480), "int"),
-        ("data.area", ("0.08", 1.0), "float"),
-        ("data.mean", (0.5, None, 0.5), "float"),
-        ("schedule.boundaries", (10.5,), "int"),
-    ],
-)
-def test_a_tuple_with_a_value_of_another_type_is_refused(key, value, type_name):
-    assert refusal({key: value}) == f"config.{key} is {value!r}; its values must be of type {type_name}"
+def test_a_value_of_another_type_is_refused(key, value, kind):
+    message = refusal({key: value})
+    assert message.startswith(f"config.{key} is {value!r}; it must be {kind}")
 
 
 @pytest.mark.parametrize(
@@ -112,386 +63,221 @@ def test_a_tuple_with_a_value_of_another_type_is_refused(key, value, type_name):
         {"model.width": 8, "model.remat": True, "model.dtype": "bfloat16"},
         {"model.stage_sizes": [1, 2]},
         {"data_dir": "/data"},
-        {"data.normalization": "channel", "data.mean": [0.5, 0.5, 0.5]},
-        {"data.normalization": "channel", "data.mean": None, "data.std": None},
-        {"schedule.warmup_error": 0.5, "schedule.warmup_learning_rate": 0.05},
+        {"normalization.name": "channel", "normalization.mean": [0.5, 0.5, 0.5]},
+        {"schedule.hold.error": 0.5, "schedule.hold.learning_rate": 0.05},
         {"schedule.name": "plateau", "schedule.patience": 1, "schedule.factor": 0.5},
-        {"label_smoothing": 0, "ema_decay": 0.9999, "bn_recompute_batches": 10, "accumulate_steps": 4},
-        {"label_smoothing": 0.1, "model.bn_momentum": 0, "data.pca_std": 0.1},
+        {"task.label_smoothing": 0.1, "ema_decay": 0.9999, "bn_recompute_batches": 10, "accumulate_steps": 4},
+        {"steps": "90 epochs", "eval_every": "1 epoch", "schedule.warmup_steps": "0.5 epochs"},
         {**PHOTOGRAPHS, "data.max_unreadable": 0, "data.threads": 4, "data.workers": 2},
-        {**PHOTOGRAPHS, "data.shorter_side": [224, 224], "data.eval_shorter_side": 224},
-        {**PHOTOGRAPHS, "data.crop": "random_resized", "data.area": (1, 1.0)},
-        # Random resized crops do not read the range of shorter sides, which may then be below the crop.
-        {**PHOTOGRAPHS, "data.crop": "random_resized", "data.crop_size": 288, "data.eval_shorter_side": 320},
+        {**PHOTOGRAPHS, "data.crop.shorter_side": [224, 224], "data.eval_shorter_side": 224},
+        {**PHOTOGRAPHS, "data.crop.name": "random_resized", "data.crop.area": (1, 1.0)},
+        {**PHOTOGRAPHS, "data.crop.name": "random_resized", "data.crop_size": 288, "data.eval_shorter_side": 320},
     ],
 )
 def test_values_of_the_right_kind_are_accepted(values):
-    validate(changed(values), num_devices=1)
+    found = flatten(changed(values))
+    for key, value in values.items():
+        assert found[key] == (tuple(value) if isinstance(value, list) else value)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "steps",
-        "batch_size",
-        "accumulate_steps",
-        "eval_batch_size",
-        "steps_per_dispatch",
-        "log_every",
-        "eval_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "data.crop_size",
-        "data.eval_shorter_side",
-        "schedule.patience",
-    ],
-)
+COUNTS = ["batch_size", "accumulate_steps", "eval_batch_size", "steps_per_dispatch", "keep_checkpoints"]
+
+
+@pytest.mark.parametrize("key", [*COUNTS, "data.crop_size", "data.eval_shorter_side"])
 @pytest.mark.parametrize("value", [0, -100])
 def test_a_count_below_one_is_refused(key, value):
-    values = {**PHOTOGRAPHS, "schedule.name": "plateau", "schedule.boundaries": recipes.base().schedule.boundaries}
-    assert refusal({**values, key: value}) == f"config.{key} is {value}; it must be at least 1"
+    assert refusal({**PHOTOGRAPHS, key: value}).startswith(f"config.{key} is {value}; it must be at least 1")
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("seed", -1),
-        ("data.pad", -4),
+        ("steps", -1),
+        ("steps", "many"),
+        ("steps", "-3 epochs"),
+        ("log_every", 2.5),
         ("data.holdout", -1),
         ("optimizer.learning_rate", -0.1),
         ("optimizer.learning_rate", float("nan")),
         ("optimizer.learning_rate", float("inf")),
         ("optimizer.momentum", -0.9),
         ("optimizer.weight_decay", float("inf")),
-        ("schedule.warmup_error", -0.5),
+        ("schedule.hold.error", -0.5),
+        ("schedule.hold.error", 1.5),
         ("bn_recompute_batches", -1),
-        ("data.pca_std", -0.1),
-        ("data.pca_std", float("nan")),
-        ("data.max_unreadable", -1),
-        ("data.threads", -1),
-        ("data.workers", -1),
+        ("transforms.random_crop.pad", -4),
+        ("transforms.pca_color.std", float("nan")),
+        ("ema_decay", 1.0),
+        ("task.label_smoothing", 1.5),
+        ("model.bn_momentum", 1.0),
     ],
 )
-def test_a_number_that_is_negative_or_not_finite_is_refused(key, value):
-    assert (
-        refusal({**PHOTOGRAPHS, key: value} if key != "data.holdout" else {key: value})
-        == f"config.{key} is {value!r}; it must be a finite number, 0 or above"
-    )
-
-
-@pytest.mark.parametrize("key", ["label_smoothing", "ema_decay"])
-@pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, float("nan")])
-def test_a_fraction_that_is_not_from_0_to_below_1_is_refused(key, value):
-    assert refusal({key: value}) == f"config.{key} is {value!r}; it must be from 0 to below 1"
-
-
-@pytest.mark.parametrize("factor", [0, 1, 1.5])
-def test_a_plateau_must_lower_the_rate_and_leave_some_of_it(factor):
-    message = f"config.schedule.factor is {factor}; at a plateau it must be between 0 and 1"
-    assert refusal({"schedule.name": "plateau", "schedule.factor": float(factor)}).replace(".0;", ";") == message
-    validate(changed({"schedule.name": "step", "schedule.factor": factor}), num_devices=1)
+def test_a_number_out_of_range_is_refused(key, value):
+    assert refusal({key: value}).startswith(f"config.{key} is {value!r}; it must be ")
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [
-        ("shorter_side", (480, 256)),
-        ("shorter_side", (0, 256)),
-        ("shorter_side", (256,)),
-        ("shorter_side", (256, 300, 480)),
-        ("shorter_side", ()),
-        ("area", (1.0, 0.08)),
-        ("area", (0, 1.0)),
-        ("area", (float("nan"), 1.0)),
-        ("area", (0.5,)),
-    ],
-)
-def test_what_is_no_range_is_refused(key, value):
-    crop = {"shorter_side": "scale_jitter", "area": "random_resized"}[key]
-    message = refusal({**PHOTOGRAPHS, "data.crop": crop, f"data.{key}": value})
-    assert message == f"config.data.{key} is {value!r}; it must be a range: two values above 0, the less first"
-
-
-def test_a_part_of_a_photograph_is_at_most_the_whole():
-    message = refusal({**PHOTOGRAPHS, "data.crop": "random_resized", "data.area": (0.5, 1.1)})
-    assert message == "config.data.area is (0.5, 1.1); it is a part of the photograph, at most 1"
+    [("schedule.name", "linear"), ("optimizer.decay", "none"), ("data.kind", "sounds"), ("normalization.name", "no"),
+     ("model.shortcut", "D"), ("model.dtype", "float16")],
+)  # fmt: skip
+def test_a_choice_that_there_is_not_is_named_with_those_there_are(key, value):
+    message = refusal({key: value})
+    assert message.startswith(f"config.{key} is {value!r}; it must be one of ")
+    assert "'" in message.partition("one of ")[2]
 
 
 @pytest.mark.parametrize(
-    ("values", "key"),
+    ("values", "key", "picked"),
     [
-        ({"data.eval_shorter_side": 223}, "eval_shorter_side 223"),
-        ({"data.shorter_side": (223, 480)}, r"shorter_side \(223, 480\)"),
-        ({"data.crop": "random_resized", "data.eval_shorter_side": 223}, "eval_shorter_side 223"),
+        ({"schedule.name": "cosine", "schedule.boundaries": (1,)}, "schedule.boundaries", "cosine"),
+        ({"schedule.name": "constant", "schedule.factor": 0.5}, "schedule.factor", "constant"),
+        ({"schedule.patience": 3}, "schedule.patience", "step"),
+        ({"normalization.mean": (0.5, 0.5, 0.5)}, "normalization.mean", "per_pixel_mean"),
+        ({"data.crop_size": 32}, "data.crop_size", "resident"),
+        ({**PHOTOGRAPHS, "data.holdout": 10}, "data.holdout", "photographs"),
+        ({**PHOTOGRAPHS, "data.crop.area": (0.5, 1.0)}, "data.crop.area", "scale_jitter"),
     ],
 )
-def test_a_photograph_is_not_resized_to_less_than_its_crop(values, key):
-    assert re.fullmatch(
-        rf"config\.data\.{key} is below config\.data\.crop_size 224; raise it", refusal(PHOTOGRAPHS | values)
-    )
-
-
-def test_a_batch_that_the_devices_cannot_share_is_refused_with_one_they_can():
-    message = refusal({"batch_size": 100}, num_devices=8)
-    assert "config.batch_size 100 is not divisible by the 8 devices" in message and message.endswith("use 96")
-    validate(changed({"batch_size": 96}), num_devices=8)
-    assert refusal({"batch_size": 3}, num_devices=8).endswith("use 8")
-
-
-def test_a_part_of_a_batch_that_the_devices_cannot_share_is_refused_with_a_batch_that_they_can():
-    message = refusal({"batch_size": 96, "accumulate_steps": 5}, num_devices=8)
-    assert "config.batch_size 96 is not divisible by the 8 devices times 5 accumulate_steps" in message
-    assert message.endswith("use 80")
-    validate(changed({"batch_size": 80, "accumulate_steps": 5}), num_devices=8)
-    assert refusal({"batch_size": 8, "accumulate_steps": 2}, num_devices=8).endswith("use 16")
-
-
-def test_batch_norm_groups_must_make_up_each_part_of_a_batch():
-    accepted = 0
-    for batch_size, devices, parts, group in product((24, 48, 64), (1, 2, 8), (1, 2, 3, 4), (2, 6, 8, 12, 16, 24, 100)):
-        config = changed({"batch_size": batch_size, "accumulate_steps": parts, "model.bn_group_size": group})
-        shared = batch_size % (devices * parts) == 0
-        # A whole batch below the size of a group is one group; a part would be a smaller group than one asks for.
-        grouped = batch_size // parts % group == 0 or (parts == 1 and batch_size < group)
-        if shared and grouped:
-            validate(config, devices)
-            accepted += 1
-        else:
-            with pytest.raises(UserError, match=r"is not (divisible by|a multiple of)"):
-                validate(config, devices)
-    assert 30 < accepted < 200
-
-
-def test_a_part_of_a_batch_that_is_not_a_multiple_of_the_groups_is_named():
-    message = refusal({"batch_size": 128, "accumulate_steps": 2, "model.bn_group_size": 48})
-    assert (
-        "config.batch_size / config.accumulate_steps = 64, is not a multiple of config.model.bn_group_size 48"
-        in message
-    )
-
-
-@pytest.mark.parametrize(
-    ("values", "key", "unit"),
-    [
-        ({"eval_every": 150, "steps_per_dispatch": 100}, "eval_every", "steps_per_dispatch"),
-        ({"checkpoint_every": 150, "steps_per_dispatch": 100}, "checkpoint_every", "steps_per_dispatch"),
-        ({"steps": 1001, "steps_per_dispatch": 2}, "steps", "steps_per_dispatch"),
-        ({"log_every": 5, "steps_per_dispatch": 2}, "log_every", "steps_per_dispatch"),
-        ({"model.bn_group_size": 48}, "batch_size", "model.bn_group_size"),
-    ],
-)
-def test_keys_that_must_divide_one_another_are_named_with_their_values(values, key, unit):
-    flat = flatten(changed(values))
-    expected = f"config.{key} {flat[key]} is not a multiple of config.{unit} {flat[unit]}; change one of the two"
-    assert refusal(values) == expected
-
-
-@pytest.mark.parametrize(
-    ("values", "key", "condition"),
-    [
-        ({"data.mean": (0.5, 0.5, 0.5)}, "data.mean", "config.data.normalization is 'channel'"),
-        ({"data.std": (0.5, 0.5, 0.5)}, "data.std", "config.data.normalization is 'channel'"),
-        ({"schedule.name": "cosine", "schedule.boundaries": (1,)}, "schedule.boundaries", "config.schedule.name is"),
-        ({"schedule.name": "constant", "schedule.factor": 0.5}, "schedule.factor", "config.schedule.name is 'step'"),
-        ({"schedule.warmup_learning_rate": 0.02}, "schedule.warmup_learning_rate", "config.schedule.warmup_error"),
-        ({"schedule.patience": 3}, "schedule.patience", "config.schedule.name is 'plateau'"),
-        ({"schedule.name": "plateau", "schedule.boundaries": (1,)}, "schedule.boundaries", "config.schedule.name is"),
-        ({"schedule.name": "cosine", "schedule.factor": 0.5}, "schedule.factor", "'step' or 'plateau'"),
-        ({"model.stride_placement": "v1.5"}, "model.stride_placement", "the model has bottleneck blocks"),
-        ({"data.name": "digits", "data_dir": "/data"}, "data_dir", "config.data.name is not 'digits'"),
-        ({"data.crop": "random_resized"}, "data.crop", "imagenet2012, folder, packed"),
-        ({"data.crop_size": 32}, "data.crop_size", "imagenet2012, folder, packed"),
-        ({"data.eval_shorter_side": 300}, "data.eval_shorter_side", "imagenet2012, folder, packed"),
-        ({"data.max_unreadable": 0}, "data.max_unreadable", "imagenet2012, folder, packed"),
-        ({"data.threads": 2}, "data.threads", "imagenet2012, folder, packed"),
-        ({"data.workers": 2}, "data.workers", "imagenet2012, folder, packed"),
-        ({"data.shorter_side": (300, 400)}, "data.shorter_side", "config.data.crop is 'scale_jitter', of photographs"),
-        ({"data.area": (0.5, 1.0)}, "data.area", "config.data.crop is 'random_resized', of photographs"),
-        (
-            {**PHOTOGRAPHS, "data.crop": "random_resized", "data.shorter_side": (300, 400)},
-            "data.shorter_side",
-            "config.data.crop is 'scale_jitter'",
-        ),
-        ({**PHOTOGRAPHS, "data.area": (0.5, 1.0)}, "data.area", "config.data.crop is 'random_resized'"),
-        ({**PHOTOGRAPHS, "data.holdout": 10}, "data.holdout", "digits, cifar10, cifar100"),
-    ],
-)
-def test_a_key_that_is_set_but_would_not_be_read_is_refused(values, key, condition):
+def test_a_key_that_the_chosen_part_does_not_have_is_named_with_the_part(values, key, picked):
     message = refusal(values)
-    assert message.startswith(f"config.{key} is set but not read") and condition in message
+    assert message.startswith(f"config.{key} is set, but ") and f"{picked!r} has no such key" in message
+
+
+def test_another_part_keeps_the_keys_that_both_have_and_loses_the_others():
+    config = changed({"schedule.boundaries": (1, 2), "schedule.warmup_steps": 5})
+    cosine = override(config, {"schedule.name": "cosine"})
+    assert cosine.schedule == Cosine(warmup_steps=5)
+    assert override(cosine, {"schedule.name": "step"}).schedule.warmup_steps == 5
+
+
+def test_an_optional_key_is_unset_by_none_and_no_key_means_the_model_s_own():
+    config = changed({"model.bn_group_size": 64, "model.shortcut": "none"})
+    assert config.model.overrides == {"bn_group_size": 64, "shortcut": "none"}
+    assert override(config, {"model.bn_group_size": None}).model.overrides == {"shortcut": "none"}
+    assert flatten(Config()).keys().isdisjoint({"model.bn_group_size", "model.shortcut"})
+
+
+def test_a_transform_that_is_off_may_have_no_other_setting():
+    assert changed({"transforms.flip.probability": 0.5}).transforms.flip.on
+    assert not Config().transforms.flip.on
+
+
+def test_a_section_is_not_a_value():
+    assert "config.model is a section" in refusal({"model": "resnet20"})
+
+
+def test_configs_cannot_be_changed_and_a_wrong_one_cannot_be_made():
+    with pytest.raises(ValidationError):
+        Config().steps = 3
+    with pytest.raises(ValidationError):
+        Config(batch_size=0)
+
+
+# The command line.
+
+
+def test_the_command_line_shows_every_key_of_every_part_as_text():
+    flags = schema.to_flags(Config())
+    assert flags.schedule.name == "step" and flags.schedule.boundaries == "(32000, 48000)"
+    assert flags.schedule.patience is None and flags.data.crop.area is None and flags.model.width is None
+    assert flags.get_type("seed") is str and flags.model.get_type("width") is str
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("given", "values"),
     [
-        ("shortcut", "B"),
-        ("stride_placement", "v1.5"),
-        ("stem", "imagenet"),
-        ("width", 8),
-        ("stage_sizes", (1, 2)),
-        ("dtype", "bfloat16"),
-        ("bn_group_size", 4),
-        ("bn_momentum", 0.5),
-        ("zero_init_last_bn", True),
-        ("remat", True),
-        ("scan_blocks", True),
+        ({"steps": "7"}, {"steps": 7}),
+        ({"steps": "90 epochs"}, {"steps": "90 epochs"}),
+        ({"model.stage_sizes": "(2, 1)"}, {"model.stage_sizes": (2, 1)}),
+        ({"model.remat": "true"}, {"model.remat": True}),
+        ({"data_dir": "2024"}, {"data_dir": "2024"}),
+        ({"optimizer.learning_rate": "1e-3"}, {"optimizer.learning_rate": 1e-3}),
+        ({"schedule.name": "plateau", "schedule.patience": "3"}, {"schedule.name": "plateau", "schedule.patience": 3}),
     ],
 )
-def test_each_model_key_sets_its_field(key, value):
-    config = recipes.base()
-    default = getattr(make_model(config, 10), key)
-    field = getattr(make_model(changed({f"model.{key}": value}), 10), key)
-    assert field == (jnp.bfloat16 if key == "dtype" else value)
-    assert field != default
+def test_text_becomes_the_value_that_it_stands_for(given, values):
+    found = flatten(from_flags(Config(), given))
+    assert {key: found[key] for key in values} == values
 
 
-def stored(tmp_path, config):
+def test_text_that_stands_for_no_value_is_refused_as_it_was_written():
+    with pytest.raises(UserError, match=r"config\.batch_size is 'many'; it must be an integer"):
+        from_flags(Config(), {"batch_size": "many"})
+
+
+# Two configs.
+
+
+@pytest.fixture
+def stored(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(config.to_dict()))
-    return path
+
+    def store(config):
+        path.write_text(to_json(config))
+        return path
+
+    return store
 
 
-def test_the_same_config_is_no_change_also_where_json_made_lists_of_tuples(tmp_path):
-    config = recipes.digits_quickstart()
-    refuse_change(config, stored(tmp_path, config))
+def test_what_is_stored_is_read_as_it_was(stored):
+    config = changed({"model.stage_sizes": (1, 2), "schedule.name": "cosine", **PHOTOGRAPHS, "steps": "3 epochs"})
+    assert read_config(stored(config)) == config
+    refuse_change(config, stored(config))
 
 
-def test_a_changed_config_is_refused_with_each_key_and_both_values(tmp_path):
-    path = stored(tmp_path, recipes.base())
+def test_a_changed_config_is_refused_with_each_key_and_both_values(stored, tmp_path):
+    path = stored(Config())
     with pytest.raises(UserError) as caught:
-        refuse_change(changed({"seed": 7, "data.flip": False, "model.stage_sizes": (1, 1)}), path)
+        refuse_change(changed({"seed": 7, "transforms.flip.probability": 0.5, "model.stage_sizes": (1, 1)}), path)
     message = str(caught.value)
-    for change in ("config.seed (was 0, now 7)", "config.data.flip (was True, now False)"):
+    for change in ("config.seed (was 0, now 7)", "config.transforms.flip.probability (was 0.0, now 0.5)"):
         assert change in message
-    assert "config.model.stage_sizes (was None, now (1, 1))" in message
+    assert "config.model.stage_sizes (was 'unset', now (1, 1))" in message
     assert message.count("(was ") == 3
     assert str(tmp_path) in message and "--allow_config_change" in message
 
 
-def test_a_key_that_only_the_stored_config_has_is_a_change(tmp_path):
-    older = recipes.base()
-    older.old_key = 3
-    with pytest.raises(UserError, match=r"config\.old_key \(was 3, now None\)"):
-        refuse_change(recipes.base(), stored(tmp_path, older))
+def test_a_key_that_is_newer_than_the_run_has_its_default(tmp_path):
+    path = tmp_path / "config.json"
+    values = json.loads(to_json(Config()))
+    del values["ema_decay"]
+    path.write_text(json.dumps(values))
+    refuse_change(Config(), path)
 
 
-def test_where_the_data_lie_is_no_change(tmp_path):
-    refuse_change(changed({"data_dir": "elsewhere"}), stored(tmp_path, recipes.base()))
+def test_a_config_of_another_version_is_named(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"label_smoothing": 0.1}))
+    with pytest.raises(UserError, match=r"of another version of this program \(unknown config key"):
+        read_config(path)
 
 
-def test_sections_limit_the_comparison(tmp_path):
-    path = stored(tmp_path, recipes.base())
+def test_where_the_data_lie_is_no_change(stored):
+    refuse_change(changed({"data_dir": "elsewhere"}), stored(Config()))
+
+
+def test_sections_limit_the_comparison(stored):
+    path = stored(Config())
     refuse_change(changed({"steps": 5, "optimizer.momentum": 0.5}), path, sections=("model.", "data."))
-    with pytest.raises(UserError, match=r"config\.data\.pad \(was 4, now 2\)"):
-        refuse_change(changed({"steps": 5, "data.pad": 2}), path, sections=("model.", "data."))
+    with pytest.raises(UserError, match=r"config\.data\.holdout \(was 0, now 2\)"):
+        refuse_change(changed({"steps": 5, "data.holdout": 2}), path, sections=("model.", "data."))
 
 
 def test_no_stored_config_is_no_change(tmp_path):
-    refuse_change(recipes.base(), tmp_path / "config.json")
+    refuse_change(Config(), tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"[1]", b"3", b"\xff\xfe"])
 def test_a_damaged_stored_config_is_a_user_error_that_names_it(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
-        refuse_change(recipes.base(), path)
+    with pytest.raises(UserError, match=r"config\.json is missing or damaged"):
+        refuse_change(Config(), path)
 
 
-class ReadRecorder:
-    """Records the dotted keys that are read from a config, but for reads inside of ``hide``."""
-
-    def __init__(self, config, monkeypatch):
-        sections = {id(config): ""} | {id(v): f"{k}." for k, v in config.items() if isinstance(v, ConfigDict)}
-        self.keys = set()
-        self._hidden = False
-        getitem = ConfigDict.__getitem__
-
-        def recording(section, key):
-            value = getitem(section, key)
-            if not self._hidden and id(section) in sections and "." not in str(key):
-                self.keys.add(f"{sections[id(section)]}{key}")
-            return value
-
-        # Attributes, items() and get() all come through here.
-        monkeypatch.setattr(ConfigDict, "__getitem__", recording)
-
-    @contextmanager
-    def _hide(self):
-        before, self._hidden = self._hidden, True
-        yield
-        self._hidden = before
-
-    def hide(self, monkeypatch, owner, name):
-        function = getattr(owner, name)
-
-        def hidden(*args, **kwargs):
-            with self._hide():
-                return function(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, hidden)
-
-
-def keys_read(config, workdir, monkeypatch):
-    """The keys that training reads, leaving out what reads every key only to check or to store it."""
-    with monkeypatch.context() as patch:
-        recorder = ReadRecorder(config, patch)
-        for owner, names in (
-            (config_module, ("flatten", "validate", "refuse_change")),
-            (loop, ("validate", "refuse_change", "prepare_workdir")),
-        ):
-            for name in names:
-                recorder.hide(patch, owner, name)
-        mesh = parallel.data_mesh(jax.devices()[:1])  # The sooner compiled.
-        patch.setattr(parallel, "data_mesh", lambda: mesh)
-        loop.train(config, workdir)
-        return recorder.keys
-
-
-# Read whatever the settings are: model keys all together, and a rate that is chosen on the device.
-ALWAYS_READ = {"model.stride_placement", "schedule.warmup_learning_rate"}
-
-
-def write_photographs(root):
-    for split, label in product(("train", "val"), ("cat", "dog")):
-        (root / split / label).mkdir(parents=True)
-        for number in range(4):
-            pixels = np.random.default_rng(number).integers(0, 256, (40, 44, 3), dtype=np.uint8)
-            PIL.Image.fromarray(pixels).save(root / split / label / f"{number}.jpg")
-
-
-def test_every_key_is_read_by_the_program_or_refused_if_it_is_set(tmp_path, monkeypatch):
-    tiny = {
-        "model.stage_sizes": (1,),
-        "model.width": 4,
-        "steps": 2,
-        "batch_size": 4,
-        "log_every": 1,
-        "eval_every": 1,
-        "checkpoint_every": 2,
-    }
-    write_photographs(tmp_path / "data")
-    crops = {"data.crop_size": 32, "data.eval_shorter_side": 36}
-    photographs = tiny | crops | PHOTOGRAPHS | {"data_dir": str(tmp_path / "data"), "data.pad": 0}
-    runs = {
-        "digits": tiny | {"data.name": "digits"},
-        "streamed": photographs | {"schedule.name": "plateau", "data.shorter_side": (36, 48)},
-        "resized": photographs
-        | {"schedule.name": "cosine", "data.crop": "random_resized", "data.normalization": "channel"},
-    }
-    every_key, read = set(flatten(recipes.base())), set()
-    for name, values in runs.items():
-        config = changed(values)
-        found = keys_read(config, tmp_path / name, monkeypatch) & every_key
-        # What a run does not read is just what may not be set for it.
-        refused = {key for key, (_, holds) in config_module._READ_ONLY_IF.items() if not holds(config)}
-        assert every_key - found == refused - ALWAYS_READ, name
-        read |= found
-    assert read == every_key
-
-
-def test_prepared_data_sets_that_live_on_the_device_have_a_folder_too(tmp_path, monkeypatch):
-    config = changed({"data_dir": str(tmp_path / "nothing")})
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # No TensorFlow, or it would be prepared.
-    with pytest.raises(UserError, match="nothing"):
-        load_dataset(config)
+def test_nested_values_make_a_config_and_a_fault_in_them_is_named():
+    assert checked({"model": {"name": "resnet56"}}).model.name == "resnet56"
+    with pytest.raises(UserError, match=r"config\.model\.width is 0; it must be at least 1"):
+        checked({"model": {"width": 0}})

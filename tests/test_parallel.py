@@ -13,10 +13,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from resnet_jax import parallel, recipes
+from resnet_jax import parallel
+from resnet_jax.config import load_config, override
 from resnet_jax.errors import UserError
-from resnet_jax.train.loop import train
-from resnet_jax.writers import read_metrics
+from resnet_jax.experiment.training import train
+from resnet_jax.train.writers import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,6 +86,7 @@ def finish(processes, status):
         assert process.returncode == status, errors[-2000:]
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does_on_photographs(tmp_path):
     for split, count in (("train", 40), ("val", 10)):
         for i in range(count):
@@ -92,12 +94,18 @@ def test_two_processes_train_what_one_does_on_photographs(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = np.random.default_rng(i).integers(256, size=(20 + i % 5, 30 - i % 7, 3), dtype=np.uint8)
             PIL.Image.fromarray(pixels).save(path)
-    settings = {"data.name": "folder", "data_dir": str(tmp_path / "photographs"), "data.crop_size": 12,
-                "data.shorter_side": (14, 20), "data.eval_shorter_side": 14, "steps": 20}  # fmt: skip
+    settings = {
+        "data.kind": "photographs",
+        "data.name": "folder",
+        "data_dir": str(tmp_path / "photographs"),
+        "data.crop_size": 12,
+        "data.crop.shorter_side": (14, 20),
+        "data.eval_shorter_side": 14,
+        "transforms.random_crop.pad": 2,
+        "steps": 20,
+    }
     processes = start_processes(tmp_path / "two", **settings)
-    config = recipes.digits_quickstart()
-    config.update_from_flattened_dict(SETTINGS | settings)
-    train(config, tmp_path / "one")
+    train(override(load_config(str(ROOT / "configs" / "quickstart.py")), SETTINGS | settings), tmp_path / "one")
     finish(processes, status=0)
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [record["step"] for record in two] == [5, 10, 15, 20]
@@ -108,6 +116,7 @@ def test_two_processes_train_what_one_does_on_photographs(tmp_path):
         np.testing.assert_allclose(record["validation_loss"], other["validation_loss"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_preemption_notice_to_one_process_stops_both_at_the_same_step(tmp_path):
     processes = start_processes(tmp_path / "stopped", steps=100_000)
     deadline = time.monotonic() + 120

@@ -1,6 +1,7 @@
 """Bad input to the programs: exit status 2, one line that names the fault, and no file touched."""
 
 import csv
+import importlib
 import importlib.util
 import json
 import os
@@ -16,15 +17,14 @@ import pytest
 from absl import flags, logging
 from absl.testing import flagsaver
 
-from resnet_jax import cli
+from resnet_jax.config import load_config, override
+from resnet_jax.experiment.training import train
 from resnet_jax.interop.torch_weights import save_torch
 from resnet_jax.models import create_model
-from resnet_jax.train.loop import train
+from resnet_jax.programs import cli
 from resnet_jax.train.signals import Stopped
 
-ROOT = Path(__file__).resolve().parent.parent
-# ml_collections loads the config file in a way that Python is about to drop.
-pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 
@@ -91,7 +91,7 @@ def test_predict_names_a_photograph_that_is_not_there(tmp_path):
 def run_here(monkeypatch):
     """Runs a main function as the programs do, but in this process."""
 
-    def run(main, *arguments, positional=None, config=True):
+    def run(main, *arguments, **keywords):
         argv = ["program", *arguments]
         monkeypatch.setattr(sys, "argv", argv)
         # absl's own run also installs its log handler, for good.
@@ -99,7 +99,10 @@ def run_here(monkeypatch):
         verbosity = logging.get_verbosity()
         try:
             with flagsaver.flagsaver():
-                cli.run(main, positional, config)
+                if main.__name__ == "main":
+                    main()  # Of a program, which calls cli.run.
+                else:
+                    cli.run(main, __name__, **keywords)
         finally:
             logging.set_verbosity(verbosity)
 
@@ -152,6 +155,10 @@ def test_no_config_is_named(refuse):
         ("def get_config():\n    return 1 / 0\n", "line 2: ZeroDivisionError"),
         ("def get_config():\n    raise ValueError('first\\n\\nerror: second')\n", "line 2: ValueError: first"),
         ("def get_config():\n    pass\n", "None"),
+        (
+            "from resnet_jax.config import Config\ndef get_config():\n    return Config(steps=-1)\n",
+            "line 3: config.steps is -1; it must be 0 or above",
+        ),
     ],
 )
 def test_a_broken_config_file_is_named_with_its_fault(refuse, tmp_path, text, fault):
@@ -172,7 +179,7 @@ def test_a_broken_config_file_is_named_with_its_line_also_by_a_relative_path(ref
     [
         ("--config.steps=many", "many"),
         ("--config.batch_size=0.5", "0.5"),
-        ("--config.data.flip=perhaps", "perhaps"),
+        ("--config.transforms.flip.probability=perhaps", "perhaps"),
         ("--config.model=3", "config.model"),
         ("--config.stepz=3", "config.stepz; did you mean config.steps?"),
         ("--config.optimiser.momentum=0", "config.optimiser.momentum; did you mean config.optimizer.momentum?"),
@@ -188,12 +195,15 @@ def test_a_wrong_argument_is_named(refuse, flag, fault):
     ("flags", "fault"),
     [
         (["--config.model.name=resnet21"], "unknown model 'resnet21'; did you mean"),
-        (["--config.model.shortcut=D"], "shortcut is 'D'"),
+        (["--config.model.shortcut=D"], "config.model.shortcut is 'D'"),
         (["--config.model.dtype=float16"], "dtype is 'float16'"),
-        (["--config.data.name=svhn"], "config.data.name is 'svhn'"),
+        (["--config.data.name=folder"], "config.data.kind"),
         (["--config.data.holdout=1437"], "config.data.holdout is 1437"),
-        (["--config.data.normalization=none"], "config.data.normalization is 'none'"),
-        (["--config.data.normalization=channel", "--config.data.mean=('a', 'b', 'c')"], "config.data.mean"),
+        (["--config.normalization.name=none"], "config.normalization.name is 'none'"),
+        (
+            ["--config.normalization.name=channel", "--config.normalization.mean=('a', 'b', 'c')"],
+            "config.normalization.mean",
+        ),
         (["--config.schedule.name=linear"], "config.schedule.name is 'linear'"),
         (["--config.schedule.name=step", "--config.schedule.boundaries=('a',)"], "config.schedule.boundaries"),
         (["--config.optimizer.decay=none"], "config.optimizer.decay is 'none'"),
@@ -201,7 +211,8 @@ def test_a_wrong_argument_is_named(refuse, flag, fault):
             ["--config.eval_every=75", "--config.steps_per_dispatch=50"],
             "config.eval_every 75 is not a multiple of config.steps_per_dispatch 50",
         ),
-        (["--config.data.std=(1.0, 1.0, 1.0)"], "config.data.std is set but not read"),
+        (["--config.normalization.std=(1.0, 1.0, 1.0)"], "config.normalization.std is set, but"),
+        (["--config.batch_size=1504"], "config.batch_size 1504 is more than the 1437 training images"),
     ],
 )
 def test_a_wrong_value_is_named_and_no_workdir_made(refuse, train_main, flags, fault):
@@ -211,7 +222,7 @@ def test_a_wrong_value_is_named_and_no_workdir_made(refuse, train_main, flags, f
 def test_a_data_set_that_is_not_prepared_is_named_with_the_command(refuse, train_main, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)  # No TensorFlow here.
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    error = refuse(train_main, "--config", str(ROOT / "configs" / "resnet20_cifar10.py"))
+    error = refuse(train_main, "--config", str(ROOT / "configs" / "cifar10.py"))
     assert f"python -m resnet_jax.data.prepare cifar10 --data_dir {tmp_path / 'tfds'}" in error
 
 
@@ -235,11 +246,8 @@ def load_main(monkeypatch):
     known, handler = set(flags.FLAGS), signal.getsignal(signal.SIGINT)
 
     def load(name):
-        spec = importlib.util.spec_from_file_location(f"program_{name}", ROOT / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        return module.main
+        monkeypatch.delitem(sys.modules, f"resnet_jax.programs.{name}", raising=False)
+        return importlib.import_module(f"resnet_jax.programs.{name}").main
 
     yield load
     signal.signal(signal.SIGINT, handler)
@@ -250,7 +258,7 @@ def load_main(monkeypatch):
 # With the normalisation that published weights want, or a note would say so.
 TINY = (
     *("--config", QUICKSTART, "--config.model.stage_sizes=(1,)", "--config.model.width=4"),
-    "--config.data.normalization=channel",
+    "--config.normalization.name=channel",
 )
 
 
@@ -275,7 +283,7 @@ def weights(tmp_path):
 def test_eval_prints_the_errors_and_keeps_them_and_the_scores(run_here, load_main, weights, tmp_path, capsys):
     a, b = weights
     results, scores = tmp_path / "results.csv", tmp_path / "scores.csv"
-    main = load_main("eval")
+    main = load_main("evaluate")
     run_here(main, *TINY, "--torch_weights", a, "--results_csv", str(results), "--scores_csv", str(scores))
     run_here(main, *TINY, f"--torch_weights={a}", f"--torch_weights=resnet20={b}", f"--results_csv={results}")
     text, record, _, ensemble = capsys.readouterr().out.splitlines()
@@ -299,7 +307,7 @@ def test_eval_prints_the_errors_and_keeps_them_and_the_scores(run_here, load_mai
 
 def test_eval_measures_the_layer_responses_of_any_weights(run_here, load_main, weights, tmp_path):
     path = tmp_path / "responses.csv"
-    run_here(load_main("eval"), *TINY, f"--torch_weights=resnet20={weights[0]}", f"--responses_csv={path}")
+    run_here(load_main("evaluate"), *TINY, f"--torch_weights=resnet20={weights[0]}", f"--responses_csv={path}")
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [row["layer"] for row in rows] == ["stem", "stage1_block1/conv1", "stage1_block1/conv2"]
     assert all(float(row["std"]) > 0 for row in rows) and path.with_suffix(".png").stat().st_size > 1000
@@ -313,8 +321,8 @@ def test_eval_measures_the_layer_responses_of_any_weights(run_here, load_main, w
         (["--torch_weights=resnet18=no_such.pth"], "there is no file no_such.pth"),
         (["--workdir=no_such"], "there is no run in no_such"),
         (["--torch_weights={weights}", "--workdir=no_such"], "there is no run in no_such"),
-        (["--torch_weights={weights}", "--split=validation"], "there is no split 'validation'"),
-        (["--torch_weights={weights}", "--protocol=ten_crop"], "protocol ten_crop is for photographs"),
+        (["--torch_weights={weights}", "--split=validation"], "digits has no split 'validation'"),
+        (["--torch_weights={weights}", "--protocol=ten_crop"], "ten_crop and multi_scale are for photographs"),
         (["--torch_weights={weights}", "--config.model.width=8"], "a.safetensors does not fit resnet20"),
         (["--torch_weights={weights}", "--config.eval_batch_size=0"], "config.eval_batch_size is 0"),
         (["--torch_weights={weights}", "--split=everything"], "split"),
@@ -324,12 +332,12 @@ def test_eval_measures_the_layer_responses_of_any_weights(run_here, load_main, w
             ["--torch_weights={weights}", "--workdir=a", "--responses_csv=r.csv"],
             "give one --workdir or --torch_weights",
         ),
-        (["--config.model.name=vgg16", "--workdir=a", "--responses_csv=r.csv"], "networks with batch normalisation"),
         (["--torch_weights={weights}", "stray.jpg"], "unexpected argument 'stray.jpg'"),
     ],
 )
 def test_eval_names_what_is_wrong(refuse, load_main, weights, arguments, fault):
-    assert fault in refuse(load_main("eval"), *TINY, *(argument.format(weights=weights[0]) for argument in arguments))
+    given = [argument.format(weights=weights[0]) for argument in arguments]
+    assert fault in refuse(load_main("evaluate"), *TINY, *given)
 
 
 @pytest.fixture
@@ -351,7 +359,7 @@ def test_predict_prints_the_best_classes_of_each_photograph(
     cat, dog = photographs
     named = [dog, "pets"]  # A file and a folder.
     given = [*TINY, "--torch_weights", weights[0], "--save_dir", str(tmp_path / "pictures")]
-    run_here(load_main("predict"), *(named + given if flags_last else given + named), positional="IMAGE")
+    run_here(load_main("predict"), *(named + given if flags_last else given + named))
     lines = capsys.readouterr().out.splitlines()
     assert [lines[i] for i in range(0, 18, 6)] == [dog, cat, dog]
     assert len(lines) == 18
@@ -380,9 +388,7 @@ def test_predict_prints_the_best_classes_of_each_photograph(
 def test_predict_names_what_is_wrong(refuse, load_main, weights, photographs, tmp_path, arguments, fault):
     (tmp_path / "empty").mkdir()
     places = {"weights": weights[0], "image": photographs[0], "folder": tmp_path / "empty"}
-    error = refuse(
-        load_main("predict"), *TINY, *(argument.format(**places) for argument in arguments), positional="IMAGE"
-    )
+    error = refuse(load_main("predict"), *TINY, *(argument.format(**places) for argument in arguments))
     assert fault.format(**places) in error
 
 
@@ -410,67 +416,40 @@ def test_overrides_reach_the_program(run_here):
     assert (configs[0].steps, configs[0].model.stage_sizes) == (7, (2, 1))
 
 
-@pytest.mark.parametrize(
-    "arguments, fault",
-    [
-        ([], "the name of an experiment is missing"),
-        (["table7", "--scale=smoke"], "name one of table1, table2"),
-        (["fig1", "fig6", "--scale=smoke"], "not 'fig1 fig6'"),
-        (["fig1"], "--scale is missing; give one of paper, small, smoke"),
-        (["fig1", "--scale=medium"], "--scale=medium"),
-        (["fig1", "--scale=smoke", "--networks=plain19"], "fig1 has no network 'plain19'; it has plain20, plain56"),
-        (["fig1", "--scale=smoke", "--seeds=0"], "--seeds=0"),
-        (["report", "--scale=smoke", "--dry_run"], "leave --dry_run out"),
-        (["fig1", "--scale=smoke", "--distributed"], "leave --distributed out"),
-    ],
-    ids=" ".join,
-)
-def test_reproduce_names_what_is_wrong(refuse, load_main, tmp_path, monkeypatch, arguments, fault):
-    monkeypatch.chdir(tmp_path)
-    main = load_main("reproduce")
-    assert fault in refuse(main, *arguments, positional="the name of an experiment", config=False)
+def test_the_member_of_a_file_of_recipes_is_chosen_by_name(run_here):
+    configs = []
+    run_here(configs.append, "--config", f"{ROOT / 'configs' / 'cifar10.py'}:plain56")
+    assert configs[0].model.name == "plain56"
+
+
+def test_another_schedule_is_one_flag_and_its_keys_can_be_set_with_it(run_here):
+    configs = []
+    recipe = str(ROOT / "configs" / "cifar10.py")
+    run_here(configs.append, "--config", recipe, "--config.schedule.name=plateau", "--config.schedule.patience=3")
+    assert (configs[0].schedule.name, configs[0].schedule.patience) == ("plateau", 3)
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "predict"])
+def test_help_is_printed_and_ends_well(run_here, load_main, program, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_here(load_main(program), "--help")
+    assert ended.value.code == 0
+    assert "--workdir" in capsys.readouterr().out
 
 
 @pytest.fixture
-def reproduce(run_here, load_main, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    main = load_main("reproduce")
-    return lambda *arguments: run_here(main, *arguments, positional="the name of an experiment", config=False)
+def tiny_run(tmp_path):
+    config = load_config(QUICKSTART)
+    small = {"model.stage_sizes": (1,), "model.width": 4, "steps": 1, "log_every": 1}
+    train(override(config, small), tmp_path / "run")
+    return str(tmp_path / "run")
 
 
-def test_reproduce_prints_table_1(reproduce, tmp_path, capsys):
-    reproduce("table1")
-    assert "| ResNet-50 | 224 x 224 | 3 4 6 3 | 112 56 28 14 7 | 25,557,032 |" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
+def test_eval_takes_the_config_from_the_workdir_alone(run_here, load_main, tiny_run, capsys):
+    run_here(load_main("evaluate"), "--workdir", tiny_run)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_examples"] == 360
 
 
-def test_a_dry_run_prints_the_plan_and_its_cost_and_does_nothing(reproduce, tmp_path, capsys):
-    reproduce("fig1", "--scale=small", "--seeds=2", "--dry_run")
-    plan = capsys.readouterr().out
-    assert "fig1, small: 4 runs" in plan and "A SMALL run" in plan
-    # 3,200 steps of 128 images, forward and twice that back, and ten evaluations of 10,000 images.
-    adds = 40_551_040 * (3 * 3_200 * 128 + 10 * 10_000)
-    assert f"| plain20-seed0 | 3,200 | {adds:.2g} |" in plan and "| train and score |" in plan
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_experiment_is_trained_scored_and_reported_by_the_programs_themselves(reproduce, tmp_path, capfd):
-    where = ("--scale=smoke", f"--runs={tmp_path}/runs", f"--results={tmp_path}/results")
-    reproduce("fig7", *where, "--networks=resnet20")
-    text = capfd.readouterr().out
-    assert "A SMOKE run" in text and "| ResNet-20 | 7 |" in text
-    record = json.loads((tmp_path / "results" / "smoke" / "resnet20-seed0.json").read_text())
-    assert record["results"]["single"]["num_examples"] == 360 and len(record["responses"]) == 7
-    assert "<h2>Figure 7" in (tmp_path / "results" / "smoke" / "report.html").read_text()
-    reproduce("fig7", *where, "--networks=resnet20")
-    assert "done before" in capfd.readouterr().err
-
-
-def test_runs_that_fail_are_named_and_the_status_is_not_0(reproduce, tmp_path, capsys):
-    (tmp_path / "results" / "smoke").mkdir(parents=True)
-    for network in ("plain20", "plain56"):
-        (tmp_path / "results" / "smoke" / f"{network}-seed0.json").write_text("{")
-    with pytest.raises(SystemExit) as ended:
-        reproduce("fig1", "--scale=smoke")
-    assert ended.value.code == 2
-    assert "plain56-seed0" in capsys.readouterr().err.splitlines()[-1]
+def test_predict_takes_the_config_from_the_workdir_alone(run_here, load_main, tiny_run, photographs, capsys):
+    run_here(load_main("predict"), "--workdir", tiny_run, photographs[0])
+    assert len(capsys.readouterr().out.splitlines()) == 6

@@ -1,0 +1,166 @@
+"""From a config to the parts of a run: the one module that reads configs and knows what they are made of.
+
+Parts take values and other parts. A part of a new kind is assembled here, and nothing below this module changes for it.
+"""
+
+from typing import Any, NamedTuple
+
+import optax
+from jax.sharding import Mesh
+
+from resnet_jax.config import Config
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.normalization import Normalization
+from resnet_jax.errors import UserError
+from resnet_jax.kernels import PLAIN, fast_kernels
+from resnet_jax.models import create_model
+from resnet_jax.parts import in_steps
+from resnet_jax.tasks.task import Task
+from resnet_jax.train.loop import LoopSettings
+from resnet_jax.train.schedules import Schedule
+from resnet_jax.train.step import StepSettings
+
+
+class Intervals(NamedTuple):
+    """The durations of a config in steps, for a training set of a known size."""
+
+    steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    epoch: int
+
+
+def make_model(config: Config, num_classes: int, mesh: Mesh | None = None) -> Any:
+    """The network of config.model, on the fastest kernels for ``mesh``; on JAX's plain operations without one.
+
+    Raises UserError as ``create_model`` does.
+    """
+    kernels = PLAIN if mesh is None else fast_kernels(mesh.devices.flat[0].platform, mesh.size)
+    return create_model(config.model.name, num_classes, kernels=kernels, **config.model.overrides)
+
+
+def make_dataset(config: Config) -> Dataset:
+    """Loads or opens config.data. Raises UserError where it is not found."""
+    return config.data.load(config.data_dir)
+
+
+def make_normalization(config: Config, dataset: Dataset) -> Normalization:
+    """What config.normalization makes of the training images."""
+    return config.normalization.make(dataset)
+
+
+def make_task(config: Config, model: Any, dataset: Dataset, normalization: Normalization, mesh: Mesh) -> Task:
+    """What is learned: config.task with the model and the data."""
+    title = f"{config.model.name} on {dataset.name}"
+    return config.task.make(model, dataset, normalization, config.transforms, mesh, config.eval_batch_size, title)
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+    """config.optimizer, whose learning rate the training step sets."""
+    return config.optimizer.make()
+
+
+def make_schedule(config: Config, intervals: Intervals) -> Schedule:
+    """The learning rate by step."""
+    return config.schedule.make(config.optimizer.rate(config.batch_size), intervals.steps, intervals.epoch)
+
+
+def step_settings(config: Config, intervals: Intervals) -> StepSettings:
+    """The plain values that the training step reads."""
+    hold = config.schedule.hold
+    return StepSettings(
+        seed=config.seed,
+        accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
+        log_every=intervals.log_every,
+        hold_error=hold.error,
+        hold_rate=hold.learning_rate,
+    )
+
+
+def loop_settings(config: Config, intervals: Intervals) -> LoopSettings:
+    """The plain values that the training loop reads."""
+    return LoopSettings(
+        steps=intervals.steps,
+        batch_size=config.batch_size,
+        steps_per_dispatch=config.steps_per_dispatch,
+        log_every=intervals.log_every,
+        eval_every=intervals.eval_every,
+        checkpoint_every=intervals.checkpoint_every,
+        keep_checkpoints=config.keep_checkpoints,
+        bn_recompute_batches=config.bn_recompute_batches,
+    )
+
+
+def intervals(config: Config, num_train: int) -> Intervals:
+    """The config's durations in steps; an epoch is ``num_train`` // batch_size of them.
+
+    Durations in epochs are rounded to multiples of config.steps_per_dispatch. Raises UserError where a duration in
+    steps is not one, or where the training set is smaller than a batch.
+    """
+    if config.batch_size > num_train:
+        raise UserError(
+            f"config.batch_size {config.batch_size} is more than the {num_train} training images; "
+            f"use --config.batch_size={_power_of_two(num_train)}"
+        )
+    epoch, unit = num_train // config.batch_size, config.steps_per_dispatch
+    found = {}
+    for key in ("steps", "log_every", "eval_every", "checkpoint_every"):
+        duration = getattr(config, key)
+        steps = in_steps(duration, epoch)
+        if isinstance(duration, str):
+            steps = max(1, round(steps / unit)) * unit
+        if steps < 1:
+            raise UserError(f"config.{key} is {duration!r}; it must be at least 1")
+        if steps % unit:
+            raise UserError(
+                f"config.{key} {steps} is not a multiple of config.steps_per_dispatch {unit}; change one of the two"
+            )
+        found[key] = steps
+    return Intervals(**found, epoch=epoch)
+
+
+def check(config: Config, num_devices: int) -> None:
+    """Raises UserError for what a config's keys together, or with the devices, make impossible.
+
+    Nothing is loaded or computed. What depends on the data, ``intervals`` finds.
+    """
+    model = make_model(config, num_classes=2)
+    unit = num_devices * config.accumulate_steps
+    if config.batch_size % unit:
+        parts = f" times {config.accumulate_steps} accumulate_steps" if config.accumulate_steps > 1 else ""
+        raise UserError(
+            f"config.batch_size {config.batch_size} is not divisible by the {num_devices} devices{parts}; "
+            f"use {max(1, config.batch_size // unit) * unit}"
+        )
+    group = config.model.bn_group_size
+    if group and config.accumulate_steps == 1 and config.batch_size > group and config.batch_size % group:
+        raise UserError(
+            f"config.batch_size {config.batch_size} is not a multiple of config.model.bn_group_size {group}; "
+            f"change one of the two"
+        )
+    part = config.batch_size // config.accumulate_steps  # Batch statistics are over groups of it.
+    if group and config.accumulate_steps > 1 and part % group:
+        raise UserError(
+            f"a part of a batch, config.batch_size / config.accumulate_steps = {part}, is not a multiple of "
+            f"config.model.bn_group_size {group}; change one of the three"
+        )
+    if config.bn_recompute_batches and not model.has_batch_norm:
+        raise UserError(
+            f"config.bn_recompute_batches is set, but {config.model.name} has no batch normalisation; remove it"
+        )
+    if config.data_dir is not None and config.data.name == "digits":
+        raise UserError("config.data_dir is set, but the digits are inside scikit-learn; remove it")
+
+
+def _power_of_two(limit: int) -> int:
+    """The largest that is at most ``limit``."""
+    return 1 << (limit.bit_length() - 1)
+
+
+def central_crop(config: Config, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """(shorter side that a photograph is resized to, side of its central crop) in pixels, as in evaluation."""
+    if config.data.kind == "photographs":
+        return config.data.eval_shorter_side, config.data.crop_size
+    return min(image_shape[:2]), min(image_shape[:2])

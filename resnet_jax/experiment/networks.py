@@ -1,0 +1,136 @@
+"""Trained networks, ready to apply: out of a run's workdir, or of a file of PyTorch weights."""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from resnet_jax import build, parallel
+from resnet_jax.config import Config, read_config, refuse_change
+from resnet_jax.data.class_names import imagenet_names
+from resnet_jax.data.normalization import Normalization
+from resnet_jax.errors import UserError
+from resnet_jax.interop.torch_weights import load_torch
+from resnet_jax.models.zoo import variant
+from resnet_jax.train import checkpoint
+from resnet_jax.train.state import init_state
+from resnet_jax.train.workdir import read_class_names, read_image_shape
+
+
+class Network(NamedTuple):
+    """``jax.nn.softmax(model.apply(variables, normalize(images)))`` are the probabilities of ``class_names``.
+
+    variables: on the mesh; the moving average where the run kept one. config: the run's, or that of the weights.
+    step: of the checkpoint; None for PyTorch weights. image_shape: (H, W, C) of a training image.
+    """
+
+    model: Any
+    variables: Any
+    normalize: Normalization
+    class_names: list[str]
+    config: Config
+    step: int | None
+    image_shape: tuple[int, int, int]
+
+
+def load_run(
+    workdir: str | Path,
+    which: str = "latest",
+    config: Config | None = None,
+    mesh: Mesh | None = None,
+    fast: bool = False,
+) -> Network:
+    """The "latest" or "best" checkpoint of a run of train.py, with the run's own config unless one is given.
+
+    The model computes with JAX's plain operations, on any platform; with ``fast`` by the fastest kernels for ``mesh``.
+    Raises UserError if there is no such checkpoint, or if it does not fit config.model.
+    """
+    workdir, mesh = Path(workdir), mesh or parallel.data_mesh()
+    refuse_missing_run(workdir)
+    config = config or read_config(workdir / "config.json")
+    class_names = read_class_names(workdir)
+    normalize = Normalization.load(workdir / "normalization.npz")
+    model = build.make_model(config, len(class_names), mesh if fast else None)
+    shape = read_image_shape(workdir)
+    task, optimizer, hold = config.task.without_data(model), build.make_optimizer(config), config.schedule.hold
+    template = jax.eval_shape(
+        lambda: init_state(task, optimizer, config.seed, config.ema_decay, hold.error, shape, mesh)
+    )
+    manager = checkpoint.open_checkpoints(workdir / "checkpoints", config.keep_checkpoints, task.best, read_only=True)
+    try:
+        if which == "best":
+            state = checkpoint.restore_best(manager, template, mesh)
+        else:
+            state = checkpoint.restore_latest(manager, template, mesh, set_aside=False)
+    finally:
+        manager.close()
+    if state is None:
+        raise UserError(f"there is no {which} checkpoint in {workdir}; train first, or correct the path")
+    return Network(model, state.variables, normalize, class_names, config, int(state.step), shape)
+
+
+def refuse_missing_run(workdir: Path) -> None:
+    """Raises UserError if nothing was trained in ``workdir``."""
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"there is no run in {workdir}; train one with train.py, or correct the path")
+
+
+def load_weights(
+    path: Path,
+    config: Config,
+    class_names: list[str],
+    normalize: Normalization,
+    mesh: Mesh,
+    image_shape: tuple[int, int, int],
+) -> Network:
+    """The network of config.model with the PyTorch weights of a file, for images of ``image_shape`` (H, W, C).
+
+    Raises UserError as ``load_torch`` does.
+    """
+    model = build.make_model(config, len(class_names), mesh)
+    name, overrides = config.model.name, config.model.overrides
+    known = variant(name)
+    placement = overrides.get("stride_placement") or known.fields.get("stride_placement", "v1")
+    if "stride_placement" in known.own_fields and placement == "v1":
+        print(
+            "note: config.model.stride_placement is 'v1', the paper's; weights of torchvision and timm need 'v1.5'",
+            file=sys.stderr,
+        )
+    if config.normalization.name != "channel":
+        print(
+            f"note: config.normalization.name is {config.normalization.name!r}; most published weights need 'channel'",
+            file=sys.stderr,
+        )
+    loaded = load_torch(name, source=path, num_classes=len(class_names), **overrides)
+    variables = parallel.to_global(loaded, parallel.replicated(mesh))
+    return Network(model, variables, normalize, class_names, config, None, image_shape)
+
+
+def load_network(
+    config: Config | None, workdir: str | None, torch_weights: str | None, which: str = "latest"
+) -> Network:
+    """The network of a run, or of a file of PyTorch weights for config.model, with as little of the data as it takes.
+
+    ``config`` is needed for PyTorch weights only. Raises UserError unless exactly one of the two is given.
+    """
+    if (workdir is None) == (torch_weights is None):
+        raise UserError("give either --workdir or --torch_weights")
+    if workdir:
+        refuse_missing_run(Path(workdir))
+        if config is not None:
+            build.check(config, num_devices=1)
+            refuse_change(config, Path(workdir) / "config.json", sections=("model.",))
+        return load_run(workdir, which, config, fast=True)
+    if config is None:
+        raise UserError("--torch_weights needs --config, a file of configs/ that names the model")
+    build.check(config, num_devices=1)
+    path, mesh, fixed = Path(str(torch_weights)), parallel.data_mesh(), config.normalization.fixed(config.data.name)
+    if config.data.kind == "photographs" and config.data.name == "imagenet2012" and fixed is not None:
+        # Of weights trained on ImageNet with its usual normalisation no data need to be there.
+        shape = (config.data.crop_size, config.data.crop_size, 3)
+        return load_weights(path, config, imagenet_names(), fixed, mesh, shape)
+    dataset = build.make_dataset(config)
+    normalize = build.make_normalization(config, dataset)
+    return load_weights(path, config, dataset.class_names, normalize, mesh, dataset.image_shape)

@@ -1,0 +1,114 @@
+"""Scores networks on a split, one or several together: what eval.py runs."""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resnet_jax import build, parallel
+from resnet_jax.config import Config, override, refuse_change
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.errors import UserError
+from resnet_jax.evaluation.classify import Scores, error_rates, log_add, make_evaluator
+from resnet_jax.experiment.networks import Network, load_run, load_weights, refuse_missing_run
+from resnet_jax.models import list_models
+
+# What a run's config and the one it is scored with must agree in; how photographs are read may differ.
+_MUST_AGREE = ("model.", "data.kind", "data.name", "data.holdout", "normalization.", "ema_decay")
+
+
+class Scored(NamedTuple):
+    """The result of ``score``.
+
+    record: {"model", "data", "split", "protocol", "weights", "checkpoint", "step", "num_examples", "top1_error",
+    "top5_error" (with more than 5 classes), "loss", "compilations", "seconds"}.
+    """
+
+    record: dict[str, Any]
+    scores: Scores
+    dataset: Dataset
+    networks: list[Network]
+
+
+def score(
+    config: Config,
+    workdirs: list[Path] | None = None,
+    torch_weights: list[str] | None = None,
+    which: str = "latest",
+    split: str | None = None,
+    protocol: str = "single",
+    allow_config_change: bool = False,
+    data: Dataset | None = None,
+) -> Scored:
+    """Evaluates an ensemble, by default of one, on a split under a protocol of ``evaluation.protocols.PROTOCOLS``.
+
+    Args:
+        config: the data, and the model of ``torch_weights`` and of a single run.
+        workdirs: runs, of which the "latest" or "best" checkpoint is taken (``which``). Several runs may be of
+            different models; each has its own config's.
+        torch_weights: files of PyTorch weights, each as FILE for config.model, or as MODEL=FILE.
+        split: default the test set, or the validation set of photographs.
+        data: scored on instead of config.data.
+
+    The probabilities of all members are averaged.
+    Raises UserError if there are no members, or if one does not fit.
+    """
+    workdirs, torch_weights = workdirs or [], torch_weights or []
+    if not workdirs and not torch_weights:
+        raise UserError("give a --workdir or --torch_weights, or several for an ensemble")
+    start = time.perf_counter()
+    mesh = parallel.data_mesh()
+    build.check(config, num_devices=1)  # The training batch is not used here.
+    alone = len(workdirs) + len(torch_weights) == 1
+    for workdir in workdirs:  # A run is found or missed before the data are loaded, which can take long.
+        refuse_missing_run(workdir)
+        if alone and not allow_config_change:
+            refuse_change(config, workdir / "config.json", sections=_MUST_AGREE)
+    members = [load_run(workdir, which, config if alone else None, mesh, fast=True) for workdir in workdirs]
+    dataset = build.make_dataset(config) if data is None else data
+    chosen = split or dataset.test_split
+    for text in torch_weights:
+        named, path = _named_weights(config, text)
+        normalize = build.make_normalization(config, dataset)
+        members.append(load_weights(path, named, dataset.class_names, normalize, mesh, dataset.image_shape))
+    total: Any = None
+    compilations = 0
+    for network in members:
+        if network.class_names != dataset.class_names:
+            raise UserError(
+                f"a network for {len(network.class_names)} classes cannot be scored on {dataset.name}, which has "
+                f"{len(dataset.class_names)}, or others; use the data that it was trained on"
+            )
+        evaluate = make_evaluator(
+            network.model, network.normalize, dataset, chosen, mesh, config.eval_batch_size, protocol
+        )
+        scores = evaluate(network.variables)
+        compilations += len(scores.shapes)
+        total = scores.log_probs if total is None else log_add(total, scores.log_probs)
+    ensemble = scores._replace(log_probs=total - np.float32(np.log(len(members))))
+    result: dict[str, Any] = {
+        "model": " + ".join(network.config.model.name for network in members),
+        "data": dataset.name,
+        "split": chosen,
+        "protocol": protocol,
+        "weights": " + ".join([*map(str, workdirs), *torch_weights]),
+        "checkpoint": which if workdirs else None,
+        "step": _steps(members),
+    }
+    result |= error_rates(ensemble)
+    result |= {"compilations": compilations, "seconds": round(time.perf_counter() - start, 1)}
+    return Scored(result, ensemble, dataset, members)
+
+
+def _named_weights(config: Config, text: str) -> tuple[Config, Path]:
+    """The config and path that "FILE" or "MODEL=FILE" mean."""
+    name, equals, path = text.partition("=")
+    if not equals or name not in list_models():
+        return config, Path(text)
+    return override(config, {"model.name": name}), Path(path)
+
+
+def _steps(members: list[Network]) -> str | int | None:
+    steps = [network.step for network in members if network.step is not None]
+    return steps[0] if len(steps) == 1 else " + ".join(map(str, steps)) or None

@@ -1,0 +1,57 @@
+"""A whole training run from a config: what train.py runs."""
+
+from functools import partial
+from pathlib import Path
+
+from resnet_jax import build, parallel
+from resnet_jax.analysis.curves import plot_errors
+from resnet_jax.config import Config, refuse_change, to_json
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.normalization import Normalization
+from resnet_jax.train import loop
+from resnet_jax.train.state import TrainState
+from resnet_jax.train.workdir import prepare_workdir, refuse_other_classes
+
+
+def train(
+    config: Config, workdir: str | Path, allow_config_change: bool = False, data: Dataset | None = None
+) -> TrainState:
+    """Trains until config.steps, from the newest checkpoint in ``workdir`` if there is one.
+
+    Args:
+        config: the whole run. It may be changed between two calls only with ``allow_config_change``.
+        workdir: where checkpoints, metrics and pictures go; made if need be.
+        data: trained on instead of config.data, such as ``ResidentDataset.from_arrays(...)``.
+
+    The result depends on the config and the data alone: a run stopped or killed anywhere and started again ends with
+    the same parameters to the bit, on the same devices. Nothing is written before config, data and model are checked,
+    and no config is stored before it is found to fit the checkpoints.
+
+    Raises UserError for faults in the config, the data, the workdir or its checkpoints, and when the loss stops being
+    finite; Stopped after SIGTERM or SIGINT, with the state saved.
+    """
+    workdir, mesh = Path(workdir), parallel.data_mesh()
+    build.check(config, mesh.size)
+    if not allow_config_change:
+        refuse_change(config, workdir / "config.json")
+    dataset = build.make_dataset(config) if data is None else data
+    intervals = build.intervals(config, dataset.num_train)
+    schedule = build.make_schedule(config, intervals)
+    model = build.make_model(config, len(dataset.class_names), mesh)
+    refuse_other_classes(workdir, dataset.class_names)
+    stored = workdir / "normalization.npz"
+    restored = stored.exists() and not allow_config_change
+    normalize = Normalization.load(stored) if restored else build.make_normalization(config, dataset)
+    return loop.train(
+        build.make_task(config, model, dataset, normalize, mesh),
+        dataset,
+        build.make_optimizer(config),
+        schedule,
+        config.schedule.plateau,
+        build.step_settings(config, intervals),
+        build.loop_settings(config, intervals),
+        mesh,
+        workdir,
+        partial(prepare_workdir, workdir, to_json(config), normalize.save, dataset.class_names, dataset.image_shape),
+        plot_errors,
+    )

@@ -1,0 +1,171 @@
+"""What the command-line programs share: the config flag, and errors as one line."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from absl import app, flags, logging
+from ml_collections.config_flags import config_flags
+from pydantic import ValidationError
+
+from resnet_jax import config as schema
+from resnet_jax import parallel
+from resnet_jax.config import Config
+from resnet_jax.data.cache import cache_dir
+from resnet_jax.errors import UserError, one_line
+from resnet_jax.host_memory import keep_freed_memory
+from resnet_jax.train.signals import Stopped
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Recipe: a file of configs/, as in FILE.py or FILE.py:MEMBER. Any key can be set as --config.key=value.",
+    lock_config=False,
+)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a multi-host job.")
+
+
+class _ConfigParser(config_flags.ConfigFileFlagParser):
+    """Loads the typed config of a file, and shows ml_collections all the keys that may be set."""
+
+    config: Config | None = None
+
+    def parse(self, path: str) -> Any:
+        loaded = super().parse(_installed(path))
+        if isinstance(loaded, Config):
+            self.config = loaded
+            return schema.to_flags(loaded)
+        getattr(loaded, "keys", None)  # A file that failed to load says so only when it is used.
+        name = type(loaded).__name__.removesuffix("Type")
+        raise UserError(f"get_config() of {path.partition(':')[0]} returns {name}; it must return a Config")
+
+
+_PARSER = _ConfigParser("config", lock_config=False)
+flags.FLAGS["config"].parser = _PARSER
+
+
+def run(
+    main: Callable[..., None],
+    module: str,
+    positional: str | None = None,
+    config: bool = True,
+    config_optional: bool = False,
+) -> None:
+    """Parses the flags and calls ``main(config)``, or ``main(config, arguments)`` where ``positional`` names them.
+
+    ``module`` is the program's, whose docstring and flags --help shows. Without ``config`` the program has no --config,
+    and it is ``main(arguments)``; with ``config_optional`` the config is None where --config is not given.
+
+    A fault that the user can fix is one line on stderr and exit status 2; a run that a signal stopped with its state
+    saved exits with 128 + the signal's number. Anything else is our own fault and keeps its traceback.
+    """
+
+    def checked_main(argv: list[str]) -> None:
+        keep_freed_memory()
+        use_compilation_cache()
+        logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it raises, with tracebacks; we report them.
+        try:
+            if positional and len(argv) == 1:
+                raise UserError(f"{positional} is missing; name at least one after the flags")
+            if not positional and len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+            if not config:
+                if _DISTRIBUTED.value:
+                    raise UserError("this program is for one host; leave --distributed out")
+                main(argv[1:])
+                return
+            chosen = _chosen_config()
+            if chosen is None and not config_optional:
+                raise UserError("--config is missing; give a file of configs/, such as configs/quickstart.py")
+            if _DISTRIBUTED.value:
+                parallel.start_distributed()
+            main(chosen, *([argv[1:]] if positional else []))
+        except UserError as error:
+            _fail(str(error))
+        except OSError as error:  # A full disk, a folder where a file should be, a share that went away.
+            _fail(f"{one_line(error)}; fix that and run the same command again")
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(128 + stopped.signum)
+
+    if {"--help", "-help", "--helpshort", "-h"} & set(sys.argv[1:]):
+        print(f"{(sys.modules[module].__doc__ or '').strip()}\n\nFlags:\n{flags.FLAGS.module_help(module)}")
+        sys.exit(0)  # absl's own status is 1.
+    app.run(checked_main, flags_parser=_parse_flags)
+
+
+def _chosen_config() -> Config | None:
+    """The file's config with what the command line changes; None without --config."""
+    if not flags.FLAGS["config"].present or _PARSER.config is None:
+        return None
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    return schema.from_flags(_PARSER.config, {key: str(value) for key, value in given.items()})
+
+
+def _installed(path: str) -> str:
+    """The file of this name among the installed recipes, where there is none at ``path``."""
+    file, colon, member = path.partition(":")
+    if not Path(file).is_file():
+        for name in (Path(file).name, f"{Path(file).name}.py"):
+            try:
+                found = resources.files("resnet_jax.configs") / name
+            except ModuleNotFoundError:
+                break
+            if found.is_file():
+                return f"{found}{colon}{member}"
+    return path
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk for the next start, unless JAX_COMPILATION_CACHE_DIR says where already."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:  # A config file is Python code, and ml_collections parses overrides while flags are.
+        _fail(_explain(argv, error))
+
+
+def _explain(argv: list[str], error: Exception) -> str:
+    """What went wrong: in the config file, with a flag, with the file's path, or with the name of a key."""
+    paths = []
+    for arg, after in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = arg.lstrip("-").partition("=")
+        if arg.startswith("-") and flag == "config":
+            paths.append((value if equals else after).partition(":")[0])
+    path = Path(paths[-1]) if paths else Path()
+    root: BaseException = error
+    while root.__cause__ or root.__context__:  # absl and ml_collections wrap what the file raised.
+        root = root.__cause__ or root.__context__ or root
+    trace = traceback.extract_tb(root.__traceback__)
+    lines = [frame.lineno for frame in trace if Path(frame.filename).resolve() == path.resolve()]
+    if lines:
+        if isinstance(root, ValidationError):
+            said = schema.explain(root)
+        else:
+            said = f"{'' if isinstance(root, UserError) else f'{type(root).__name__}: '}{one_line(root)}"
+        return f"{path}, line {lines[-1]}: {said}; fix the file"
+    if isinstance(root, UserError):
+        return str(root)
+    for arg in argv:
+        key = arg.lstrip("-").split("=")[0].removeprefix("config.")
+        if arg.lstrip("-").startswith("config.") and not schema.is_key(key):
+            return schema.unknown_key(key)
+    if not path.is_file() and not isinstance(error, flags.UnrecognizedFlagError):
+        return f"there is no config file {path}; the recipes are in configs/"
+    if isinstance(error, flags.Error):
+        return one_line(error)
+    return f"{type(error).__name__}: {one_line(error)}; correct {path} or the --config.key=value flags"
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,96 @@
+"""Scores a network: python eval.py (--workdir DIR | --config FILE --torch_weights WEIGHTS) [--config.key=value ...]
+
+Several --workdir and --torch_weights make an ensemble. Without --config the data and the model are those of the first
+--workdir. Prints a line to read and, last, a line of JSON. Errors are in percent.
+"""
+
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback from some import.
+
+from pathlib import Path
+
+from absl import flags
+
+from resnet_jax import parallel
+from resnet_jax.config import Config, read_config
+from resnet_jax.errors import UserError
+from resnet_jax.evaluation.protocols import PROTOCOLS
+from resnet_jax.evaluation.records import append_result, write_scores
+from resnet_jax.experiment.networks import refuse_missing_run
+from resnet_jax.experiment.scoring import score
+from resnet_jax.programs import cli
+from resnet_jax.train.writers import to_json
+
+flags.adopt_module_key_flags(cli)
+WORKDIR = flags.DEFINE_multi_string("workdir", [], "Score a checkpoint of this run.")
+TORCH_WEIGHTS = flags.DEFINE_multi_string("torch_weights", [], "Score PyTorch weights: FILE, or MODEL=FILE.")
+CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which checkpoint of each --workdir.")
+SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Which examples.")
+PROTOCOL = flags.DEFINE_enum("protocol", "single", list(PROTOCOLS), "The views of each photograph.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data are now; for runs scored without --config.")
+RESULTS_CSV = flags.DEFINE_string("results_csv", None, "Add a line to this table of results.")
+SCORES_CSV = flags.DEFINE_string("scores_csv", None, "Write the best classes of each image here.")
+RESPONSES_CSV = flags.DEFINE_string(
+    "responses_csv", None, "Write the standard deviation of each 3x3 layer's response here, and draw it beside it."
+)
+ALLOW_CONFIG_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Score with a config the run did not have.")
+
+
+def run(config: Config | None) -> None:
+    workdirs = [Path(workdir) for workdir in WORKDIR.value]
+    if RESPONSES_CSV.value and len(workdirs) + len(TORCH_WEIGHTS.value) != 1:
+        raise UserError("--responses_csv is of one network; give one --workdir or --torch_weights")
+    if config is None:
+        config = _config_of_run(workdirs)
+    elif DATA_DIR.value:
+        raise UserError("--data_dir is for runs scored without --config; use --config.data_dir")
+    record, scores, dataset, networks = score(
+        config,
+        workdirs,
+        TORCH_WEIGHTS.value,
+        CHECKPOINT.value,
+        SPLIT.value,
+        PROTOCOL.value,
+        ALLOW_CONFIG_CHANGE.value,
+    )
+    if not parallel.is_main_process():
+        return
+    top5 = f"top-5 error {record['top5_error']:.2f} %, " if "top5_error" in record else ""
+    print(
+        f"{record['model']} on {record['data']} {record['split']}, {record['protocol']}: "
+        f"top-1 error {record['top1_error']:.2f} %, {top5}"
+        f"loss {record['loss']:.4f}, {record['num_examples']} examples"
+    )
+    print(to_json(record))
+    if RESULTS_CSV.value:
+        append_result(Path(RESULTS_CSV.value), record)
+    if SCORES_CSV.value:
+        write_scores(Path(SCORES_CSV.value), scores, dataset, record["split"])
+    if RESPONSES_CSV.value:
+        from resnet_jax.analysis.responses import layer_responses, plot_responses, write_responses
+
+        path, network = Path(RESPONSES_CSV.value), networks[0]
+        responses = layer_responses(
+            network.model,
+            network.variables,
+            network.normalize,
+            dataset,
+            record["split"],
+            parallel.data_mesh(),
+            config.eval_batch_size,
+        )
+        write_responses(path, responses)
+        plot_responses(path.with_suffix(".png"), {record["model"]: responses})
+
+
+def _config_of_run(workdirs: list[Path]) -> Config:
+    if not workdirs:
+        raise UserError("give a --workdir, or --config and --torch_weights; --help shows both")
+    refuse_missing_run(workdirs[0])
+    config = read_config(workdirs[0] / "config.json")
+    return config.model_copy(update={"data_dir": DATA_DIR.value}) if DATA_DIR.value else config
+
+
+def main() -> None:
+    cli.run(run, __name__, config_optional=True)

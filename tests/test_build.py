@@ -1,0 +1,111 @@
+"""From a config to the parts of a run: what keys must agree in, durations, and the parts that keys make."""
+
+from itertools import product
+
+import jax.numpy as jnp
+import pytest
+
+from resnet_jax import build
+from resnet_jax.config import Config, override
+from resnet_jax.errors import UserError
+
+
+def refusal(values, num_devices=1):
+    with pytest.raises(UserError) as caught:
+        build.check(override(Config(), values), num_devices)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused_with_one_they_can():
+    message = refusal({"batch_size": 100}, num_devices=8)
+    assert "config.batch_size 100 is not divisible by the 8 devices" in message and message.endswith("use 96")
+    build.check(override(Config(), {"batch_size": 96}), num_devices=8)
+    assert refusal({"batch_size": 3}, num_devices=8).endswith("use 8")
+
+
+def test_a_part_of_a_batch_that_the_devices_cannot_share_is_refused_with_a_batch_that_they_can():
+    message = refusal({"batch_size": 96, "accumulate_steps": 5}, num_devices=8)
+    assert "config.batch_size 96 is not divisible by the 8 devices times 5 accumulate_steps" in message
+    assert message.endswith("use 80")
+
+
+def test_batch_norm_groups_must_make_up_each_part_of_a_batch():
+    accepted = 0
+    for batch_size, devices, parts, group in product((24, 48, 64), (1, 2, 8), (1, 2, 3, 4), (2, 6, 8, 12, 16, 24, 100)):
+        values = {"batch_size": batch_size, "accumulate_steps": parts, "model.bn_group_size": group}
+        config = override(Config(), values)
+        shared = batch_size % (devices * parts) == 0
+        # A whole batch below the size of a group is one group; a part would be a smaller group than one asks for.
+        grouped = batch_size // parts % group == 0 or (parts == 1 and batch_size < group)
+        if shared and grouped:
+            build.check(config, devices)
+            accepted += 1
+        else:
+            with pytest.raises(UserError, match=r"is not (divisible by|a multiple of)"):
+                build.check(config, devices)
+    assert 30 < accepted < 200
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"model.name": "resnet21"}, "unknown model 'resnet21'; did you mean"),
+        ({"model.stride_placement": "v1.5"}, "stride_placement"),
+        ({"model.name": "vgg16", "model.shortcut": "A"}, "shortcut"),
+        ({"model.name": "vgg16", "bn_recompute_batches": 5}, "vgg16 has no batch normalisation"),
+        ({"data.name": "digits", "data_dir": "/data"}, "the digits are inside scikit-learn"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_named(values, fault):
+    assert fault in refusal(values)
+
+
+@pytest.mark.parametrize("num_train", [50_000, 1_281_167])
+def test_durations_are_steps_or_epochs_of_the_data_set(num_train):
+    config = override(Config(), {"steps": "90 epochs", "eval_every": "1 epoch", "log_every": 7, "batch_size": 1000})
+    found = build.intervals(config, num_train)
+    epoch = num_train // 1000
+    assert found == (90 * epoch, 7, epoch, 1000, epoch)
+
+
+def test_durations_in_epochs_are_rounded_to_whole_calls_and_those_in_steps_must_be_whole():
+    config = override(Config(), {"steps": "1 epoch", "batch_size": 10, "steps_per_dispatch": 4, "log_every": 4})
+    assert build.intervals(config, 143)[:3] == (16, 4, 1000)
+    with pytest.raises(UserError, match=r"config\.log_every 6 is not a multiple of config\.steps_per_dispatch 4"):
+        build.intervals(override(config, {"log_every": 6}), 143)
+
+
+def test_a_batch_of_more_than_all_images_is_refused_with_one_that_fits():
+    with pytest.raises(UserError, match=r"batch_size 128 is more than the 45 training images; .*=32$"):
+        build.intervals(Config(), 45)
+
+
+@pytest.mark.parametrize("key", ["steps", "log_every", "eval_every", "checkpoint_every"])
+def test_an_interval_of_nothing_is_refused(key):
+    with pytest.raises(UserError, match=rf"config\.{key} is 0; it must be at least 1"):
+        build.intervals(override(Config(), {key: 0}), 50_000)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("width", 8),
+        ("stage_sizes", (1, 2)),
+        ("dtype", "bfloat16"),
+        ("zero_init_last_bn", True),
+        ("remat", True),
+        ("scan_blocks", True),
+    ],
+)
+def test_each_model_key_sets_its_field(key, value):
+    default = getattr(build.make_model(Config(), 10), key)
+    field = getattr(build.make_model(override(Config(), {f"model.{key}": value}), 10), key)
+    assert field == (jnp.bfloat16 if key == "dtype" else value)
+    assert field != default
+
+
+def test_the_learning_rate_scales_with_the_batch_where_it_is_stated_for_one():
+    config = override(Config(), {"batch_size": 1024, "optimizer.learning_rate_batch": 256})
+    schedule = build.make_schedule(config, build.intervals(config, 50_000))
+    assert float(schedule(jnp.int32(0))) == pytest.approx(0.4)
