@@ -1,14 +1,12 @@
 """A checkout whose train.py and eval.py take no time, and records as finished runs leave them."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from resnet_jax.config import flatten
-from resnet_jax.reproduction.experiments import EXPERIMENTS, Run, scaled
-from resnet_jax.reproduction.running import Places
+from reproduction.experiments import EXPERIMENTS, Run
+from reproduction.running import Places, values
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -27,7 +25,7 @@ if (workdir.parent / f"{workdir.name}.slow").exists():
         signal.signal(signum, lambda number, _: sys.exit(128 + number))
     (workdir.parent / "started").touch()
     time.sleep(60)
-(workdir / "checkpoints" / "24").mkdir(parents=True, exist_ok=True)
+(workdir / "checkpoints" / "8").mkdir(parents=True, exist_ok=True)
 if (workdir.parent / f"{workdir.name}.stopped").exists():
     os.kill(os.getpid(), 15)
 packages = {"jax": "1.2", "flax": "3.4"}
@@ -69,7 +67,8 @@ class Checkout(NamedTuple):
 @pytest.fixture
 def checkout(tmp_path) -> Checkout:
     root = tmp_path / "checkout"
-    root.mkdir()
+    (root / "resnet_jax" / "models").mkdir(parents=True)
+    (root / "resnet_jax" / "models" / "net.py").write_text("DEPTH = 20\n")
     (root / "train.py").write_text(TRAIN)
     (root / "eval.py").write_text(EVAL)
     (root / "configs").symlink_to(ROOT / "configs")
@@ -80,17 +79,19 @@ def checkout(tmp_path) -> Checkout:
 def make_record():
     """A finished run's record."""
 
-    def make(network, seed=0, top1=10.0, train=5.0, test=None, **more):
+    def make(network, seed=0, top1=10.0, train=5.0, test=None, scale="medium", **more):
         errors = {"split": "test", "num_examples": 9, "top1_error": top1, "top5_error": 1.0, "loss": 0.5, "step": 60}
         environment = {"commit": "0123456789abcdef", "devices": ["cpu: cpu"], "processor": "2 cores of X"}
         environment |= {"python": "3.11", "packages": {"jax": "1.2", "flax": "3.4"}}
-        (config,) = {c for e in EXPERIMENTS.values() for c in e.configs if c.split("_")[0] == network}
-        record = {"run": f"{network}-seed{seed}", "network": network, "config": config, "seed": seed, "steps": 60}
-        record |= {"scale": "small", "recipe_steps": 1200}
-        record["values"] = json.loads(json.dumps(flatten(scaled(ROOT, Run(config, seed), "small"))))
+        (config,) = {c for e in EXPERIMENTS.values() for c in e.configs if c.endswith(f":{network}")}
+        run = Run(config.partition(":")[0], network, seed)
+        record = {"kind": "run", "run": run.name, "network": network, "config": run.config, "seed": seed, "steps": 60}
+        record |= {"scale": scale, "recipe_steps": 1200, "numerics": []}
+        record["values"] = values(ROOT, scale, run)
         record |= {"parameters": 1234567, "images_per_second": 100.0, "environment": environment}
         record |= {"commands": {"training": f"python train.py {network} {seed}"}}
-        record |= {"results": dict.fromkeys(("single", "ten_crop", "multi_scale"), errors)}
+        record["results"] = {"single": errors}
+        record["results"] |= dict.fromkeys(("ten_crop", "multi_scale"), errors | {"split": "validation"})
         curve = [[10 * i, train + 6 - i] for i in range(1, 7)]  # Its last five points have the mean train + 2.
         record["curves"] = {"train": curve, "test": [[60, top1 if test is None else test]]}
         return record | more

@@ -2,23 +2,27 @@ from pathlib import Path
 
 import pytest
 
-from resnet_jax.config import flatten, validate
-from resnet_jax.errors import UserError
-from resnet_jax.reproduction import paper
-from resnet_jax.reproduction.experiments import (
+from reproduction import paper
+from reproduction.experiments import (
     EXPERIMENTS,
     SCALES,
     Run,
     command,
-    label,
+    network,
     overrides,
     recipe,
     runs,
     scaled,
+    title,
 )
+from resnet_jax import build
+from resnet_jax.config import flatten
+from resnet_jax.errors import UserError
+from resnet_jax.models import list_models
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CONFIGS = sorted({config for experiment in EXPERIMENTS.values() for config in experiment.configs})
+RUNS = sorted({run._replace(seed=0) for name in EXPERIMENTS for run in runs(name, "paper", None)})
+NAMES = [run.network for run in RUNS]
 
 
 def networks(experiment):
@@ -26,50 +30,48 @@ def networks(experiment):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("config", CONFIGS)
-def test_every_run_has_a_valid_config_at_every_scale(config, scale):
-    validate(scaled(ROOT, Run(config, seed=3), scale), num_devices=1)
+@pytest.mark.parametrize("run", RUNS, ids=NAMES)
+def test_every_run_has_a_valid_config_at_every_scale(run, scale):
+    build.check(scaled(ROOT, run._replace(seed=3), scale), num_devices=1)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_the_paper_s_scale_is_the_recipe_itself(config):
-    run = Run(config, seed=2)
-    assert overrides(ROOT, run, "paper") == {"seed": 2}
-    assert overrides(ROOT, Run(config), "paper") == {}
-    assert flatten(scaled(ROOT, Run(config), "paper")) == flatten(recipe(ROOT, run))
+@pytest.mark.parametrize("run", RUNS, ids=NAMES)
+def test_the_paper_s_scale_is_the_recipe_itself(run):
+    assert overrides(ROOT, run._replace(seed=2), "paper") == {"seed": 2}
+    assert overrides(ROOT, run, "paper") == {}
+    assert scaled(ROOT, run, "paper") == recipe(ROOT, run)
 
 
 @pytest.mark.parametrize(("scale", "part"), [("small", 20), ("medium", 4)])
 def test_a_shortened_run_is_a_part_of_the_recipe_and_else_the_same(scale, part):
-    run = Run("resnet56_cifar10")
+    run = Run("cifar10", "resnet56")
     config, whole = scaled(ROOT, run, scale), recipe(ROOT, run)
     assert config.steps * part == whole.steps
     assert [part * step for step in config.schedule.boundaries] == list(whole.schedule.boundaries)
     changed = {key for key, value in flatten(config).items() if flatten(whole)[key] != value}
-    assert changed == {"steps", "schedule.boundaries", "log_every", "eval_every", "checkpoint_every"}
+    assert changed - {"eval_every", "checkpoint_every"} == {"steps", "schedule.boundaries", "log_every"}
 
 
 def test_a_small_run_on_imagenet_takes_steps_for_plateaus():
-    config = scaled(ROOT, Run("resnet50_imagenet_paper"), "small")
+    config = scaled(ROOT, Run("imagenet_paper", "resnet50"), "small")
     assert (config.steps, config.schedule.name, config.schedule.boundaries) == (30_000, "step", (15_000, 22_500))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_a_smoke_run_is_small_and_of_the_same_kind_of_network(config):
-    smoke, whole = (scaled(ROOT, Run(config), scale) for scale in ("smoke", "paper"))
+@pytest.mark.parametrize("run", RUNS, ids=NAMES)
+def test_a_smoke_run_is_small_and_of_the_same_kind_of_network(run):
+    smoke, whole = (scaled(ROOT, run, scale) for scale in ("smoke", "paper"))
     assert smoke.data.name in ("digits", "folder") and smoke.steps <= 50
     assert smoke.model.name == whole.model.name and smoke.model.shortcut == whole.model.shortcut
 
 
 def test_each_experiment_trains_the_networks_that_the_paper_names():
-    assert networks("table2") == set(paper.TABLE_2)
-    assert networks("table3") == set(paper.TABLE_3)
-    assert networks("table4") == set(paper.TABLE_4)
-    assert networks("table6") == {*paper.TABLE_6, "highway20", "highway32"}
+    for table in ("table2", "table3", "table4"):
+        assert networks(table) == set(paper.TABLES[table].errors)
+    assert networks("table6") == {*paper.TABLES["table6"].errors, "highway20", "highway32"}
     assert networks("fig1") == {"plain20", "plain56"}
     assert networks("fig4") == networks("table2")
     assert networks("fig7") == {"plain20", "plain56", "resnet20", "resnet56", "resnet110"}
-    assert {"plain20", "plain56", "resnet20", "resnet110"} < networks("fig6")
+    assert {"plain20", "plain56", "plain110", "resnet20", "resnet110"} < networks("fig6")
 
 
 def test_the_ensemble_has_six_networks_two_of_them_of_152_layers():
@@ -100,25 +102,33 @@ def test_networks_can_be_chosen_and_unknown_ones_are_named():
 
 
 @pytest.mark.parametrize(
-    "network, title",
+    "run, expected",
     [
-        ("plain20", "plain-20"),
-        ("resnet1202", "ResNet-1202"),
-        ("resnet34", "ResNet-34 B"),
-        ("resnet34a", "ResNet-34 A"),
-        ("resnet34c", "ResNet-34 C"),
-        ("resnet50", "ResNet-50"),
-        ("highway32", "Highway-32"),
-        ("vgg16", "VGG-16"),
+        (Run("cifar10", "plain20"), "plain-20"),
+        (Run("cifar10", "resnet1202"), "ResNet-1202"),
+        (Run("cifar10", "highway32"), "Highway-32"),
+        (Run("imagenet_paper", "resnet34"), "ResNet-34 B"),
+        (Run("imagenet_paper", "resnet34a"), "ResNet-34 A"),
+        (Run("imagenet_paper", "resnet34c"), "ResNet-34 C"),
+        (Run("imagenet_paper", "resnet50"), "ResNet-50"),
+        (Run("imagenet_paper", "plain18"), "plain-18"),
+        (Run("vgg", "vgg16"), "VGG-16"),
     ],
+    ids=lambda value: value.network if isinstance(value, Run) else "",
 )
-def test_networks_are_called_as_in_the_paper(network, title):
-    assert label(network) == title
+def test_networks_are_called_as_in_the_paper(run, expected):
+    assert title(ROOT, run) == expected
+
+
+def test_every_network_that_there_is_has_a_title_and_those_differ():
+    titles = [network({"model.name": name}).title for name in list_models()]
+    assert len(set(titles)) == len(titles)
 
 
 def test_a_command_can_be_typed():
-    found = command("train.py", "plain20_cifar10", [Path("runs/a")], {"steps": 3, "schedule.boundaries": (1, 2)})
+    run = Run("cifar10", "plain20")
+    found = command("train.py", run, [Path("runs/a")], {"steps": 3, "schedule.boundaries": (1, 2)})
     assert found == [
-        *("train.py", "--config", "configs/plain20_cifar10.py", "--workdir", "runs/a"),
+        *("train.py", "--config", "configs/cifar10.py:plain20", "--workdir", "runs/a"),
         *("--config.steps=3", "--config.schedule.boundaries=(1,2)"),
     ]

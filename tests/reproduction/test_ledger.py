@@ -2,13 +2,14 @@ import json
 
 import pytest
 
+from reproduction.ledger import imported, read_ledger, read_record, record_path, write_record
 from resnet_jax.errors import UserError
-from resnet_jax.reproduction.ledger import read_ledger, read_record, record_path, write_record
 
 
 def record(name, **more):
-    plain = {"run": name, "scale": "small", "results": {"single": {"loss": 0.5}}, "commands": {}, "network": "plain20"}
-    return plain | {"config": "plain20_cifar10", "seed": 0, "steps": 3, "values": {}, "curves": {}} | more
+    plain = {"kind": "run", "run": name, "scale": "small", "results": {"single": {"loss": 0.5}}, "commands": {}}
+    plain |= {"network": "plain20", "config": "configs/cifar10.py:plain20", "seed": 0, "steps": 3, "recipe_steps": 3}
+    return plain | {"values": {}, "curves": {}, "environment": {}, "numerics": []} | more
 
 
 def test_records_come_back_by_name_and_in_order(tmp_path):
@@ -24,7 +25,7 @@ def test_records_come_back_by_name_and_in_order(tmp_path):
 def test_records_that_are_damaged_or_of_other_settings_are_left_out_and_named(tmp_path, capsys):
     for name, steps in (("a", 3), ("b", 4)):
         write_record(record_path(tmp_path, "small", name), record(name, steps=steps))
-    ensemble = {"run": "e", "scale": "small", "results": {}, "commands": {}, "members": {"a": 0.5}}
+    ensemble = {"kind": "ensemble", "run": "e", "scale": "small", "results": {}, "commands": {}, "members": {"a": 0.5}}
     write_record(record_path(tmp_path, "small", "e"), ensemble)
     record_path(tmp_path, "small", "c").write_text("{")
     assert list(read_ledger(tmp_path, "small", lambda record: record["steps"] == 3)) == ["a", "e"]
@@ -39,9 +40,53 @@ def test_a_file_is_json_with_a_line_a_key(tmp_path):
     assert len(path.read_text().splitlines()) == len(record("a")) + 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", '{"run": "a", "results": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", "3", '{"run": "a"}', '{"kind": "x"}', '{"kind": "run", "run": 3}']
+)
 def test_a_damaged_record_is_named(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"a\.json is damaged .*; remove it"):
         read_record(path)
+
+
+def test_a_line_of_eval_py_becomes_a_score(tmp_path):
+    printed = {"top1_error": 8.27, "num_examples": 10000, "data": "cifar10", "split": "test"}
+    found = imported("public", printed, "python eval.py", "Public weights", "abc", "123")
+    assert found["kind"] == "score" and found["result"] == printed and found["numerics"] == ["123"]
+    write_record(tmp_path / "public.json", found)
+    assert read_record(tmp_path / "public.json") == found
+
+
+def test_a_file_of_benchmarks_run_becomes_a_benchmark(tmp_path):
+    sides = {"ours": [100.0, 300.0, 200.0], "PyTorch": [100.0, 100.0, 100.0], "PyTorch, compiled": [50.0, 150.0, 200.0]}
+    sides |= {"PyTorch, memory kept": [10.0, 400.0, 400.0], "naive Flax": [50.0, 50.0, 50.0]}
+    printed = {"suite": "cpu", "smoke": False, "environment": {"processor": "X"}, "images_per_second": {"a": sides}}
+    found = imported("cpu", printed, "python -m benchmarks.run", "", None, "123")
+    comparison = found["comparisons"]["a"]
+    assert comparison["sides"]["ours"] == {"median": 200.0, "min": 100.0, "max": 300.0, "ratio": 2.0}
+    assert (comparison["reference"], comparison["rounds"]) == ("PyTorch", 3)
+    assert comparison["beside"] == {
+        "the fastest PyTorch as installed": 1.0,  # Of 1, 2 and 1, by rounds.
+        "the fastest PyTorch with our memory setting, too": 0.75,
+        "naive Flax": 4.0,
+    }
+    write_record(tmp_path / "cpu.json", found)
+    assert read_record(tmp_path / "cpu.json") == found
+
+
+def test_the_input_suite_has_its_speeds_a_level_further_down():
+    trainer = {"bare step": [100.0, 100.0], "bare loader": [50.0, 200.0], "whole trainer": [49.0, 98.0]}
+    speeds = {
+        "input_pipeline": {"threads": 2, "images_per_second": {"JPEG": [2.0, 2.0], "tf.data": [1.0, 1.0]}},
+        "streaming_train": {"images_per_second": trainer},
+    }
+    found = imported("input", {"suite": "input", "images_per_second": speeds}, "c", "", None, "1")["comparisons"]
+    assert found["input_pipeline"]["sides"]["JPEG"]["ratio"] == 2.0
+    assert found["streaming_train"]["trainer_share"] == 0.98
+
+
+@pytest.mark.parametrize("printed", [{}, {"images_per_second": {}, "smoke": True}], ids=str)
+def test_nothing_else_becomes_a_record(printed):
+    with pytest.raises(UserError):
+        imported("x", printed, "c", "", None, "1")

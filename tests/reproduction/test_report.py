@@ -1,35 +1,85 @@
+import json
 from pathlib import Path
 
 import pytest
 
+from reproduction import report, sections
+from reproduction.document import Heading, to_markdown
+from reproduction.experiments import EXPERIMENTS
+from reproduction.ledger import imported, record_path, write_record
+from reproduction.numerics import numerics_hash
 from resnet_jax.errors import UserError
-from resnet_jax.reproduction import report
-from resnet_jax.reproduction.document import to_markdown
-from resnet_jax.reproduction.experiments import EXPERIMENTS
-from resnet_jax.reproduction.ledger import record_path, write_record
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+@pytest.fixture(autouse=True)
+def quick_table_1(monkeypatch):
+    """Counting the parameters of all networks takes a while, and test_sections.py does it."""
+    monkeypatch.setattr(sections, "table1", lambda: [Heading("Table 1: architectures")])
+
+
 def write(tmp_path, *records):
     for record in records:
-        write_record(record_path(tmp_path, "small", record["run"]), record)
+        write_record(record_path(tmp_path, record["scale"], record["run"]), record)
+
+
+def page_of(tmp_path, scale="medium"):
+    page = report.write_report(ROOT, tmp_path, scale)
+    assert page == tmp_path / scale / "report.html"
+    return page.read_text(), (tmp_path / scale / "report.md").read_text()
 
 
 def test_the_report_has_what_was_run_and_its_scale_and_nothing_else(tmp_path, make_record):
     write(tmp_path, make_record("plain20"), make_record("resnet20", responses={"stem": 1.0}))
-    page = report.write_report(ROOT, tmp_path, "small")
-    assert page == tmp_path / "small" / "report.html"
-    text = (tmp_path / "small" / "report.md").read_text()
-    assert "A SMALL run: 1/20 of the paper's iterations" in text and "A SMALL run" in page.read_text()
+    page, text = page_of(tmp_path)
+    assert "A MEDIUM run: 1/4 of the paper's iterations" in text and "A MEDIUM run" in page
     headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert [heading.split(":")[0] for heading in headings] == [
         *("Table 1", "Table 6", "Figure 1", "Figure 6", "Figure 7", "Runs", "Commands")
     ]
-    assert "| plain20-seed0 | 60 | 100 | 2 cores of X | jax 1.2, flax 3.4 | 0123456789 |" in text
+    assert "| plain20-seed0 | 60 | 100 | 2 cores of X | jax 1.2, flax 3.4 | 0123456 | other (not recorded) |" in text
     assert "python train.py plain20 0" in text
-    for picture in ("fig1.png", "fig6.png", "fig7.png"):
-        assert f"({picture})" in text and (tmp_path / "small" / picture).stat().st_size > 1000
+    pictures = ["fig1-training-error", "fig6-plain-networks", "fig6-residual-networks", "fig7-in-order", "fig7-sorted"]
+    for picture in pictures:
+        assert f"({picture}.svg)" in text and (tmp_path / "medium" / f"{picture}.svg").stat().st_size > 1000
+
+
+def test_the_report_opens_with_the_finding_and_its_picture_and_says_it_once(tmp_path, make_record):
+    for name, train, top1 in (("plain20", 8, 9), ("plain56", 12, 13), ("resnet20", 7, 9), ("resnet56", 5, 8)):
+        write(tmp_path, make_record(name, train=train, top1=top1))
+    page, text = page_of(tmp_path)
+    title, first, *_ = [line for line in text.splitlines() if line]
+    assert title.startswith("# ") and first.startswith("**Deeper plain networks are worse: seen.")
+    assert text.index("fig6-plain-networks.svg") < text.index("- [Table 1") < text.index("## Table 1")
+    for sentence in ("Deeper plain networks are worse", "Deeper residual networks are better", "With shortcuts depth"):
+        assert text.count(sentence) == page.count(sentence) == 1
+    assert text.count("fig6-plain-networks.svg") == 1
+
+
+def test_a_record_beside_changed_code_is_shown_as_such(tmp_path, make_record):
+    today = numerics_hash(ROOT)
+    records = [make_record("plain20", numerics=[today]), make_record("plain56", numerics=[today, "abc"])]
+    for record in records:
+        record["results"] = {"single": record["results"]["single"] | {"numerics": today}}
+    write(tmp_path, *records)
+    _, text = page_of(tmp_path)
+    assert "| 0123456 | today's |" in text and f"| other ({today}, abc) |" in text
+    assert "Runs of other code than today's may differ" in text
+    (tmp_path / "medium" / "plain56-seed0.json").unlink()
+    assert "other code" not in page_of(tmp_path)[1]
+
+
+def test_a_score_by_other_code_than_the_training_is_shown_too(tmp_path, make_record):
+    today = numerics_hash(ROOT)
+    record = make_record("plain20", numerics=[today])
+    record["results"]["single"] = record["results"]["single"] | {"numerics": "abc"}
+    write(tmp_path, record)
+    assert f"| other ({today}, abc) |" in page_of(tmp_path)[1]
+
+
+def test_a_smoke_report_is_quick_and_has_no_architectures(tmp_path):
+    assert "Table 1" not in page_of(tmp_path, "smoke")[1]
 
 
 def test_every_experiment_says_its_scale_even_where_nothing_has_been_run(tmp_path):
@@ -37,24 +87,56 @@ def test_every_experiment_says_its_scale_even_where_nothing_has_been_run(tmp_pat
         assert "A SMOKE run" in to_markdown(report.one_section(ROOT, tmp_path, "smoke", name))
 
 
-def test_the_readme_gets_the_table_of_all_scales_between_its_marks(tmp_path, make_record):
+def empty_readme():
+    lines = [line for name in report.README_BLOCKS for line in (*report.marks(name), "between")]
+    return "\n".join(["before", *lines, "after", ""])
+
+
+def test_the_readme_gets_the_results_of_the_scales_that_can_show_something(tmp_path, make_record):
     write(tmp_path, make_record("plain20", 0, 30.0), make_record("plain20", 1, 31.0), make_record("plain56", 0, 40.0))
-    readme, (first, last) = tmp_path / "README.md", report.README_MARKS
-    readme.write_text(f"before\n{first}\nold\n{last}\nafter\n")
+    write(tmp_path, make_record("resnet20", top1=19.0), make_record("resnet56"))
+    write(tmp_path, make_record("resnet32", scale="small"))
+    readme = tmp_path / "README.md"
+    readme.write_text(empty_readme())
     report.update_readme(readme, ROOT, tmp_path)
     text = readme.read_text()
-    assert text.startswith(f"before\n{first}\n") and text.endswith(f"{last}\nafter\n") and "old" not in text
-    assert "| plain-20 | small: 60 of 1,200 steps | 0, 1 | single | 30.50 ± 0.71 |  | 2 cores of X |" in text
-    assert "At small scale: Deeper plain networks are worse: not seen." in text  # The training errors are equal.
+    assert text.startswith("before\n") and text.endswith("between\nafter\n")
+    line = "| plain-20 | medium: 60 of 1,200 steps | 0, 1 | single | 30.50 ± 0.71 |  | 2 cores of X | 0123456 |"
+    assert line in text and "ResNet-32" not in text
+    assert "At medium scale: Too short to tell what depth does: ResNet-20, the shallow network, is at 19.00 %" in text
     report.update_readme(readme, ROOT, tmp_path)
     assert readme.read_text() == text
-    readme.write_text("no marks")
-    with pytest.raises(UserError, match=r"README\.md has no lines"):
-        report.update_readme(readme, ROOT, tmp_path)
 
 
-def test_the_readme_s_own_table_is_that_of_the_ledger():
+def test_the_readme_has_scores_and_speeds_of_the_ledger(tmp_path):
+    printed = {"top1_error": 8.27, "num_examples": 10000, "data": "cifar10", "split": "test"}
+    score = imported("public", printed, "python eval.py x", "Public weights", "0123456789", "1")
+    write_record(record_path(tmp_path, "scores", "public"), score)
+    speeds = {"suite": "cpu", "images_per_second": {"training, resnet20": {"ours": [20.0], "PyTorch": [10.0]}}}
+    write_record(record_path(tmp_path, "benchmarks", "cpu"), imported("cpu", speeds, "c", "", None, "1"))
+    text = report.with_blocks(empty_readme(), ROOT, tmp_path)
+    assert "Public weights: 8.27 % top-1 error here (10,000 images of cifar10's test split; commit 0123456)" in text
+    assert "Ours trains resnet20 at 2.00 times" in text
+
+
+def test_a_readme_without_its_marks_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"the README has no lines .*put them where"):
+        report.with_blocks("no marks", ROOT, tmp_path)
+
+
+def test_the_readme_s_own_results_and_speeds_are_those_of_the_ledger():
     text = (ROOT / "README.md").read_text()
-    _, _, rest = text.partition(report.README_MARKS[0])
-    table, mark, _ = rest.partition(report.README_MARKS[1])
-    assert mark and table.strip() == report.readme_results(ROOT, ROOT / "results").strip()
+    assert text == report.with_blocks(text, ROOT, ROOT / "results"), (
+        "run python reproduce.py report --readme=README.md, which writes them anew"
+    )
+
+
+def test_every_record_of_the_ledger_is_sound_and_of_today_s_settings(capsys):
+    for path in (ROOT / "results").glob("*/*.json"):
+        record = json.loads(path.read_text())
+        assert path.parent.name == record.get(
+            "scale", {"score": "scores", "benchmark": "benchmarks"}.get(record["kind"])
+        )
+        if "scale" in record:
+            assert path.stem in report._ledger(ROOT, ROOT / "results", record["scale"])
+    assert "left out" not in capsys.readouterr().err

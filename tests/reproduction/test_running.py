@@ -2,15 +2,21 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from resnet_jax.reproduction import running
-from resnet_jax.reproduction.experiments import runs
-from resnet_jax.reproduction.ledger import read_ledger, record_path, write_record
+from reproduction import running
+from reproduction.experiments import runs
+from reproduction.ledger import read_ledger, read_record, record_path, write_record
+from reproduction.numerics import numerics_hash
 from resnet_jax.train.signals import Stopped
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def perform(name, checkout, **choice):
@@ -39,11 +45,15 @@ def test_each_run_is_trained_and_scored_and_recorded(checkout):
     ]
     record = ledger(checkout)["plain56-seed0"]
     assert record["results"] == {
-        "single": {"split": "test", "num_examples": 9, "top1_error": 12.5, "top5_error": 1.5, "loss": 0.5, "step": 24}
+        "single": {
+            **{"split": "test", "num_examples": 9, "top1_error": 12.5, "top5_error": 1.5, "loss": 0.5, "step": 8},
+            "numerics": numerics_hash(checkout.places.root),
+        }
     }
+    assert record["numerics"] == [numerics_hash(checkout.places.root)]
     assert record["curves"] == {"train": [[4, 86], [8, 82], [12, 78]], "test": [[12, 50.0]]}
     assert (record["network"], record["seed"], record["images_per_second"]) == ("plain56", 0, 80)
-    assert record["commands"]["training"].startswith("python train.py --config configs/plain56_cifar10.py --workdir ")
+    assert record["commands"]["training"].startswith("python train.py --config configs/cifar10.py:plain56 --workdir ")
     assert "--config.data.name=digits" in record["commands"]["training"]
     assert (record["environment"]["commit"], record["environment"]["processor"]) == ("0123456789abcdef", "2 cores of X")
     assert str(checkout.places.workdirs) not in json.dumps(record)
@@ -60,7 +70,7 @@ def test_what_is_done_is_not_done_again_and_what_is_lacking_is_added(checkout):
     assert record["responses"] == {"stem": 0.5, "stage1_block1/conv1": 1.5}
 
 
-def test_a_run_that_fails_does_not_lose_the_others_and_can_be_mended(checkout, capfd):
+def test_a_run_that_fails_does_not_lose_the_others_and_can_be_fixed(checkout, capfd):
     broken = flag(checkout, "plain20-seed0.broken")
     failures = perform("fig1", checkout)
     assert list(failures) == ["plain20-seed0"] and list(ledger(checkout)) == ["plain56-seed0"]
@@ -125,6 +135,30 @@ def test_a_key_that_is_newer_than_a_record_had_its_default(checkout):
     assert perform("fig1", checkout, networks=["plain20"]) == {} and len(checkout.called()) == before
 
 
+def test_a_key_that_a_record_has_and_no_config_any_more_makes_it_another_run(checkout):
+    perform("fig1", checkout, networks=["plain20"])
+    path = record_path(checkout.places.results, "smoke", "plain20-seed0")
+    record = json.loads(path.read_text())
+    record["values"]["model.no_such_key"] = 1
+    write_record(path, record)
+    assert "a run with other settings" in perform("fig1", checkout)["plain20-seed0"]
+
+
+def test_a_run_resumed_with_other_code_names_both(checkout):
+    stopped = flag(checkout, "plain20-seed0.stopped")
+    with pytest.raises(Stopped):
+        perform("fig1", checkout, networks=["plain20"])
+    before = numerics_hash(checkout.places.root)
+    stopped.unlink()
+    (checkout.places.root / "resnet_jax" / "models" / "net.py").write_text("DEPTH = 56\n")
+    numerics_hash.cache_clear()
+    assert perform("fig1", checkout, networks=["plain20"]) == {}
+    now = numerics_hash(checkout.places.root)
+    record = ledger(checkout)["plain20-seed0"]
+    assert before != now and record["numerics"] == [before, now]
+    assert record["results"]["single"]["numerics"] == now
+
+
 def test_a_record_whose_workdir_is_gone_is_trained_again_before_more_is_scored(checkout):
     perform("fig1", checkout, networks=["plain20"])
     shutil.rmtree(checkout.places.workdirs)
@@ -135,10 +169,10 @@ def test_a_record_whose_workdir_is_gone_is_trained_again_before_more_is_scored(c
 def test_a_half_trained_network_is_trained_on_and_not_scored_as_a_finished_one(checkout):
     perform("fig1", checkout, networks=["plain20"])
     checkpoints = checkout.places.workdirs / "smoke" / "plain20-seed0" / "checkpoints"
-    (checkpoints / "24").rename(checkpoints / "12")
+    (checkpoints / "8").rename(checkpoints / "4")
     assert perform("fig7", checkout, networks=["plain20"]) == {}
     assert checkout.called()[2] == "train plain20-seed0"
-    assert ledger(checkout)["plain20-seed0"]["results"]["single"]["step"] == 24
+    assert ledger(checkout)["plain20-seed0"]["results"]["single"]["step"] == 8
 
 
 def test_scores_of_another_training_are_not_kept(checkout):
@@ -170,6 +204,7 @@ def test_a_damaged_record_fails_its_run_alone(checkout):
     assert record_path(checkout.places.results, "smoke", "plain56-seed0").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_reaches_the_program_that_runs_and_ends_the_experiment(checkout, signum):
     started = flag(checkout, "plain20-seed0.slow").parent / "started"
@@ -191,6 +226,13 @@ def test_a_signal_reaches_the_program_that_runs_and_ends_the_experiment(checkout
     assert checkout.called() == ["train plain20-seed0"] and ledger(checkout) == {}
 
 
+def test_several_runs_at_a_time_give_the_same_records(checkout):
+    chosen = runs("fig6", "smoke")
+    assert running.perform("fig6", "smoke", chosen, checkout.places, jobs=3) == {}
+    assert sorted(ledger(checkout)) == sorted(run.name for run in chosen)
+    assert len(checkout.called()) == 2 * len(chosen)
+
+
 def test_a_program_that_somebody_else_stopped_ends_the_experiment_too(checkout):
     flag(checkout, "plain20-seed0.stopped")
     with pytest.raises(Stopped):
@@ -203,3 +245,16 @@ def test_experiments_on_photographs_get_digits_that_stand_for_them(checkout):
     photographs = checkout.places.workdirs / "smoke" / "photographs"
     assert ledger(checkout)["plain18-seed0"]["commands"]["training"].endswith("--config.data_dir=DIR")
     assert len(list(photographs.glob("val/*/*.png"))) == 40 and len(list(photographs.glob("train/*/*.png"))) == 120
+
+
+@pytest.mark.slow
+def test_a_smoke_run_really_trains_and_scores_and_reports(tmp_path):
+    arguments = ["--scale=smoke", f"--runs={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}"]
+    call = [sys.executable, str(ROOT / "reproduce.py"), "fig7", "--networks=plain20,resnet20", *arguments]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| ResNet-20 | 7 |" in done.stdout and "A SMOKE run" in done.stdout
+    record = read_record(tmp_path / "results" / "smoke" / "resnet20-seed0.json")
+    assert len(record["responses"]) == 7 and record["numerics"] == [numerics_hash(ROOT)]
+    assert running.is_current(ROOT, "smoke", record)
+    assert (tmp_path / "results" / "smoke" / "report.html").read_text().count("<figure>") == 3  # 1, 6 and 7.

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from resnet_jax.reproduction import report, sections
-from resnet_jax.reproduction.document import Paragraph, Table, to_markdown
-from resnet_jax.reproduction.ledger import read_ledger, record_path, write_record
+from reproduction import report, sections
+from reproduction.document import Paragraph, Table, to_markdown
+from reproduction.ledger import record_path, write_record
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Network, image, maps, parameters, multiply-adds: exact counts of the layers in Table 1 and section 4.2.
@@ -60,16 +60,16 @@ def test_table_1_agrees_with_the_paper_s_rounded_figures(rows_of_table1):
 
 def write(tmp_path, *records):
     for record in records:
-        write_record(record_path(tmp_path, "small", record["run"]), record)
+        write_record(record_path(tmp_path, record["scale"], record["run"]), record)
 
 
-def table_of(tmp_path, name):
-    blocks = report.one_section(ROOT, tmp_path, "small", name)
+def table_of(tmp_path, name, scale="medium"):
+    blocks = report.one_section(ROOT, tmp_path, scale, name)
     return next(block for block in blocks if isinstance(block, Table))
 
 
-def strong(tmp_path, name):
-    blocks = report.one_section(ROOT, tmp_path, "small", name)
+def strong(tmp_path, name, scale="medium"):
+    blocks = report.one_section(ROOT, tmp_path, scale, name)
     return [block.text for block in blocks if isinstance(block, Paragraph) and block.strong]
 
 
@@ -78,7 +78,7 @@ def test_errors_stand_beside_the_paper_s_with_their_difference_and_spread(tmp_pa
     rows = table_of(tmp_path, "table6").rows
     assert rows[0] == ["ResNet-20", "1,234,567", "2", "9.50 ± 0.71", "8.75", "+0.75"]
     assert rows[1] == ["ResNet-110", "1,234,567", "1", "6.00", "6.43 (6.61 ± 0.16)", "-0.43"]
-    assert ["Highway (19 layers), cited", "", "", "", "7.54 (7.72 ± 0.16)", ""] in rows
+    assert ["Highway (19 layers), cited", "2.3 M", "", "", "7.54 (7.72 ± 0.16)", ""] in rows
 
 
 def test_several_runs_of_resnet_110_are_compared_with_the_paper_s_mean(tmp_path, make_record):
@@ -86,20 +86,12 @@ def test_several_runs_of_resnet_110_are_compared_with_the_paper_s_mean(tmp_path,
     assert table_of(tmp_path, "table6").rows[0][-1] == "-0.01"
 
 
-def test_a_smoke_run_is_compared_with_nothing(tmp_path, make_record):
-    settings = {"scale": "smoke", "responses": {"stem": 1.0}}
+@pytest.mark.parametrize("scale", ["small", "smoke"])
+def test_scales_that_show_nothing_have_no_verdict_and_no_difference(tmp_path, make_record, scale):
     for network in ("plain20", "plain56", "resnet20", "resnet56"):
-        record = make_record(network, **settings)
-        record["values"] = {}  # All keys newer than the record would have their defaults.
-        write_record(record_path(tmp_path, "smoke", record["run"]), record)
-    blocks = [
-        block
-        for name in ("table6", "fig6", "fig7")
-        for block in sections.section(name, "smoke", tmp_path, read_ledger(tmp_path, "smoke", lambda record: True))
-    ]
-    tables = [block for block in blocks if isinstance(block, Table)]
-    assert len(tables) == 3 and all(row[-1] == "" for row in tables[0].rows)
-    assert not [block for block in blocks if isinstance(block, Paragraph) and block.strong]
+        write(tmp_path, make_record(network, scale=scale, top1=9.0, responses={"stem": 1.0}))
+    assert "difference" not in table_of(tmp_path, "table6", scale).header
+    assert [strong(tmp_path, name, scale) for name in ("table6", "fig6", "fig7")] == [[], [], []]
 
 
 @pytest.mark.parametrize(
@@ -117,27 +109,41 @@ def test_tables_of_imagenet_have_both_errors(tmp_path, make_record, name, networ
     assert {len(row) for row in table.rows} == {len(table.header)}
 
 
-def test_the_ensemble_is_compared_by_its_top_5_error(tmp_path, make_record):
-    members = [make_record("resnet50"), make_record("resnet101")]
-    write(tmp_path, *members)
+def test_an_error_of_one_split_is_not_subtracted_from_that_of_another(tmp_path, make_record):
+    record = make_record("resnet20", top1=9.0)
+    record["results"]["single"] = record["results"]["single"] | {"split": "validation"}
+    write(tmp_path, record)
+    assert table_of(tmp_path, "table6").rows[0][3:] == ["9.00", "8.75", ""]
+
+
+def test_the_ensemble_stands_beside_the_paper_s_and_is_not_subtracted(tmp_path, make_record):
+    write(tmp_path, make_record("resnet50"), make_record("resnet101"))
     # The members alone are no ensemble.
-    assert "Table 5" not in to_markdown(report.one_section(ROOT, tmp_path, "small", "table5"))
-    errors = {"multi_scale": {"top1_error": 20.0, "top5_error": 4.57}}
-    ensemble = {"run": "table5-ensemble", "scale": "small", "members": {"a": 0.1, "b": 0.2}, "results": errors}
-    write(tmp_path, ensemble | {"commands": {"multi_scale": "x"}})
-    assert table_of(tmp_path, "table5").rows == [["2", "20.00", "4.57", "3.57", "+1.00"]]
+    assert "Table 5" not in to_markdown(report.one_section(ROOT, tmp_path, "medium", "table5"))
+    errors = {"multi_scale": {"split": "validation", "top1_error": 20.0, "top5_error": 4.57}}
+    ensemble = {"kind": "ensemble", "run": "table5-ensemble", "scale": "medium", "members": {"a": 0.1, "b": 0.2}}
+    write(tmp_path, ensemble | {"results": errors, "commands": {"multi_scale": "x"}})
+    table = table_of(tmp_path, "table5")
+    assert table.header[2:] == ["top-1 error, validation", "top-5 error, validation", "top-5 error, test"]
+    assert table.rows[:2] == [["this ensemble", "2", "20.00", "4.57", ""], ["the paper's", "6", "", "", "3.57"]]
+    assert ["PReLU-net, cited", "", "", "", "4.94"] in table.rows
+
+
+def write_all(tmp_path, make_record, errors):
+    """Training and test error of plain and residual networks of 20 and 56 layers."""
+    for network, (train, top1) in errors.items():
+        write(tmp_path, make_record(network, train=train, top1=top1))
 
 
 def test_degradation_is_said_as_it_was_measured(tmp_path, make_record):
     write(
         tmp_path,
-        *(make_record("plain20", seed, train=20.0, top1=25.0) for seed in (0, 1)),
-        *(make_record("plain56", seed, train=40.0, top1=44.0) for seed in (0, 1)),
-        make_record("resnet20", 0, train=20.0, top1=25.0),
-        make_record("resnet56", 0, train=19.0, top1=26.0),
+        *(make_record("plain20", seed, train=10.0, top1=10.0) for seed in (0, 1)),
+        *(make_record("plain56", seed, train=30.0, top1=29.0) for seed in (0, 1)),
+        make_record("resnet20", 0, train=8.0, top1=10.5),
+        make_record("resnet56", 0, train=7.0, top1=11.5),
     )
-    scale, plain, residual, both = strong(tmp_path, "fig6")
-    assert scale.startswith("A SMALL run")
+    plain, residual, both = strong(tmp_path, "fig6")
     assert plain == (
         "Deeper plain networks are worse: seen. From 20 to 56 layers the training error changes by +20.00, +20.00 and "
         "the test error by +19.00, +19.00 points (seeds 0, 1)."
@@ -146,29 +152,61 @@ def test_degradation_is_said_as_it_was_measured(tmp_path, make_record):
         "Deeper residual networks are better: not seen. From 20 to 56 layers the training error changes by -1.00 and "
         "the test error by +1.00 points (seed 0)."
     )
-    assert (
-        both.startswith("With shortcuts depth costs less: ") and "+20.00 points without them and by -1.00 with" in both
-    )
+    assert both == "With shortcuts depth costs less than without."
+
+
+def test_networks_far_from_their_published_error_show_nothing(tmp_path, make_record):
+    errors = {"plain20": (9, 10), "plain56": (30, 29), "resnet20": (8, 10.76), "resnet56": (7, 9)}
+    write_all(tmp_path, make_record, errors)
+    assert strong(tmp_path, "fig6") == [
+        "Too short to tell what depth does: ResNet-20, the shallow network, is at 10.76 % and not within 2 points of "
+        "its published 8.75 %."
+    ]
+    write_all(tmp_path, make_record, {"resnet20": (8, 10.75)})
+    assert len(strong(tmp_path, "fig6")) == 3
+
+
+def test_plain_networks_alone_have_nothing_to_be_judged_by(tmp_path, make_record):
+    write_all(tmp_path, make_record, {"plain20": (9, 10), "plain56": (30, 29)})
+    (sentence,) = strong(tmp_path, "fig6")
+    assert sentence.startswith("Too short to tell") and "no published error" in sentence
+
+
+def test_on_imagenet_both_shallow_networks_are_judged_by_their_published_errors(tmp_path, make_record):
+    errors = {"plain18": (30, 31.0), "plain34": (33, 32), "resnet18a": (29, 28.0), "resnet34a": (25, 26)}
+    write_all(tmp_path, make_record, errors)
+    assert strong(tmp_path, "fig4")[0].startswith("Too short to tell what depth does: plain-18, the shallow network")
+    write_all(tmp_path, make_record, {"plain18": (30, 28.0)})
+    assert strong(tmp_path, "fig4")[0].startswith("Deeper plain networks are worse: seen.")
 
 
 def test_deeper_networks_of_one_kind_alone_change_nothing_in_what_is_said(tmp_path, make_record):
-    records = [make_record(name, train=error) for name, error in (("plain20", 20.0), ("plain56", 30.0))]
-    records += [make_record(name, train=error) for name, error in (("resnet20", 20.0), ("resnet56", 15.0))]
-    write(tmp_path, *records)
+    errors = {"plain20": (9, 10), "plain56": (30, 29), "resnet20": (8, 9), "resnet56": (7, 8)}
+    write_all(tmp_path, make_record, errors)
     before = strong(tmp_path, "fig6")
     write(tmp_path, make_record("resnet1202", train=90.0))
-    assert strong(tmp_path, "fig6") == before and "to 56 layers" in before[2]
+    assert strong(tmp_path, "fig6") == before and "to 56 layers" in before[1]
 
 
 def test_shortcuts_that_do_not_help_are_said_not_to(tmp_path, make_record):
-    records = [make_record(name, train=20.0, top1=25.0) for name in ("plain20", "plain56", "resnet20")]
-    write(tmp_path, *records, make_record("resnet56", train=30.0, top1=26.0))
-    assert strong(tmp_path, "fig6")[-1].startswith("With shortcuts depth costs no less: ")
+    errors = {"plain20": (9, 10), "plain56": (9, 10), "resnet20": (8, 9), "resnet56": (30, 26)}
+    write_all(tmp_path, make_record, errors)
+    assert strong(tmp_path, "fig6")[-1] == "With shortcuts depth costs no less than without."
 
 
 def test_seeds_that_only_one_of_two_networks_has_are_not_compared(tmp_path, make_record):
-    write(tmp_path, make_record("plain20", 0), make_record("plain56", 1))
-    assert len(strong(tmp_path, "fig6")) == 1
+    write(tmp_path, make_record("plain20", 0, 10.0), make_record("plain56", 1), make_record("resnet20", 0, 9.0))
+    write(tmp_path, make_record("resnet56", 1, 8.0))
+    assert strong(tmp_path, "fig6") == []
+
+
+def test_the_paper_s_words_on_the_deepest_networks_stand_beside_ours(tmp_path, make_record):
+    write(tmp_path, make_record("plain110", top1=70.0), make_record("resnet1202"), make_record("resnet20"))
+    table = table_of(tmp_path, "fig6")
+    assert table.header == ["network", "seeds", "training error", "paper", "test error", "paper"]
+    rows = {row[0]: row for row in table.rows}
+    assert rows["plain-110"][-1] == "above 60" and rows["ResNet-1202"][3] == "below 0.1"
+    assert rows["ResNet-20"][3:] == ["", "10.00", "8.75"]
 
 
 def test_the_final_training_error_is_the_mean_of_the_last_logs(make_record):
@@ -183,7 +221,8 @@ def test_responses_are_compared_by_their_means(tmp_path, make_record, residual, 
         tmp_path,
         make_record("plain20", responses={"stem": 1.0, "stage1_block1/conv1": 2.0}),
         make_record("resnet20", responses={"stem": residual, "stage1_block1/conv1": residual}),
-        make_record("resnet56"),  # Without responses.
+        make_record("plain56"),  # Without responses.
+        make_record("resnet56"),
     )
-    assert strong(tmp_path, "fig7")[1].startswith(words)
+    assert strong(tmp_path, "fig7")[0].startswith(words)
     assert [row[0] for row in table_of(tmp_path, "fig7").rows] == ["plain-20", "ResNet-20"]

@@ -1,32 +1,46 @@
-"""Trains and scores what an experiment lacks: train.py and eval.py, one process after the other.
+"""Trains and scores what an experiment lacks: train.py and eval.py, one process after the other, or several at a time.
 
-Each has a process of its own so that one which fails, whatever the way, loses nothing but itself.
+Each has a process of its own so that one which fails, in whatever way, loses nothing but itself.
 """
 
 import json
+import os
 import shlex
 import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from resnet_jax import recipes
+from reproduction.experiments import (
+    EXPERIMENTS,
+    Experiment,
+    Run,
+    command,
+    overrides,
+    recipe,
+    recipe_steps,
+    scaled,
+)
+from reproduction.ledger import Record, read_record, record_path, write_record
+from reproduction.numerics import numerics_hash
 from resnet_jax.analysis.complexity import count_parameters
-from resnet_jax.config import flatten, make_model
-from resnet_jax.data.digits import write_photographs
+from resnet_jax.build import make_model
+from resnet_jax.config import Config, checked, flatten
+from resnet_jax.data.sources.digits import write_photographs
 from resnet_jax.errors import UserError, one_line
-from resnet_jax.reproduction.experiments import EXPERIMENTS, Experiment, Run, command, overrides, recipe, scaled
-from resnet_jax.reproduction.ledger import Record, read_record, record_path, write_record
 from resnet_jax.train.signals import STOP_SIGNALS, Stopped
 from resnet_jax.train.workdir import read_class_names
-from resnet_jax.writers import read_metrics
+from resnet_jax.train.writers import read_metrics
 
 # Where data lie, and how fast they are read, does not change a run.
 _NOT_OF_THE_RUN = ("data_dir", "data.threads", "data.workers")
+_CODE = "numerics.txt"  # In a workdir: the hashes of the code that has trained there, a line each.
 
 
 class Places(NamedTuple):
@@ -38,6 +52,9 @@ class Places(NamedTuple):
     data_dir: Path | None
 
 
+Call: TypeAlias = Callable[[list[str]], str]  # Runs a program of these arguments; returns what it printed on stdout.
+
+
 class Failed(UserError):
     """A program ended with an error, which it has printed."""
 
@@ -47,28 +64,41 @@ def workdir(places: Places, scale: str, run: Run) -> Path:
     return places.workdirs / scale / run.name
 
 
-def perform(name: str, scale: str, runs: list[Run], places: Places) -> dict[str, str]:
-    """Makes every record that an experiment needs and that is not there yet.
+def perform(name: str, scale: str, runs: list[Run], places: Places, jobs: int = 1) -> dict[str, str]:
+    """Makes every record that an experiment needs and that is not there yet, ``jobs`` runs at a time.
 
     Returns what failed, by the name of the run; the others are not lost by it. Raises Stopped after a signal, with the
-    run under way saved; the same call then goes on there.
+    runs under way saved; the same call then resumes there.
     """
     experiment = EXPERIMENTS[name]
     failures: dict[str, str] = {}
-    for number, run in enumerate(runs, start=1):
-        heading = f"[{number}/{len(runs)}] {name}, {scale}: {run.name}"
-        try:
-            _one_run(heading, experiment, scale, run, places)
-        except UserError as error:
-            print(f"{heading} failed: {error}; going on with the others", file=sys.stderr)
-            failures[run.name] = str(error)
-    if experiment.ensemble:
-        try:
-            if failures:
-                raise UserError("not all of its members are there")
-            _ensemble(name, experiment, scale, runs, places)
-        except UserError as error:
-            failures[ensemble_name(name)] = str(error)
+    photographs = _photographs(places, scale)
+    if photographs and any("data.crop_size" in values(places.root, scale, run) for run in runs):
+        write_photographs(photographs)
+    numerics_hash(places.root)  # Cached for the threads below: Python 3.11 cannot parse in several at a time.
+    with _passing_on_signals() as (received, children):
+        call = partial(_call, places, scale, received, children)
+
+        def attempt(number: int, run: Run) -> None:
+            heading = f"[{number}/{len(runs)}] {name}, {scale}: {run.name}"
+            if received:
+                raise Stopped(received[0])
+            try:
+                _one_run(call, heading, experiment, scale, run, places)
+            except UserError as error:
+                print(f"{heading} failed: {error}; going on with the others", file=sys.stderr)
+                failures[run.name] = str(error)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            for attempted in [pool.submit(attempt, number, run) for number, run in enumerate(runs, start=1)]:
+                attempted.result()
+        if experiment.ensemble:
+            try:
+                if failures:
+                    raise UserError("not all of its members are there")
+                _ensemble(call, name, experiment, scale, runs, places)
+            except UserError as error:
+                failures[ensemble_name(name)] = str(error)
     return failures
 
 
@@ -96,38 +126,59 @@ def lacking(experiment: Experiment, scale: str, run: Run, places: Places) -> tup
 
 def is_current(root: Path, scale: str, record: Record) -> bool:
     """Whether a run's record is of the config that it has at this scale today; newer keys had their defaults."""
-    run = Run(record["config"], record["seed"])
-    if record["scale"] != scale or not (root / "configs" / f"{run.config}.py").is_file():
+    run = run_of(record)
+    try:
+        return record["scale"] == scale and _flat(checked(_nested(record["values"]))) == values(root, scale, run)
+    except (UserError, KeyError):  # The config has gone, or a key of it.
         return False
-    was = json.loads(json.dumps(flatten(recipes.base()))) | record["values"]
-    return all(was.get(key) == value for key, value in _values(root, scale, run).items())
 
 
-def _values(root: Path, scale: str, run: Run) -> dict[str, Any]:
-    """The whole config by dotted key, as JSON has it."""
-    flat = flatten(scaled(root, run, scale))
-    return json.loads(json.dumps({key: value for key, value in flat.items() if key not in _NOT_OF_THE_RUN}))
+def run_of(record: Record) -> Run:
+    """The run that a record is of."""
+    file, _, network = record["config"].partition(":")
+    return Run(Path(file).stem, network, record["seed"])
 
 
-def _one_run(heading: str, experiment: Experiment, scale: str, run: Run, places: Places) -> None:
+def values(root: Path, scale: str, run: Run) -> dict[str, Any]:
+    """The whole config by dotted key, as JSON has it, but for what does not change a run."""
+    return _flat(scaled(root, run, scale))
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    return json.loads(json.dumps({k: v for k, v in flatten(config).items() if k not in _NOT_OF_THE_RUN}))
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, leaf = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = value
+    return nested
+
+
+def _one_run(call: Call, heading: str, experiment: Experiment, scale: str, run: Run, places: Places) -> None:
     to_do, before = lacking(experiment, scale, run, places)
     if to_do == "nothing":
         print(f"{heading}: done before", file=sys.stderr)
         return
     folder, settings = workdir(places, scale, run), overrides(places.root, run, scale)
-    training = command("train.py", run.config, [folder], settings)
+    training = command("train.py", run, [folder], settings)
     if to_do == "train and score":
         print(f"{heading}: training in {folder}", file=sys.stderr)
-        _call(places, scale, training)
+        _note_code(places.root, folder)
+        call(training)
     record = _training_record(scale, run, places, training)
     if before is not None and before["curves"] == record["curves"]:  # The same training, scored otherwise before.
         record = before
     print(f"{heading}: scoring", file=sys.stderr)
-    scoring = [*command("eval.py", run.config, [folder], settings), f"--protocol={experiment.protocol}"]
+    scoring = [*command("eval.py", run, [folder], settings), f"--protocol={experiment.protocol}"]
     measured = folder / "responses.csv"
     if experiment.responses:
         scoring.append(f"--responses_csv={measured}")
-    result = _result(_call(places, scale, scoring))
+    result = _result(places.root, call(scoring))
     if result["step"] != record["steps"]:
         raise UserError(f"{folder} is at step {result['step']} of {record['steps']}; run the same command again")
     record["results"][experiment.protocol] = result
@@ -138,7 +189,7 @@ def _one_run(heading: str, experiment: Experiment, scale: str, run: Run, places:
     write_record(record_path(places.results, scale, run.name), record)
 
 
-def _ensemble(name: str, experiment: Experiment, scale: str, runs: list[Run], places: Places) -> None:
+def _ensemble(call: Call, name: str, experiment: Experiment, scale: str, runs: list[Run], places: Places) -> None:
     path = record_path(places.results, scale, ensemble_name(name))
     alone = {run.name: read_record(record_path(places.results, scale, run.name)) for run in runs}
     # The losses tell whether a member has been trained anew since.
@@ -149,42 +200,55 @@ def _ensemble(name: str, experiment: Experiment, scale: str, runs: list[Run], pl
         return
     folders = [workdir(places, scale, run) for run in runs]
     settings = overrides(places.root, runs[0], scale)  # Of them the data's are read, which all members share.
-    scoring = [*command("eval.py", runs[0].config, folders, settings), f"--protocol={experiment.protocol}"]
+    scoring = [*command("eval.py", runs[0], folders, settings), f"--protocol={experiment.protocol}"]
     print(f"{name}, {scale}: scoring the ensemble", file=sys.stderr)
-    result = _result(_call(places, scale, scoring))
-    record: Record = {"run": ensemble_name(name), "scale": scale, "members": members}
+    result = _result(places.root, call(scoring))
+    record: Record = {"kind": "ensemble", "run": ensemble_name(name), "scale": scale, "members": members}
     record["commands"] = {experiment.protocol: _shown(places, scale, scoring)}
     write_record(path, record | {"results": {experiment.protocol: result}})
 
 
-def _result(printed: str) -> Record:
+def _result(root: Path, printed: str) -> Record:
+    """The last line of eval.py, and the code that it is of."""
     result = json.loads(printed.splitlines()[-1])
-    return {key: result[key] for key in ("split", "num_examples", "top1_error", "top5_error", "loss", "step")}
+    keys = ("split", "num_examples", "top1_error", "top5_error", "loss", "step")
+    return {key: result[key] for key in keys if key in result} | {"numerics": numerics_hash(root)}
+
+
+def _note_code(root: Path, folder: Path) -> None:
+    """Adds today's code to that which trained in ``folder``, before it does."""
+    path, code = folder / _CODE, numerics_hash(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    noted = path.read_text().split() if path.exists() else []
+    if code not in noted:
+        path.write_text("".join(f"{line}\n" for line in [*noted, code]))
 
 
 def _training_record(scale: str, run: Run, places: Places, training: list[str]) -> Record:
     """All that the workdir of a finished run says, but for the scores. Raises UserError if it is damaged."""
     folder = workdir(places, scale, run)
-    config = scaled(places.root, run, scale)
+    config, code = scaled(places.root, run, scale), folder / _CODE
     metrics = read_metrics(folder / "metrics.jsonl")
     class_names = read_class_names(folder)
     evaluated = "test_error" if any("test_error" in row for row in metrics) else "validation_error"
     try:
         environment = json.loads((folder / "environment.json").read_text())
         return {
+            "kind": "run",
             "run": run.name,
             "network": run.network,
             "config": run.config,
             "seed": run.seed,
             "scale": scale,
-            "steps": config.steps,
-            "recipe_steps": recipe(places.root, run).steps,
-            "parameters": count_parameters(make_model(config, len(class_names))),
+            "steps": recipe_steps(config),
+            "recipe_steps": recipe_steps(recipe(places.root, run)),
+            "parameters": _parameters(make_model(config, len(class_names))),
             "images_per_second": statistics.median(row["images_per_second"] for row in metrics),
             "environment": {
                 key: environment.get(key) for key in ("commit", "devices", "processor", "python", "packages")
             },
-            "values": _values(places.root, scale, run),
+            "numerics": code.read_text().split() if code.exists() else [],
+            "values": values(places.root, scale, run),
             "commands": {"training": _shown(places, scale, training)},
             "results": {},
             "curves": {
@@ -196,38 +260,50 @@ def _training_record(scale: str, run: Run, places: Places, training: list[str]) 
         raise UserError(f"{folder} is damaged ({one_line(error)}); remove it, and the run is trained again") from None
 
 
-def _call(places: Places, scale: str, arguments: list[str]) -> str:
+_parameters = cache(count_parameters)  # Seeds of a network have the same.
+
+
+def _call(
+    places: Places, scale: str, received: list[int], children: list[subprocess.Popen], arguments: list[str]
+) -> str:
     """Runs train.py or eval.py, with its progress on our stderr; returns what it printed on stdout.
 
-    Raises Failed if it ends with an error, and Stopped if a signal, which is passed on, ended it or us.
+    ``received`` and ``children`` are those of ``_passing_on_signals``. Raises Failed if it ends with an error, and
+    Stopped if a signal ended it, or came before.
     """
     program, flag, config, *rest = arguments
     data_dir = _data_dir(places, scale, arguments)
-    if data_dir is not None and scale == "smoke":
-        write_photographs(data_dir)
     if data_dir:
         rest.append(f"--config.data_dir={data_dir}")
     whole = [sys.executable, str(places.root / program), flag, str(places.root / config), *rest]
-    with _passing_on_signals() as (received, children):
-        # A session of its own: Ctrl-C in a terminal would else reach it twice, from the terminal and from us.
-        child = subprocess.Popen(whole, stdout=subprocess.PIPE, text=True, start_new_session=True)
-        children.append(child)
-        if received:  # Before there was a child to pass it on to.
-            child.send_signal(signal.SIGTERM)
-        output, _ = child.communicate()
-    stopped = [*received, *(signum for signum in STOP_SIGNALS if child.returncode in (128 + signum, -signum))]
-    if stopped:
-        raise Stopped(stopped[0])
+    environment = dict(os.environ)
+    if scale == "smoke":  # Compiled programs, small as they are, are kept for the other runs: most are the same.
+        environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    # A session of its own: Ctrl-C in a terminal would else reach it twice, from the terminal and from us.
+    child = subprocess.Popen(whole, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment)
+    children.append(child)
+    if received:  # Before there was a child to pass it on to.
+        child.send_signal(signal.SIGTERM)
+    output, _ = child.communicate()
+    children.remove(child)
+    received += [signum for signum in STOP_SIGNALS if child.returncode in (128 + signum, -signum)]
+    if received:
+        raise Stopped(received[0])
     if child.returncode:
         raise Failed(f"{program} ended with status {child.returncode}; its message is above")
     return output
 
 
+def _photographs(places: Places, scale: str) -> Path | None:
+    """The folder of the digits that stand for photographs at smoke scale."""
+    return places.workdirs / scale / "photographs" if scale == "smoke" else None
+
+
 def _data_dir(places: Places, scale: str, arguments: list[str]) -> Path | None:
-    """Where a program finds its data. At smoke scale they are digits, which stand for photographs, too."""
+    """Where a program finds its data."""
     if scale != "smoke":
         return places.data_dir
-    return places.workdirs / scale / "photographs" if "--config.data.name=folder" in arguments else None
+    return _photographs(places, scale) if "--config.data.name=folder" in arguments else None
 
 
 def _shown(places: Places, scale: str, arguments: list[str]) -> str:
@@ -248,7 +324,7 @@ def _passing_on_signals() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
 
     def pass_on(signum: int, _: Any) -> None:
         received.append(signum)
-        for child in children:
+        for child in list(children):
             child.send_signal(signal.SIGTERM if signum == signal.SIGHUP else signum)
 
     before = {signum: signal.signal(signum, pass_on) for signum in (*STOP_SIGNALS, signal.SIGHUP)}

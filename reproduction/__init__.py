@@ -1,0 +1,1 @@
+"""The tables and figures of the paper: what they train and score, the ledger of it, and the report."""

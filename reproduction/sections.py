@@ -1,0 +1,407 @@
+"""The tables and figures, each as blocks of a document, out of the ledger's records alone."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reproduction import paper
+from reproduction.document import Block, Heading, Paragraph, Picture, Table
+from reproduction.experiments import EXPERIMENTS, SCALES, Experiment, network
+from reproduction.ledger import Record
+from reproduction.pictures import Curves, draw_errors, draw_responses, top_of
+from reproduction.running import ensemble_name
+from resnet_jax.analysis.complexity import count_both
+from resnet_jax.models import create_model
+
+Records = Mapping[str, list[Record]]  # Network, as in experiments.Run.network -> its runs, by seed.
+
+DISTANCE = 2.0
+"""Percentage points of test error within which the shallow network of a pair must be of the published error."""
+
+# Name and fields of create_model for each row of Table 1.
+_ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in ("vgg16", "vgg19", "plain18")),
+    *(("resnet18", {"shortcut": shortcut}) for shortcut in "AB"),
+    ("plain34", {}),
+    *(("resnet34", {"shortcut": shortcut}) for shortcut in "ABC"),
+    *((f"resnet{depth}", {}) for depth in (50, 101, 152)),
+    *((f"resnet{depth}", {"stride_placement": "v1.5"}) for depth in (50, 101, 152)),
+    *((f"resnet{depth}", {}) for depth in (20, 32, 44, 56, 110, 1202)),
+    *((f"highway{depth}", {}) for depth in (20, 32)),
+]
+
+_LAST_LOGS = 5
+
+
+@cache
+def table1() -> list[Block]:
+    """Table 1 and the CIFAR networks: counted from the programs, beside the paper's rounded figures."""
+    rows = []
+    for name, fields in _ARCHITECTURES:
+        model: Any = create_model(name, **fields).scanned()  # One block a stage to trace, where blocks are equal.
+        size = model.image_size
+        known = network({"model.name": name} | {f"model.{key}": value for key, value in fields.items()})
+        plain_title = known.title.rstrip(" ABC")
+        parameters, adds = count_both(model, size)
+        published = paper.PARAMETERS.get(plain_title)
+        as_published = "stride_placement" not in fields and fields.get("shortcut") != "C"
+        of_paper = paper.FLOPS.get(plain_title) if as_published else None
+        rows.append(
+            [
+                known.title + (f" {fields['stride_placement']}" if "stride_placement" in fields else ""),
+                f"{size} x {size}",
+                " ".join(map(str, model.stage_sizes)),
+                " ".join(str(size // stride) for stride in model.strides),
+                f"{parameters:,}",
+                "" if published is None else f"{published} M",
+                f"{adds:,}",
+                "" if of_paper is None else f"{of_paper} G",
+            ]
+        )
+    header = ["network", "images", "blocks or layers a stage", "maps", "parameters", "paper", "multiply-adds", "paper"]
+    text = (
+        "Counted from the programs. Multiply-adds are those of convolutions and fully-connected layers, for one image. "
+        "Letters are the shortcut options; v1.5 strides in the 3x3 convolution of a bottleneck."
+    )
+    return [Heading("Table 1: architectures"), Paragraph(text), Table(header, rows)]
+
+
+def by_network(ledger: Mapping[str, Record]) -> Records:
+    """The runs of each network by seed; plain, residual and other networks each by depth. Ensembles are left out."""
+    records: dict[str, list[Record]] = {}
+    for record in sorted(ledger.values(), key=lambda record: record.get("seed", 0)):
+        if record["kind"] == "run":
+            records.setdefault(record["network"], []).append(record)
+
+    def order(item: tuple[str, list[Record]]) -> tuple[Any, ...]:
+        known = network(item[1][0]["values"])
+        return ("plain", "residual", "highway", "vgg").index(known.kind), known.depth, known.title
+
+    return dict(sorted(records.items(), key=order))
+
+
+def title(record: Record) -> str:
+    """What the paper calls a run's network."""
+    return network(record["values"]).title
+
+
+def section(name: str, scale: str, folder: Path, ledger: Mapping[str, Record]) -> list[Block]:
+    """A table or figure with what has been run of it; nothing if nothing has. Pictures are drawn into ``folder``.
+
+    At scales without verdicts the errors stand beside the paper's, and no difference is taken.
+    """
+    if name == "table1":
+        return table1()
+    found, experiment = found_runs(name, ledger)
+    ensemble = ledger.get(ensemble_name(name))
+    if not found or (experiment.ensemble and ensemble is None):
+        return []
+    heading = Heading(f"{'Table' if name.startswith('table') else 'Figure'} {name[-1]}: {experiment.title}")
+    if ensemble is not None:
+        return [heading, *_ensemble(ensemble, experiment.protocol)]
+    if experiment.responses:
+        return [heading, *_responses(name, scale, folder, found, ledger)]
+    if name.startswith("fig"):
+        return [heading, *_error_figure(name, scale, folder, found)]
+    return [heading, *_error_table(name, found, experiment.protocol, SCALES[scale].verdicts)]
+
+
+def found_runs(name: str, ledger: Mapping[str, Record]) -> tuple[Records, Experiment]:
+    """The runs that have what an experiment needs, in its order, and the experiment."""
+    experiment, records = EXPERIMENTS[name], by_network(ledger)
+    found = {}
+    for member in experiment.networks:
+        runs = [record for record in records.get(member, []) if experiment.protocol in record["results"]]
+        if experiment.responses:
+            runs = [record for record in runs if "responses" in record]
+        if runs:
+            found[member] = runs
+    return found, experiment
+
+
+def _error_table(name: str, found: Records, protocol: str, compare: bool) -> list[Block]:
+    published, of_cifar, rows = paper.TABLES[name], name == "table6", []
+    figures = ("top1_error",) if of_cifar else ("top1_error", "top5_error")
+    for member, runs in found.items():
+        row = [title(runs[0]), f"{runs[0]['parameters']:,}", str(len(runs))]
+        error = published.errors.get(member, paper.Error(None))
+        for key, of_paper in zip(figures, error, strict=False):
+            values = [run["results"][protocol][key] for run in runs]
+            shown = number(of_paper)
+            if of_cifar and member in paper.REPEATED:
+                repeated = paper.REPEATED[member]
+                shown += f" ({repeated.mean:.2f} ± {repeated.deviation:.2f})"
+                of_paper = of_paper if len(runs) == 1 else repeated.mean  # Like with like.
+            same_split = all(run["results"][protocol]["split"] == published.split for run in runs)
+            row += [mean_and_deviation(values), shown, _difference(values, of_paper) if compare and same_split else ""]
+        rows.append(row)
+    for cited_title, cited in published.cited.items():
+        cells = [f"{cited_title}, cited", cited.parameters, "", "", cited.top1, ""]
+        rows.append(cells if of_cifar else [*cells, "", cited.top5, ""])
+    header = ["network", "parameters", "runs"]
+    for place in ("top-1 error",) if of_cifar else ("top-1 error", "top-5 error"):
+        header += [place, "paper", "difference"]
+    text = "Several runs, of several seeds, are given as mean ± sample standard deviation."
+    if of_cifar and compare:
+        text += (
+            " Of ResNet-110 the paper gives the best of five runs and, in brackets, their mean, with which a mean of "
+            "ours is compared."
+        )
+    if not compare:
+        header, rows = _without_differences(header, rows)
+    return [Paragraph(text), Table(header, rows)]
+
+
+def _without_differences(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    kept = [i for i, column in enumerate(header) if column != "difference"]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def _ensemble(record: Record, protocol: str) -> list[Block]:
+    errors, published = record["results"][protocol], paper.TABLES["table5"]
+    of_paper = published.errors[record["run"]].top5
+    rows = [
+        ["this ensemble", str(len(record["members"])), number(errors["top1_error"]), number(errors["top5_error"]), ""]
+    ]
+    rows += [["the paper's", "6", "", "", number(of_paper)]]
+    rows += [[f"{name}, cited", "", "", "", cited.top5] for name, cited in published.cited.items()]
+    text = (
+        f"Members: {', '.join(record['members'])}. The paper's errors are of the test set, whose labels are secret, "
+        f"and ours of the {errors['split']} set, so that no difference is taken. Two of the paper's six models are 152 "
+        "layers deep; it does not name the others."
+    )
+    header = [
+        "networks",
+        "members",
+        f"top-1 error, {errors['split']}",
+        f"top-5 error, {errors['split']}",
+        "top-5 error, test",
+    ]
+    return [Paragraph(text), Table(header, rows)]
+
+
+def _error_figure(name: str, scale: str, folder: Path, found: Records) -> list[Block]:
+    rows = []
+    for member, runs in found.items():
+        train = [final_training_error(run) for run in runs]
+        test = [final_test_error(run) for run in runs]
+        published = paper.TABLES["table6"].errors.get(member, paper.Error(None)).top1
+        row = [title(runs[0]), ", ".join(str(run["seed"]) for run in runs), mean_and_deviation(train)]
+        row += [paper.TRAINING_ERRORS.get(member, ""), mean_and_deviation(test)]
+        rows.append([*row, paper.TEST_ERRORS.get(member, number(published))])
+    header = ["network", "seeds", "training error", "paper", f"{_evaluated(found)} error", "paper"]
+    if name == "fig4":  # The paper's curves are of the central crop, whose errors it gives nowhere as numbers.
+        rows = [[*row[:5], ""] for row in rows]
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    header, rows = [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    paths, caption = _draw(name, scale, folder, found)
+    text = (
+        f"Errors at the end of training. The training error is that of augmented images as they are trained on, over "
+        f"the last {_LAST_LOGS} logged intervals. Several runs are given as mean ± sample standard deviation."
+    )
+    return [Picture(paths, caption), Table(header, rows), Paragraph(text)]
+
+
+def _draw(name: str, scale: str, folder: Path, found: Records) -> tuple[list[Path], str]:
+    """The panels of an error figure, and their caption."""
+    curves = {
+        member: [Curves(run["seed"], run["curves"]["train"], run["curves"]["test"]) for run in runs]
+        for member, runs in found.items()
+    }
+    top = top_of(curves)  # One for all panels.
+    length = f"{scale.capitalize()} scale, {_steps(found)} steps."
+    paler = " Further seeds are paler." if any(len(runs) > 1 for runs in found.values()) else ""
+    if name == "fig1":  # As in the paper, training beside test error.
+        titled = {title(found[member][0]): runs for member, runs in curves.items()}
+        paths = [folder / "fig1-training-error.svg", folder / "fig1-test-error.svg"]
+        draw_errors(paths[0], "training error", titled, top, show=("train",))
+        draw_errors(paths[1], f"{_evaluated(found)} error", titled, top, show=("test",))
+        return paths, f"{length}{paler}"
+    panels: dict[str, dict[str, Sequence[Curves]]] = {}
+    for member, runs in curves.items():
+        known = network(found[member][0]["values"])
+        panels.setdefault(known.kind, {})[known.title] = runs
+    paths = []
+    for kind, networks in panels.items():
+        paths.append(folder / f"{name}-{kind}-networks.svg")
+        draw_errors(paths[-1], f"{kind} networks", networks, top)
+    return paths, f"Thin and dashed: training error. Bold: {_evaluated(found)} error. {length}{paler}"
+
+
+def _evaluated(found: Records) -> str:
+    """The split of the curves of the runs, which are all of one data set."""
+    return "validation" if any("data.crop_size" in run["values"] for runs in found.values() for run in runs) else "test"
+
+
+# What the runs say of the paper's claims.
+
+
+class Finding(NamedTuple):
+    """What can be said: sentences, or why nothing can be (``told`` is False)."""
+
+    told: bool
+    sentences: list[str]
+
+
+def degradation(name: str, scale: str, ledger: Mapping[str, Record]) -> Finding:
+    """What runs of ``name`` ("fig6", "fig4") say of the claim that depth degrades plain networks and not residual ones.
+
+    The deepest plain network is compared with the shallowest, and so are their residual twins, seed by seed, by
+    training and by test error. A verdict needs a training that is long enough: the shallow residual network must have
+    come within ``DISTANCE`` points of its published error, and so must the shallow plain network if its own is
+    published. On CIFAR-10 it is not (plain-20 is only drawn, in Figure 6), and the twin's stands for it.
+    """
+    found, experiment = found_runs(name, ledger)
+    if not SCALES[scale].verdicts or not found:
+        return Finding(False, [])
+    families: dict[str, dict[int, tuple[str, list[Record]]]] = {"plain": {}, "residual": {}}
+    for member, runs in found.items():
+        known = network(runs[0]["values"])
+        families[known.kind][known.depth] = (member, runs)
+    depths = sorted(families["plain"].keys() & (families["residual"] or families["plain"]).keys())
+    if len(depths) < 2:
+        return Finding(False, ["Too few networks have been run to say anything of depth."])
+    short = _too_short(families, depths[0], experiment.protocol)
+    if short:
+        return Finding(False, [short])
+    sentences, costs = [], {}
+    for kind, networks in families.items():
+        shallow, deep = (
+            {run["seed"]: run for run in networks[depth][1]} if depth in networks else {}
+            for depth in (depths[0], depths[-1])
+        )
+        seeds = sorted(shallow.keys() & deep.keys())
+        if not seeds:
+            continue
+        train = [final_training_error(deep[seed]) - final_training_error(shallow[seed]) for seed in seeds]
+        test = [final_test_error(deep[seed]) - final_test_error(shallow[seed]) for seed in seeds]
+        worse = sum(x > 0 and y > 0 for x, y in zip(train, test, strict=True))
+        better = sum(x < 0 and y < 0 for x, y in zip(train, test, strict=True))
+        seen = worse if kind == "plain" else better
+        verdict = "seen" if seen == len(seeds) else "not seen" if seen == 0 else "seen in part"
+        claim = "Deeper plain networks are worse" if kind == "plain" else "Deeper residual networks are better"
+        sentences.append(
+            f"{claim}: {verdict}. From {depths[0]} to {depths[-1]} layers the training error changes by "
+            f"{_signed(train)} and the test error by {_signed(test)} points ({_named(seeds)})."
+        )
+        costs[kind] = statistics.mean(train), statistics.mean(test)
+    if len(costs) == 2:
+        (plain, plain_test), (residual, residual_test) = costs["plain"], costs["residual"]
+        less = residual < plain and residual_test < plain_test
+        sentences.append(f"With shortcuts depth costs {'less' if less else 'no less'} than without.")
+    return Finding(bool(sentences), sentences)
+
+
+def _too_short(families: Mapping[str, Mapping[int, tuple[str, list[Record]]]], depth: int, protocol: str) -> str | None:
+    """Why the networks of this depth have not been trained long enough for a verdict; None if they have."""
+    judged = 0
+    for networks in families.values():
+        member, runs = networks.get(depth, ("", []))
+        published = paper.top1(protocol).get(member)
+        if published is None:
+            continue
+        judged += 1
+        error = statistics.mean(run["results"][protocol]["top1_error"] for run in runs)
+        if error > published + DISTANCE:
+            return (
+                f"Too short to tell what depth does: {title(runs[0])}, the shallow network, is at {error:.2f} % and "
+                f"not within {DISTANCE:g} points of its published {published:.2f} %."
+            )
+    if not judged:
+        return (
+            f"Too short to tell what depth does: there is no residual network of {depth} layers to show that the "
+            "training is long enough, and the plain one has no published error."
+        )
+    return None
+
+
+def final_test_error(record: Record) -> float:
+    """The last evaluation in training, in percent."""
+    return record["curves"]["test"][-1][1]
+
+
+def final_training_error(record: Record) -> float:
+    """The mean of the last logged training errors, in percent."""
+    return statistics.mean(error for _, error in record["curves"]["train"][-_LAST_LOGS:])
+
+
+def _steps(found: Records) -> str:
+    """How long the runs were, and how long the recipe is."""
+    lengths = {(run["steps"], run["recipe_steps"]) for runs in found.values() for run in runs}
+    return " or ".join(f"{steps:,} of {whole:,}" for steps, whole in sorted(lengths))
+
+
+def _responses(name: str, scale: str, folder: Path, found: Records, ledger: Mapping[str, Record]) -> list[Block]:
+    responses = {title(runs[0]): runs[0]["responses"] for runs in found.values()}
+    paths = [folder / f"{name}-in-order.svg", folder / f"{name}-sorted.svg"]
+    draw_responses(paths[0], "in the order of layers", {label: list(v.values()) for label, v in responses.items()})
+    by_size = {label: sorted(values.values(), reverse=True) for label, values in responses.items()}
+    draw_responses(paths[1], "sorted by size", by_size)
+    rows = [
+        [label, str(len(values)), *(f"{f(values.values()):.3f}" for f in (statistics.mean, statistics.median, max))]
+        for label, values in responses.items()
+    ]
+    text = (
+        "Standard deviation of each 3x3 layer's response over the test set, after batch normalisation and before the "
+        "ReLU or the addition."
+    )
+    seeds = _named(sorted({runs[0]["seed"] for runs in found.values()}))
+    caption = f"{scale.capitalize()} scale, {_steps(found)} steps, {seeds}."
+    blocks: list[Block] = [Paragraph(text), Picture(paths, caption)]
+    blocks.append(Table(["network", "layers", "mean", "median", "largest"], rows))
+    means: dict[str, list[float]] = {}
+    for runs in found.values():
+        mean = statistics.mean(runs[0]["responses"].values())
+        means.setdefault(network(runs[0]["values"]).kind, []).append(mean)
+    if len(means) == 2 and degradation("fig6", scale, ledger).told:
+        plain, residual = means["plain"], means["residual"]
+        sentences = (
+            f"By the mean, {'all' if max(residual) < min(plain) else 'not all'} residual networks respond less than "
+            "the plain ones."
+        )
+        if len(residual) > 1:
+            falling = all(a > b for a, b in pairwise(residual))
+            sentences += (
+                f" Deeper residual networks {'respond' if falling else 'do not respond'} less than shallower ones."
+            )
+        blocks.append(Paragraph(sentences, strong=True))
+    return blocks
+
+
+# Numbers as text.
+
+
+def hardware(record: Record) -> str:
+    """What a run was trained on."""
+    environment = record["environment"]
+    devices = [kind.partition(": ")[2] or kind for kind in environment["devices"]]
+    if devices[0] == "cpu":
+        return environment["processor"] or "CPU"
+    return f"{len(devices)} x {devices[0]}"
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    """ "8.75", or "6.61 ± 0.16" of several."""
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def number(value: float | None) -> str:
+    """An error in percent; nothing where there is none."""
+    return "" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def _difference(values: list[float], of_paper: float | None) -> str:
+    return "" if of_paper is None else f"{statistics.mean(values) - of_paper:+.2f}"
+
+
+def _signed(values: list[float]) -> str:
+    return ", ".join(f"{value:+.2f}" for value in values)
+
+
+def _named(seeds: list[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

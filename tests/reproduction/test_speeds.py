@@ -1,0 +1,39 @@
+from reproduction import speeds
+from reproduction.document import Table, to_markdown
+from reproduction.ledger import imported
+
+
+def benchmark(suite, comparisons):
+    printed = {"suite": suite, "environment": {"processor": "2 cores of X", "versions": {"jax": "1.2"}}}
+    return imported(suite, printed | {"images_per_second": comparisons}, "python -m b", "", "0123456789", "1")
+
+
+def test_steps_are_a_table_and_what_it_shows():
+    sides = {
+        "ours": [20.0, 20.0],
+        "PyTorch": [10.0, 10.0],
+        "naive Flax": [8.0, 8.0],
+        "ours, whole trainer": [19.0, 19.0],
+    }
+    record = benchmark("cpu", {"training, resnet20, batch 4": sides, "inference, resnet20": {"ours": [3.0]}})
+    (table,) = [block for block in speeds.steps([record]) if isinstance(block, Table)]
+    assert table.header == ["images/s (min-max), ratio", "resnet20, batch 4"]
+    assert table.rows[0] == ["ours", "20.0 (20.0-20.0), 2.00"]
+    text = to_markdown(speeds.steps([record]))
+    assert (
+        "Ours trains resnet20 at 2.00 times the speed of the fastest PyTorch as installed, 2.50 times the speed of "
+        "naive Flax; the whole trainer runs at 0.95 of the bare step." in text
+    )
+    assert "Medians of 2 rounds" in text and "2 cores of X, jax 1.2; commit 0123456: `python -m b`" in text
+    assert speeds.steps([]) == []
+
+
+def test_input_is_decoding_and_the_trainer():
+    trainer = {"bare step": [100.0], "bare loader": [500.0], "whole trainer": [90.0]}
+    speeds_of = {
+        "input_pipeline": {"images_per_second": {"JPEG": [200.0], "tf.data": [100.0]}},
+        "streaming_train": {"images_per_second": trainer},
+    }
+    text = to_markdown(speeds.inputs([benchmark("input", speeds_of)]))
+    assert "| JPEG | 200 (200-200), 2.00 |" in text and "the trainer reaches 0.90 of its slower part" in text
+    assert speeds.inputs([benchmark("cpu", {"training, resnet20": {"ours": [1.0]}})]) == []
