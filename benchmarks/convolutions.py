@@ -1,7 +1,7 @@
 """The same convolutions in several formulations: ``python -m benchmarks.convolutions``.
 
 ``--check`` times nothing, and compares what this machine computes, forward and both gradients, with XLA's plain
-convolution and JAX's own gradients, for every convolution of every network.
+convolution and JAX's own gradients, for every convolution of every network, and for grouped and dilated ones.
 
 For the kinds of convolution in ResNet-20 (batch 128) and ResNet-50 (batch 16), the GFLOP/s of the forward pass and of
 both gradients, beside those of a large matrix product, which is about what the processor can do. All of them give the
@@ -22,20 +22,36 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.host_memory import keep_freed_memory
-from resnet_jax.models import conv, create_model, list_models, onednn
-from resnet_jax.models.onednn import Geometry
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.kernels import PLAIN, convolution, fast_kernels, onednn
+from resnet_jax.kernels.onednn import Geometry
+from resnet_jax.models import create_model, list_models, variant
+from resnet_jax.models.layers import Conv
 
-# Batch, size of the image, input channels, filters, size of the kernel, stride.
+# Batch, size of the image, input channels, filters, size of the kernel, stride, groups.
 SHAPES = [
-    (128, 32, 16, 16, 3, 1),
-    (128, 16, 32, 32, 3, 1),
-    (128, 8, 64, 64, 3, 1),
-    (128, 32, 16, 32, 3, 2),
-    (16, 56, 64, 64, 3, 1),
-    (16, 56, 64, 256, 1, 1),
-    (16, 28, 128, 128, 3, 1),
-    (16, 14, 1024, 256, 1, 1),
+    (128, 32, 16, 16, 3, 1, 1),
+    (128, 16, 32, 32, 3, 1, 1),
+    (128, 8, 64, 64, 3, 1, 1),
+    (128, 32, 16, 32, 3, 2, 1),
+    (16, 56, 64, 64, 3, 1, 1),
+    (16, 56, 64, 256, 1, 1, 1),
+    (16, 28, 128, 128, 3, 1, 1),
+    (16, 14, 1024, 256, 1, 1, 1),
+    (16, 56, 128, 128, 3, 1, 32),
+]
+
+# Those of networks that are not listed, as in SHAPES without the batch: the 3x3 convolutions of ResNeXt-50 (32x4d), a
+# depthwise convolution, and a grouped 1x1 one.
+GROUPED = [
+    (56, 128, 128, 3, 1, 32),
+    (56, 256, 256, 3, 2, 32),
+    (28, 256, 256, 3, 1, 32),
+    (28, 512, 512, 3, 2, 32),
+    (14, 512, 512, 3, 1, 32),
+    (14, 1024, 1024, 3, 2, 32),
+    (7, 1024, 1024, 3, 1, 32),
+    (56, 128, 128, 3, 1, 128),
+    (28, 256, 512, 1, 2, 32),
 ]
 
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]
@@ -54,7 +70,7 @@ def taps(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
 
 def formulations(geometry: Geometry) -> dict[str, Convolution]:
     """Functions of (x, kernel). Those without gradients of their own get JAX's."""
-    strides, padding = geometry.strides, geometry.padding
+    window = convolution._Window(*geometry[2:])
 
     def one_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jnp.concatenate(taps(x, geometry), axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
@@ -67,14 +83,15 @@ def formulations(geometry: Geometry) -> dict[str, Convolution]:
         return jnp.einsum("tnhwi,tio->nhwo", jnp.stack(taps(x, geometry)), kernel.reshape(-1, *kernel.shape[2:]))
 
     found: dict[str, Convolution] = {
-        "XLA": partial(conv._conv, strides=strides, padding=padding),
-        "XLA, gradients restated": lambda x, kernel: conv._conv_canonical(x, kernel, strides, padding),
-        "one product (im2col)": one_product,
-        "a product a tap": product_a_tap,
-        "batched products": batched_products,
+        "XLA": lambda x, kernel: convolution.plain_convolution(x, kernel, *window),
+        "XLA, gradients restated": lambda x, kernel: convolution._conv_canonical(x, kernel, window),
     }
+    if geometry.groups == 1:
+        found["one product (im2col)"] = one_product
+        found["a product a tap"] = product_a_tap
+        found["batched products"] = batched_products
     if onednn.library() is not None:
-        found["oneDNN"] = lambda x, kernel: conv._conv_onednn(x, kernel, geometry)
+        found["oneDNN"] = lambda x, kernel: convolution._conv_onednn(x, kernel, geometry)
     return found
 
 
@@ -90,8 +107,8 @@ def seconds(function: Callable[..., Any], *arguments: Any, repeats: int) -> floa
 
 
 def measure(shape: tuple[int, ...], repeats: int) -> None:
-    batch, size, inputs, filters, k, strides = shape
-    geometry = Geometry((batch, size, size, inputs), (k, k, inputs, filters), strides, ((k // 2, k // 2),) * 2)
+    batch, size, inputs, filters, k, strides, groups = shape
+    geometry = square(*shape)
     rng = np.random.default_rng(0)
     x, kernel, g = (
         jnp.asarray(rng.normal(size=s), jnp.float32) for s in (geometry.image, geometry.kernel, geometry.output)
@@ -113,33 +130,43 @@ def measure(shape: tuple[int, ...], repeats: int) -> None:
         speeds = " | ".join(f"{gflop / t:.0f}" for t in times)
         whole = 3 * gflop / sum(times)
         title = f"{batch} x {size} x {size}, {inputs} to {filters}, {k} x {k}" + (" / 2" if strides > 1 else "")
+        title += f", {groups} groups" if groups > 1 else ""
         print(f"| {title} | {name} | {speeds} | {whole:.0f} |", flush=True)
 
 
+def square(batch: int, size: int, inputs: int, filters: int, k: int, strides: int, groups: int) -> Geometry:
+    """A convolution of square images with a square kernel, padded by half of it."""
+    return Geometry(
+        (batch, size, size, inputs), (k, k, inputs // groups, filters), strides, ((k // 2,) * 2,) * 2, groups
+    )
+
+
 def all_geometries(batch_size: int) -> list[Geometry]:
-    """The convolutions of every listed network at its image size, with any shortcut, each once."""
+    """The convolutions of every listed network at its image size, with any shortcut, each once; and grouped ones."""
     found: dict[Geometry, None] = {}
 
     def note(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        if isinstance(module, conv.Conv) and context.method_name == "__call__":
-            kernel = (module.size, module.size, args[0].shape[-1], module.filters)
-            found[Geometry(args[0].shape, kernel, module.strides, ((module.size // 2,) * 2,) * 2)] = None
+        if isinstance(module, Conv) and context.method_name == "__call__":
+            kernel = (module.size, module.size, args[0].shape[-1] // module.groups, module.filters)
+            pad = (module.dilation * (module.size // 2),) * 2
+            found[Geometry(args[0].shape, kernel, module.strides, (pad, pad), module.groups, module.dilation)] = None
         return next_call(*args, **kwargs)
 
     for name in list_models():
-        model = create_model(name)
-        variants = [model]
-        if isinstance(model, ResNet):
-            model = model.clone(scan_blocks=True)
-            variants = [model, model.clone(stride_placement="v1.5")]
-            if model.shortcut in ("A", "B", "C"):
-                variants += [model.clone(shortcut=shortcut) for shortcut in ("A", "B", "C")]
-        for variant in variants:
+        fields = variant(name).own_fields
+        changes: list[dict[str, Any]] = [{}]
+        changes += [{"stride_placement": "v1.5"}] if "stride_placement" in fields else []
+        changes += [{"shortcut": shortcut} for shortcut in ("A", "B", "C")] if "shortcut" in fields else []
+        for overrides in changes:
+            model = create_model(name, **overrides).scanned()
             images = jax.ShapeDtypeStruct((batch_size, model.image_size, model.image_size, 3), jnp.float32)
             with nn.intercept_methods(note):
-                jax.eval_shape(variant.init, jax.random.key(0), images)
-    return list(found)
+                jax.eval_shape(model.init, jax.random.key(0), images)
+    for shape in GROUPED:
+        found[square(batch_size, *shape)] = None
+    wide = Geometry((batch_size, 28, 28, 64), (3, 3, 64, 64), 1, ((2, 2), (2, 2)), dilation=2)
+    return [*found, wide, wide._replace(kernel=(3, 3, 8, 64), groups=8)]
 
 
 def check(batch_size: int) -> None:
@@ -152,21 +179,30 @@ def check(batch_size: int) -> None:
         )
 
         def value_and_gradients(convolve: Any, x: Any, kernel: Any, g: Any, geometry: Geometry = geometry) -> Any:
-            y, pullback = jax.vjp(lambda x, k: convolve(x, k, geometry.strides, geometry.padding), x, kernel)
+            y, pullback = jax.vjp(lambda x, k: convolve(x, k, *geometry[2:]), x, kernel)
             return y, *pullback(g)
 
         ours, plain = (
-            jax.jit(partial(value_and_gradients, convolve))(x, kernel, g) for convolve in (conv.conv2d, conv._conv)
+            jax.jit(partial(value_and_gradients, kernels.convolution))(x, kernel, g)
+            for kernels in (fast_kernels(jax.default_backend(), 1), PLAIN)
         )
         for a, b in zip(ours, plain, strict=True):
             error = float(jnp.abs(a - b).max() / jnp.abs(b).max())
             worst = max(worst, error)
             # The rounding of a sum of as many terms as the longest of the three has.
-            terms = max(math.prod(geometry.output[:3]), math.prod(geometry.kernel[:2]) * max(geometry.kernel[2:]))
+            terms = max(
+                math.prod(geometry.output[:3]),
+                math.prod(geometry.kernel[:2]) * max(geometry.kernel[2], geometry.kernel[3] // geometry.groups),
+            )
             if not error < 1e-7 * max(10, math.sqrt(terms)):
                 raise SystemExit(f"error: {geometry} differs by {error:.1e} of its largest value")
     by = "oneDNN" if onednn.library() is not None else "XLA"
-    print(f"{len(geometries)} convolutions of {len(list_models())} networks, batch {batch_size}, large ones by {by}:")
+    grouped = sum(geometry.groups > 1 for geometry in geometries)
+    print(
+        f"{len(geometries)} convolutions of {len(list_models())} networks and beyond, {grouped} of them grouped, ",
+        end="",
+    )
+    print(f"batch {batch_size}, large ones by {by}:")
     print(f"outputs and both gradients differ by at most {worst:.1e} of their largest value")
 
 

@@ -3,24 +3,22 @@
     python -m benchmarks.depth --models resnet56 resnet110
     python -m benchmarks.depth --models resnet1202 --batch_size 8 --layouts scanned scanned+remat
 
-Random images, float32, the CIFAR-10 paper recipe. Memory is what XLA plans for temporaries of one training step.
+Random images of 32 x 32, float32. Memory is what XLA plans for temporaries of one training step.
 """
 
 import argparse
 import statistics
 import time
+from typing import Any
 
 import jax
-import numpy as np
 
-from resnet_jax import parallel, recipes
-from resnet_jax.config import make_model
+from benchmarks.workload import Workload, training
+from resnet_jax import parallel
 from resnet_jax.host_memory import keep_freed_memory
-from resnet_jax.train.schedules import make_schedule
-from resnet_jax.train.state import init_state
-from resnet_jax.train.step import train_step
+from resnet_jax.kernels import fast_kernels
 
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "unrolled": {"scan_blocks": False, "remat": False},
     "unrolled+remat": {"scan_blocks": False, "remat": True},
     "scanned": {"scan_blocks": True, "remat": False},
@@ -30,21 +28,13 @@ LAYOUTS = {
 
 def measure(name: str, layout: str, batch_size: int, num_steps: int) -> tuple[float, float, float | None]:
     """Seconds to trace and compile, MiB of temporaries, and the median seconds a step (None for no steps)."""
-    config = recipes.cifar10_paper(name)
-    config.model.update(LAYOUTS[layout])
-    config.model.bn_group_size = None
-    config.optimizer.learning_rate = 1e-3
-    config.schedule.warmup_learning_rate = 1e-3
-    mesh, model, schedule = parallel.data_mesh(), make_model(config, 10), make_schedule(config)
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(batch_size, 32, 32, 3)).astype(np.float32)
-    labels = rng.integers(0, 10, batch_size).astype(np.int32)
-    batch = parallel.to_global({"image": images, "label": labels}, parallel.sharded_batch(mesh))
-    state = init_state(config, model, (32, 32, 3), mesh)
+    workload, mesh = Workload(name, batch_size, 32, **LAYOUTS[layout]), parallel.data_mesh()
+    step, new_state = training(workload, fast_kernels(jax.default_backend(), mesh.size), mesh)
+    batch = parallel.to_global(workload.batch(), parallel.sharded_batch(mesh))
+    state = new_state()
 
     start = time.perf_counter()
-    step = jax.jit(lambda state, batch: train_step(config, model, schedule, state, batch), donate_argnums=0)
-    compiled = step.lower(state, batch).compile()
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     seconds_to_compile = time.perf_counter() - start
     plan = compiled.memory_analysis()
     memory = plan.temp_size_in_bytes / 2**20 if plan else float("nan")

@@ -12,24 +12,21 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.task import Task
-from resnet_jax import cli, parallel
-from resnet_jax.config import make_model
-from resnet_jax.models import create_model
-from resnet_jax.train.schedules import make_schedule
-from resnet_jax.train.state import init_state
-from resnet_jax.train.step import train_step
+from benchmarks.workload import Workload, training
+from resnet_jax import parallel
+from resnet_jax.kernels import fast_kernels
+from resnet_jax.models import variant
+from resnet_jax.programs import cli
 
 
 def main() -> None:
     cli.use_compilation_cache()
     name = sys.argv[1]
-    task = Task(name, batch_size=8, size=create_model(name).image_size)
-    config, mesh = task.config(), parallel.data_mesh()
-    model, schedule = make_model(config, 1000 if task.imagenet else 10), make_schedule(config)
-    batch = parallel.to_global(task.batch(), parallel.sharded_batch(mesh))
-    state = init_state(config, model, (task.size, task.size, 3), mesh)
-    lowered = jax.jit(lambda state, batch: train_step(config, model, schedule, state, batch)).lower(state, batch)
+    workload, mesh = Workload(name, batch_size=8, size=variant(name).image_size), parallel.data_mesh()
+    step, new_state = training(workload, fast_kernels(jax.default_backend(), mesh.size), mesh)
+    batch = parallel.to_global(workload.batch(), parallel.sharded_batch(mesh))
+    state = new_state()
+    lowered = jax.jit(step).lower(state, batch)
     start = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - start

@@ -2,11 +2,11 @@
 
     taskset -c 0 python -m benchmarks.input_pipeline --data_dir DIR
 
-DIR holds ImageNet, or a sample of it, as TFDS prepares it. All sides make the same Inception-style crops of the same
-photographs in the same order, resized to 224 x 224 uint8, in batches of 64, on as many threads as ``taskset`` leaves
-cores. tf.data reads a TFRecord file that is written for the purpose, in just that order, and cuts with
-``decode_and_crop_jpeg``. The pack is written for the purpose, too; its size is printed. Needs TensorFlow
-(``pip install ".[prepare]"``); without it, the ratios to tf.data are left out.
+DIR holds ImageNet, or a sample of it, as TFDS prepares it; with ``--name folder``, class folders. All sides make the
+same Inception-style crops of the same photographs in the same order, resized to 224 x 224 uint8, in batches of 64, on
+as many threads as ``taskset`` leaves cores. tf.data reads a TFRecord file that is written for the purpose, in just that
+order, and cuts with ``decode_and_crop_jpeg``. The pack is written for the purpose, too; its size is printed. Needs
+TensorFlow (``pip install ".[prepare]"``); without it, the ratios to tf.data are left out.
 """
 
 import argparse
@@ -23,32 +23,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from resnet_jax import recipes
-from resnet_jax.data.images import image_size
+from resnet_jax.data import Photographs
+from resnet_jax.data.crops import RandomResized
+from resnet_jax.data.dataset import Share
+from resnet_jax.data.decode.images import image_size
 from resnet_jax.data.order import example_indices
-from resnet_jax.data.packed import open_pack, write_pack
-from resnet_jax.data.source import Source
-from resnet_jax.data.streaming import (
-    ChooseBox,
-    Loading,
-    Share,
-    TrainChunks,
-    load_photographs,
-    training_batches,
-    training_box,
-)
+from resnet_jax.data.pack import write_pack
+from resnet_jax.data.sources.protocol import Source
+from resnet_jax.data.streamed import StreamedDataset
 
 BATCH_SIZE, SIZE, SEED = 64, 224, 0
+CROP = RandomResized()
 Stream = Iterator[np.ndarray]
 
 
-def our_stream(config: ConfigDict, source: Source, threads: int) -> Stream:
+def our_stream(dataset: StreamedDataset) -> Stream:
     """Batches of images of the trainer's own pipeline."""
-    chunks = TrainChunks(source, SEED, BATCH_SIZE, training_box(config), SIZE, Share())
-    batches = training_batches(chunks, 0, 1_000_000, Loading(threads, workers=0), limit=10)
-    return (batch["image"] for batch in batches)
+    return (batch["image"] for batch in dataset.training_batches(SEED, BATCH_SIZE, 0, 1_000_000, Share()))
 
 
 def tf_data_stream(path: Path, threads: int) -> Stream:
@@ -69,14 +61,14 @@ def tf_data_stream(path: Path, threads: int) -> Stream:
     return stream.as_numpy_iterator()
 
 
-def write_tfrecords(path: Path, source: Source, choose_box: ChooseBox, count: int) -> None:
+def write_tfrecords(path: Path, source: Source, count: int) -> None:
     """The first ``count`` photographs of training, with the boxes that our pipeline cuts out of them."""
     import tensorflow as tf
 
     with tf.io.TFRecordWriter(str(path)) as writer:
         for position, index in enumerate(example_indices(SEED, np.arange(count), len(source))):
             image = source[int(index)]["image"]
-            box = choose_box(np.random.default_rng((SEED, position)), *image_size(image))
+            box = CROP.box(np.random.default_rng((SEED, position)), *image_size(image), SIZE)
             feature = {
                 "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
                 "box": tf.train.Feature(int64_list=tf.train.Int64List(value=box)),
@@ -103,25 +95,26 @@ def measure(make_stream: Callable[[], Stream], seconds: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--name", default="imagenet2012", help="of the data set; not a pack")
     parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--shorter_side", type=int, default=480, help="of the pack")
     arguments = parser.parse_args()
-    config = recipes.imagenet_baseline("resnet50")
-    config.data_dir = arguments.data_dir
-    photographs = load_photographs(config)
-    source, threads = photographs.train, len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0))
+    settings = Photographs(name=arguments.name, crop=CROP, crop_size=SIZE, threads=threads)
+    photographs = settings.load(arguments.data_dir)
+    source = photographs.source("train")
     with tempfile.TemporaryDirectory() as folder:
         write_pack(source, Path(folder), "train", arguments.shorter_side, photographs.class_names)
-        pack = open_pack(Path(folder), "train")
-        bytes_a_photograph = (Path(folder) / "train.bin").stat().st_size / len(pack)
+        packed = settings.model_copy(update={"name": "packed"}).load(folder)
+        bytes_a_photograph = (Path(folder) / "train.bin").stat().st_size / packed.num_train
         encoded = statistics.mean(len(source[i]["image"]) for i in range(min(1000, len(source))))
         sides: dict[str, Callable[[], Stream]] = {
-            "JPEG": partial(our_stream, config, source, threads),
-            "pack": partial(our_stream, config, pack, threads),
+            "JPEG": partial(our_stream, photographs),
+            "pack": partial(our_stream, packed),
         }
         try:
-            write_tfrecords(Path(folder) / "tfrecord", source, training_box(config), count=20 * BATCH_SIZE)
+            write_tfrecords(Path(folder) / "tfrecord", source, count=20 * BATCH_SIZE)
             sides["tf.data"] = partial(tf_data_stream, Path(folder) / "tfrecord", threads)
             pairs = zip(next(sides["JPEG"]()), next(sides["tf.data"]()), strict=True)
             apart = statistics.mean(float(np.abs(ours.astype(int) - theirs).mean()) for ours, theirs in pairs)

@@ -3,7 +3,8 @@
 Prints a table and, with --out, writes the figures as JSON with versions and hardware. The sides of a comparison are
 timed in turn, round after round, so that a drift of the machine's speed cancels in the ratios, which are medians over
 the rounds. ``--smoke`` is the same at toy size: it proves that the suite runs, and its figures mean nothing. The input
-suite needs ``--data_dir``, and runs ``benchmarks.input_pipeline`` and ``benchmarks.streaming_train``. Needs PyTorch.
+suite runs ``benchmarks.input_pipeline`` and ``benchmarks.streaming_train``; it needs ``--data_dir`` unless it is a
+smoke run. The cpu and gpu suites need PyTorch.
 """
 
 import argparse
@@ -24,10 +25,12 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks import steps
-from benchmarks.task import Task
 from benchmarks.timing import Run, end_processes, in_own_process
+from benchmarks.workload import Workload
+from resnet_jax.data.sources.digits import write_photographs
 from resnet_jax.host_memory import keep_freed_memory
-from resnet_jax.models import create_model, list_models, onednn
+from resnet_jax.kernels import PLAIN, Kernels, fast_kernels, onednn
+from resnet_jax.models import list_models, variant
 from resnet_jax.train.workdir import processor_name
 
 
@@ -40,7 +43,7 @@ class Comparison(NamedTuple):
     num_steps: int  # In a measurement.
 
 
-def torch_sides(mode: str, task: Task, smoke: bool) -> dict[str, Callable[[], Run]]:
+def torch_sides(mode: str, workload: Workload, smoke: bool) -> dict[str, Callable[[], Run]]:
     """PyTorch in processes of its own: eager and compiled; on a CPU, each with either memory setting.
 
     Which setting is faster depends on the network.
@@ -52,57 +55,68 @@ def torch_sides(mode: str, task: Task, smoke: bool) -> dict[str, Callable[[], Ru
     for compiled in (False,) if smoke else (False, True):  # Compiling takes PyTorch a minute at any size.
         for kept in (False, True) if jax.default_backend() == "cpu" else (False,):
             name = "PyTorch" + (", compiled" if compiled else "") + (", memory kept" if kept else "")
-            sides[name] = partial(in_own_process, partial(make, task, compiled), kept)
+            sides[name] = partial(in_own_process, partial(make, workload, compiled), kept)
     return sides
 
 
 def cpu_suite(smoke: bool) -> list[Comparison]:
     """Steps beside PyTorch's and naive Flax's, then what loops cost."""
-    small = Task("resnet20", 8, 32, width=4) if smoke else Task("resnet20", 128, 32)
-    large = Task("resnet50", 16, 224)
+    small = _toy("resnet20") if smoke else Workload("resnet20", 128, 32)
+    large = Workload("resnet50", 16, 224)
+    # By the kernels that they compute with; without oneDNN they are those of a program on several devices.
+    ours = {"ours": fast(), "ours, XLA's convolutions": fast_kernels("cpu", 2), "ours, plain kernels": PLAIN}
     found = []
-    for task, num_steps in ((small, 10),) if smoke else ((small, 10), (large, 2)):
-        title = f"{task.model}, batch {task.batch_size}, {task.size} x {task.size}, float32"
+    for workload, num_steps in ((small, 10),) if smoke else ((small, 10), (large, 2)):
+        title = f"{workload.model}, batch {workload.batch_size}, {workload.size} x {workload.size}, float32"
         training: dict[str, Callable[[], Run]] = {
-            "ours": partial(steps.ours_training, task),
-            "ours, XLA's convolutions": partial(steps.ours_training, task, with_onednn=False),
-            "naive Flax": partial(steps.naive_training, task),
-        } | torch_sides("training", task, smoke)
+            **{side: partial(steps.ours_training, workload, kernels) for side, kernels in ours.items()},
+            "naive Flax": partial(steps.naive_training, workload),
+        } | torch_sides("training", workload, smoke)
         inference: dict[str, Callable[[], Run]] = {
-            "ours": partial(steps.ours_inference, task),
-            "ours, XLA's convolutions": partial(steps.ours_inference, task, with_onednn=False),
-            "naive Flax": partial(steps.naive_inference, task),
-        } | torch_sides("inference", task, smoke)
-        if not (task.imagenet or smoke):
-            training["ours, whole trainer"] = partial(steps.ours_trainer, task)
+            **{side: partial(steps.ours_inference, workload, kernels) for side, kernels in ours.items()},
+            "naive Flax": partial(steps.naive_inference, workload),
+        } | torch_sides("inference", workload, smoke)
+        if not (workload.imagenet or smoke):
+            training["ours, whole trainer"] = partial(steps.ours_trainer, workload)
         found.append(Comparison(f"training, {title}", training, "PyTorch", num_steps))
         found.append(Comparison(f"inference, {title}", inference, "PyTorch", 2 * num_steps))
     loops = {
-        "blocks unrolled": partial(steps.ours_training, small._replace(scan_blocks=False)),
-        "blocks scanned": partial(steps.ours_training, small._replace(scan_blocks=True)),
-        "5 steps in one call": partial(steps.ours_training, small, steps_per_call=5),
+        "blocks unrolled": partial(steps.ours_training, small._replace(scan_blocks=False), fast()),
+        "blocks scanned": partial(steps.ours_training, small._replace(scan_blocks=True), fast()),
+        "5 steps in one call": partial(steps.ours_training, small, fast(), steps_per_call=5),
     }
     found.append(Comparison("loops, resnet20", loops, "blocks unrolled", 10))
     return found
 
 
+def _toy(model: str) -> Workload:
+    """The same kind of network in small, which compiles in seconds."""
+    return Workload(model, 8, 32, width=4, stages=(1,) * len(variant(model).fields["stage_sizes"]))
+
+
+def fast() -> Kernels:
+    """What the programs compute with here."""
+    return fast_kernels(jax.default_backend(), jax.device_count())
+
+
 def gpu_suite(smoke: bool) -> list[Comparison]:
     """bfloat16 ResNet-50 beside PyTorch, and ResNet-20 with ever more steps in a call."""
     found = []
-    for batch_size in (2,) if smoke else (256, 512):
-        task = Task("resnet50", batch_size, 32 if smoke else 224, "bfloat16", 4 if smoke else None)
+    for batch_size in (8,) if smoke else (256, 512):
+        workload = _toy("resnet50") if smoke else Workload("resnet50", batch_size, 224)
+        workload = workload._replace(dtype="bfloat16")
         sides: dict[str, Callable[[], Run]] = {
-            "ours": partial(steps.ours_training, task),
-        } | torch_sides("training", task, smoke)
-        title = f"training, resnet50, batch {batch_size}, {task.size} x {task.size}, bfloat16"
+            "ours": partial(steps.ours_training, workload, fast()),
+        } | torch_sides("training", workload, smoke)
+        title = f"training, resnet50, batch {batch_size}, {workload.size} x {workload.size}, bfloat16"
         found.append(Comparison(title, sides, "PyTorch", 2 if smoke else 20))
-    task = Task("resnet20", 8 if smoke else 128, 16 if smoke else 32, width=4 if smoke else None)
+    workload = _toy("resnet20") if smoke else Workload("resnet20", 128, 32)
     sides = {
-        f"{k} steps in one call": partial(steps.ours_training, task, steps_per_call=k)
+        f"{k} steps in one call": partial(steps.ours_training, workload, fast(), steps_per_call=k)
         for k in ((1, 2) if smoke else (1, 10, 100, 390))
     }
-    sides |= torch_sides("training", task, smoke)  # On a GPU the compiled one is made of CUDA graphs.
-    title = f"training, resnet20, batch {task.batch_size}, float32"
+    sides |= torch_sides("training", workload, smoke)  # On a GPU the compiled one is made of CUDA graphs.
+    title = f"training, resnet20, batch {workload.batch_size}, float32"
     found.append(Comparison(title, sides, "PyTorch", 2 if smoke else 390))
     return found
 
@@ -110,21 +124,23 @@ def gpu_suite(smoke: bool) -> list[Comparison]:
 def largest_batches(smoke: bool) -> dict[str, int]:
     """The largest power of two that the device has memory for as a batch, by model, without and with remat."""
     # A CPU does not say how much it has; a toy run pretends.
-    limit = 2**30 if smoke else (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    limit = 2**24 if smoke else (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     found: dict[str, int] = {}
     if not limit:
         return found
-    print(f"| largest batch in {limit / 2**30:.0f} GiB | activations kept | recomputed (remat) |\n|---|---|---|")
+    print(f"| largest batch in {limit / 2**30:.2g} GiB | activations kept | recomputed (remat) |\n|---|---|---|")
     for model in ["resnet20"] if smoke else list_models():
-        for remat in (False, True):
-            size = create_model(model).image_size
+        size = variant(model).image_size
+        for remat in (False, True) if "remat" in variant(model).own_fields else (False,):
             dtype = "bfloat16" if size == 224 else "float32"
             batch = 1
+            workload = _toy(model) if smoke else Workload(model, 1, size, dtype)
+            workload = workload._replace(remat=remat or None)
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # Some compilers refuse what cannot fit.
-                while steps.planned_memory(Task(model, 2 * batch, size, dtype, remat=remat)) <= limit:
+                while steps.planned_memory(workload._replace(batch_size=2 * batch), fast()) <= limit:
                     batch *= 2
             found[f"{model}, remat {remat}"] = batch
-        print(f"| {model} | {found[f'{model}, remat False']} | {found[f'{model}, remat True']} |", flush=True)
+        print(f"| {model} | {found[f'{model}, remat False']} | {found.get(f'{model}, remat True', '')} |", flush=True)
     return found
 
 
@@ -187,11 +203,16 @@ def _first_step(model: str, cache: str) -> dict[str, float]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def input_suite(data_dir: str) -> dict[str, Any]:
+def input_suite(data_dir: str, smoke: bool) -> dict[str, Any]:
     """What the input pipeline's own benchmarks print, and the figures in their last lines."""
+    toy = {
+        "input_pipeline": ["--seconds", "0.1", "--rounds", "1"],
+        "streaming_train": ["--width", "1", "--batch_size", "4", "--steps", "2", "--rounds", "1"],
+    }
     found = {}
     for name in ("input_pipeline", "streaming_train"):
         command = [sys.executable, "-m", f"benchmarks.{name}", "--data_dir", data_dir]
+        command += ["--name", "folder", *toy[name]] if smoke else []
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if result.returncode:
             sys.exit(f"error: {' '.join(command)} failed; see above")
@@ -234,9 +255,12 @@ def main() -> None:
     if arguments.suite == "compile":
         record["seconds"] = compile_suite(arguments.smoke)
     elif arguments.suite == "input":
-        if not arguments.data_dir:
+        if not (arguments.data_dir or arguments.smoke):
             parser.error("the input suite needs --data_dir")
-        record["images_per_second"] = input_suite(arguments.data_dir)
+        with tempfile.TemporaryDirectory() as toys:
+            if arguments.smoke:
+                write_photographs(Path(toys))
+            record["images_per_second"] = input_suite(toys if arguments.smoke else arguments.data_dir, arguments.smoke)
     else:
         record["images_per_second"] = {}
         for comparison in (cpu_suite if arguments.suite == "cpu" else gpu_suite)(arguments.smoke):

@@ -10,41 +10,38 @@ import io
 import statistics
 import tempfile
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from benchmarks.naive_flax import NaiveResNet
-from benchmarks.task import LEARNING_RATE, Task
 from benchmarks.timing import Run, timed
+from benchmarks.workload import LEARNING_RATE, Workload, training
 from resnet_jax import parallel
-from resnet_jax.config import make_model
-from resnet_jax.models import create_model, onednn
-from resnet_jax.train.loop import train
-from resnet_jax.train.schedules import make_schedule
-from resnet_jax.train.state import init_state
-from resnet_jax.train.step import train_step
-from resnet_jax.writers import read_metrics
+from resnet_jax.config import load_config, override
+from resnet_jax.experiment.training import train
+from resnet_jax.kernels import Kernels
+from resnet_jax.train.writers import read_metrics
+
+_RECIPES = Path(__file__).resolve().parent.parent / "configs" / "cifar10.py"
 
 
-def ours_training(task: Task, with_onednn: bool = True, steps_per_call: int = 1) -> Run:
+def ours_training(workload: Workload, kernels: Kernels, steps_per_call: int = 1) -> Run:
     """The trainer's own step; ``steps_per_call`` of them in a loop in one call."""
-    config, mesh = task.config(), parallel.data_mesh()
-    model, schedule = make_model(config, 1000 if task.imagenet else 10), make_schedule(config)
-    batch = parallel.to_global(task.batch(), parallel.sharded_batch(mesh))
+    mesh = parallel.data_mesh()
+    step, new_state = training(workload, kernels, mesh)
+    batch = parallel.to_global(workload.batch(), parallel.sharded_batch(mesh))
 
     def steps(state: Any, batch: Any) -> Any:
-        one = lambda state, _: train_step(config, model, schedule, state, batch)  # noqa: E731
-        return one(state, None) if steps_per_call == 1 else jax.lax.scan(one, state, length=steps_per_call)
+        if steps_per_call == 1:
+            return step(state, batch)
+        return jax.lax.scan(lambda state, _: step(state, batch), state, length=steps_per_call)
 
-    state = init_state(config, model, (task.size, task.size, 3), mesh)
-    with nullcontext() if with_onednn else _without_onednn():
-        compiled = jax.jit(steps, donate_argnums=0).lower(state, batch).compile()
+    state = new_state()
+    compiled = jax.jit(steps, donate_argnums=0).lower(state, batch).compile()
 
     def run(num_steps: int) -> float:
         nonlocal state
@@ -52,33 +49,37 @@ def ours_training(task: Task, with_onednn: bool = True, steps_per_call: int = 1)
         for _ in range(-(-num_steps // steps_per_call)):
             state, _ = compiled(state, batch)
         jax.block_until_ready(state)
-        return -(-num_steps // steps_per_call) * steps_per_call * task.batch_size / (time.perf_counter() - start)
+        return -(-num_steps // steps_per_call) * steps_per_call * workload.batch_size / (time.perf_counter() - start)
 
     run(3 * steps_per_call)
     return run
 
 
-def planned_memory(task: Task) -> int:
+def planned_memory(workload: Workload, kernels: Kernels) -> int:
     """Bytes that XLA plans for a training step: its arguments, results and temporaries."""
-    config, mesh = task.config(), parallel.data_mesh()
-    model, schedule = make_model(config, 1000 if task.imagenet else 10), make_schedule(config)
-    shape = (task.batch_size, task.size, task.size, 3)
+    step, new_state = training(workload, kernels, parallel.data_mesh())
+    shape = (workload.batch_size, *workload.image_shape)
     batch = {"image": jax.ShapeDtypeStruct(shape, jnp.float32), "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32)}
-    state = jax.eval_shape(lambda: init_state(config, model, shape[1:], mesh))
-    step = jax.jit(lambda state, batch: train_step(config, model, schedule, state, batch), donate_argnums=0)
-    plan: Any = step.lower(state, batch).compile().memory_analysis()
+    lowered = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(new_state), batch)
+    plan: Any = lowered.compile().memory_analysis()
     return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
 
 
-def ours_trainer(task: Task) -> Run:
+def ours_trainer(workload: Workload) -> Run:
     """The whole trainer, with its input, record and progress bar, on the digits at 32 x 32: what it reports."""
 
     def run(num_steps: int) -> float:
-        config = task.config()
-        config.data.name = "digits"
-        # The first interval holds the compilation, and the last ends in an evaluation that is not timed.
-        config.steps = config.eval_every = config.checkpoint_every = 3 * num_steps
-        config.log_every = num_steps
+        changes = {
+            "data.name": "digits",
+            "batch_size": workload.batch_size,
+            "model.bn_group_size": None,
+            "schedule.name": "constant",
+            "optimizer.learning_rate": LEARNING_RATE,
+            # The first interval holds the compilation, and the last ends in an evaluation that is not timed.
+            **dict.fromkeys(("steps", "eval_every", "checkpoint_every"), 3 * num_steps),
+            "log_every": num_steps,
+        }
+        config = override(load_config(f"{_RECIPES}:{workload.model}"), changes)
         with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stderr(io.StringIO()):
             train(config, Path(workdir))
             records = read_metrics(Path(workdir) / "metrics.jsonl")
@@ -87,20 +88,18 @@ def ours_trainer(task: Task) -> Run:
     return run
 
 
-def ours_inference(task: Task, with_onednn: bool = True) -> Run:
+def ours_inference(workload: Workload, kernels: Kernels) -> Run:
     """Logits from images."""
-    config = task.config()
-    model = make_model(config, 1000 if task.imagenet else 10)
-    images = jnp.asarray(task.batch()["image"])
-    variables = model.init(jax.random.key(0), images[:1])
-    with nullcontext() if with_onednn else _without_onednn():
-        compiled = jax.jit(model.apply).lower(variables, images).compile()
-    return timed(lambda: compiled(variables, images), task.batch_size, jax.block_until_ready)
+    model = workload.network(kernels)
+    images = jnp.asarray(workload.batch()["image"])
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+    compiled = jax.jit(model.apply).lower(variables, images).compile()
+    return timed(lambda: compiled(variables, images), workload.batch_size, jax.block_until_ready)
 
 
-def naive_training(task: Task) -> Run:
+def naive_training(workload: Workload) -> Run:
     """Flax's own layers, a step written in the usual few lines."""
-    model, batch = _naive_model(task), jax.tree.map(jnp.asarray, task.batch())
+    model, batch = _naive_model(workload), jax.tree.map(jnp.asarray, workload.batch())
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(LEARNING_RATE, 0.9))
 
     def loss_fn(params: Any, batch_stats: Any, batch: Any) -> Any:
@@ -115,7 +114,7 @@ def naive_training(task: Task) -> Run:
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), batch_stats, opt_state
 
-    variables = model.init(jax.random.key(0), batch["image"][:1])
+    variables = jax.jit(model.init)(jax.random.key(0), batch["image"][:1])
     state = variables["params"], variables["batch_stats"], optimizer.init(variables["params"])
     compiled = jax.jit(step, donate_argnums=0)
 
@@ -124,22 +123,16 @@ def naive_training(task: Task) -> Run:
         state = compiled(state, batch)
         return state
 
-    return timed(call, task.batch_size, jax.block_until_ready)
+    return timed(call, workload.batch_size, jax.block_until_ready)
 
 
-def naive_inference(task: Task) -> Run:
+def naive_inference(workload: Workload) -> Run:
     """Logits from images, of Flax's own layers."""
-    model, images = _naive_model(task), jnp.asarray(task.batch()["image"])
-    variables = model.init(jax.random.key(0), images[:1])
+    model, images = _naive_model(workload), jnp.asarray(workload.batch()["image"])
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     compiled = jax.jit(model.apply)
-    return timed(lambda: compiled(variables, images), task.batch_size, jax.block_until_ready)
+    return timed(lambda: compiled(variables, images), workload.batch_size, jax.block_until_ready)
 
 
-def _without_onednn() -> Any:
-    """XLA's own convolutions in what is traced meanwhile."""
-    return mock.patch.object(onednn, "library", return_value=None)
-
-
-def _naive_model(task: Task) -> NaiveResNet:
-    model = create_model(task.model)
-    return NaiveResNet(model.stage_sizes, task.width or model.width, model.num_classes, task.imagenet)
+def _naive_model(workload: Workload) -> NaiveResNet:
+    return NaiveResNet(workload.stage_sizes, workload.channels, workload.num_classes, workload.imagenet)
