@@ -48,8 +48,9 @@ def train_step(
     """
     loss, metrics, batch_stats, grads = gradients(task, settings, state, batch)
     learning_rate = schedule(state.step) * state.plateau.scale
-    held = jnp.minimum(settings.hold_rate, learning_rate)
-    learning_rate = jnp.where(state.warming_up, held, learning_rate)
+    if settings.hold_error:
+        held = jnp.minimum(settings.hold_rate, learning_rate)
+        learning_rate = jnp.where(state.warming_up, held, learning_rate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=learning_rate)
     params = optax.apply_updates(state.params, updates)
     ema = moving_average(settings, state, {"params": params, "batch_stats": batch_stats})

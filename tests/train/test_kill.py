@@ -121,12 +121,11 @@ def test_a_run_killed_at_random_moments_ends_like_one_never_killed(tmp_path, env
         names = os.listdir(checkpoints) if checkpoints.exists() else []
         return {name for name in names if "orbax-checkpoint-tmp" in name}
 
-    def kill(process: subprocess.Popen) -> bool:
-        """Whether the process was alive to be killed."""
+    def kill(process: subprocess.Popen) -> None:
         alive = process.poll() is None
         process.kill()
-        process.communicate()
-        return alive
+        _, errors = process.communicate()
+        assert alive, f"the run ended before it could be killed: {errors[-2000:]}"
 
     # Any moment of the start-up, and any moment of training through some dozen checkpoints.
     for number in range(RANDOM_KILLS):
@@ -137,7 +136,7 @@ def test_a_run_killed_at_random_moments_ends_like_one_never_killed(tmp_path, env
             done = len(read_metrics(killed / "metrics.jsonl"))
             wait_for(lambda done=done: len(read_metrics(killed / "metrics.jsonl")) > done, process, interval=0.01)
             time.sleep(rng.uniform(0, seconds_of_training))
-        assert kill(process), "the run ended before it could be killed"
+        kill(process)
 
     kills_in_a_save = 0
     for number in range(KILLS_AT_A_SAVE):
@@ -146,7 +145,7 @@ def test_a_run_killed_at_random_moments_ends_like_one_never_killed(tmp_path, env
         wait_for(lambda old=old: being_saved() - old, process, interval=0.001)
         if number:  # The first at once; the others up to the renaming, and the removal of older checkpoints.
             time.sleep(rng.uniform(0, 0.1))
-        assert kill(process), "the run ended before it could be killed"
+        kill(process)
         kills_in_a_save += bool(being_saved())
     finish(start(killed, environment))
 

@@ -40,7 +40,7 @@ class FolderSource:
             image = (self._root / name).read_bytes()
         except OSError as error:
             raise UserError(
-                f"photograph {self._root / name} cannot be read ({error.strerror}); restore it, or remove it and start again"
+                f"photograph {self._root / name} cannot be read ({error.strerror}); restore it, or remove it"
             ) from error
         return {"image": image, "label": int(self._labels[i]), "name": name}
 
