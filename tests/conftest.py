@@ -22,8 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config):
-    """Compiled programs are kept for the other tests, the other workers and the next run."""
-    folder = ROOT / ".pytest_cache" / "compiled"
+    """Compiled programs are kept for the worker's other tests and the next run.
+
+    Each worker has a folder of its own, because JAX does not write its cache atomically.
+    """
+    folder = ROOT / ".pytest_cache" / "compiled" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)  # For the programs that tests start.

@@ -10,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from resnet_jax.analysis.complexity import count_parameters
 from resnet_jax.errors import UserError
 from resnet_jax.interop.torch_weights import load_torch, save_torch
 from resnet_jax.models import create_model, list_models
 from resnet_jax.models.stacking import stack_blocks
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+F = torch.nn.functional
 
 TESTS = Path(__file__).resolve().parent.parent
 PUBLIC_RESNET20 = TESTS.parent.parent / "shared" / "weights" / "cifar10_resnet20_pytorch.th"
@@ -575,7 +576,14 @@ def test_loading_and_saving_gives_the_very_tensors_of_the_source(tmp_path, kind,
     assert set(tmp_path.iterdir()) == paths
 
 
-@pytest.mark.parametrize("name", list_models())
+# One of each kind; the others have the same layers more often.
+OF_EACH_KIND = ("resnet18", "resnet50", "resnet20", "resnet110", "plain20", "highway20", "vgg16")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow) for name in list_models()],
+)
 def test_saving_and_loading_gives_the_same_bits_for_every_model(tmp_path, name):
     # The CIFAR networks as they are, the ImageNet ones a quarter as wide.
     model = create_model(name, width=16)

@@ -5,10 +5,11 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax import lax
 
 from resnet_jax.kernels.convolution import cpu_convolution, plain_convolution
+
+torch = pytest.importorskip("torch")
 
 # (kernel size, stride) of every convolution in Table 1 and section 4.2, each on images of odd and even sizes.
 SHAPES = [

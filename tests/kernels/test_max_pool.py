@@ -2,9 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from resnet_jax.kernels.max_pool import cpu_max_pool, plain_max_pool
+
+torch = pytest.importorskip("torch")
 
 
 def draw(height, width, seed=0):

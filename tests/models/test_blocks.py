@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from flax import linen, traverse_util
-from torch import nn
 
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
 from resnet_jax.models.layers import BatchNorm, Conv
 from resnet_jax.models.shortcuts import SHORTCUTS, padded
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+F = torch.nn.functional
 
 PARTS = {"conv": Conv, "norm": partial(BatchNorm, use_running_average=False)}
 

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import linen as nn
 
 from resnet_jax import parallel
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import PLAIN
 from resnet_jax.models.layers import BatchNorm, Conv, Dropout, GlobalMean, he_normal
+
+torch = pytest.importorskip("torch")
 
 CHANNELS = 3
 

@@ -1,12 +1,13 @@
 import jax
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 from resnet_jax.analysis.complexity import count_multiply_adds, count_parameters
 from resnet_jax.models import create_model
 from resnet_jax.models.vgg import POOLED, adaptive_mean
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
 
 TINY = {"width": 2, "hidden": 6, "num_classes": 5}
 

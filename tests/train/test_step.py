@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 from resnet_jax import parallel
 from resnet_jax.interop.torch_weights import load_torch
@@ -15,6 +13,9 @@ from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.schedules import Constant, Cosine
 from resnet_jax.train.state import init_state
 from resnet_jax.train.step import ERROR_MEMORY, StepSettings, gradients, loss_key, make_train_step, train_step
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
 
 BATCH = 16
 SGD_PAPER = SGD().make()

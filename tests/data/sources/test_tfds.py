@@ -588,6 +588,7 @@ def test_without_a_data_dir_a_data_set_is_prepared_on_first_use(monkeypatch, tmp
 def test_an_unknown_name_is_a_user_error_with_a_hint(monkeypatch, tmp_path, name, hint):
     commands = pretend_child(monkeypatch, returncode=0)
     pretend_tensorflow(monkeypatch, installed=True)
-    with pytest.raises(UserError, match=rf"config\.data\.name is '{name}', which is no data set .*{re.escape(hint)}"):
+    message = rf"config\.data\.name is '{name}', which is not a data set .*{re.escape(hint)}"
+    with pytest.raises(UserError, match=message):
         Resident(name=name).load(str(tmp_path))
     assert commands == []

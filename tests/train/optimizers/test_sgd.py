@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pydantic
 import pytest
-import torch
 
 from resnet_jax.train.optimizers import SGD
+
+torch = pytest.importorskip("torch")
 
 
 def random_vectors(count):
