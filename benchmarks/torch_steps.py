@@ -46,7 +46,7 @@ def _model(workload: Workload) -> tuple[torch.nn.Module, torch.Tensor, torch.Ten
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = True  # It then tries algorithms, as XLA does.
     # On some CPUs PyTorch 2.13's oneDNN corrupts memory at tiny channels-last images, those of toy runs.
-    torch.backends.mkldnn.enabled = workload.width is None
+    torch.backends.mkldnn.enabled = workload.width is None  # type: ignore[assignment]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     make = imagenet_resnet if workload.imagenet else cifar_resnet
     model = make(workload.stage_sizes, workload.channels).to(device)
