@@ -37,6 +37,13 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+def ascending(values: tuple[float, float]) -> tuple[float, float]:
+    """A validator of ranges. Raises ValueError unless the lower value comes first."""
+    if values[0] > values[1]:
+        raise ValueError("it must be a range: the lower value first")
+    return values
+
+
 def in_steps(duration: int | str, steps_per_epoch: int) -> int:
     """The steps of a ``Duration``, rounded to the nearest; an epoch is ``steps_per_epoch`` of them."""
     if isinstance(duration, str):

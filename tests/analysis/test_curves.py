@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from resnet_jax.analysis.curves import Curves, plot_comparison, plot_errors
+from resnet_jax.analysis.curves import plot_errors
 
 RECORDS = [
     {"step": 10, "train_error": 80.0, "train_loss": 2.0},
@@ -82,16 +82,3 @@ def test_metrics_without_errors_give_empty_axes(tmp_path, figures, text):
     assert plot(tmp_path, text).stat().st_size > 0
     [axes] = figures[0].axes
     assert not axes.lines
-
-
-def test_networks_are_compared_in_panels_on_one_scale_with_one_color_for_all_seeds(tmp_path, figures):
-    run = Curves([(1, 90.0), (2, 60.0)], [(2, 65.0)])
-    other = Curves([(1, 80.0), (2, 50.0)], [(2, 55.0)])
-    plot_comparison(tmp_path / "new" / "fig6.png", {"plain": {"plain-20": [run, other]}, "residual": {"20": [run]}})
-    left, right = figures[0].axes
-    assert [axes.get_title() for axes in (left, right)] == ["plain", "residual"]
-    assert left.get_ylim() == right.get_ylim()
-    assert [line.get_linestyle() for line in left.lines] == ["--", "-"] * 2
-    assert len({line.get_color() for line in left.lines}) == 1
-    assert [text.get_text() for text in left.get_legend().get_texts()] == ["plain-20"]
-    np.testing.assert_array_equal(left.lines[2].get_xydata(), [(1, 80), (2, 50)])

@@ -7,15 +7,9 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from resnet_jax.data.decode.boxes import Box, centered, placed
-from resnet_jax.parts import Part
+from resnet_jax.parts import Part, ascending
 
 _ASPECT = (3 / 4, 4 / 3)  # Width / height, log-uniform.
-
-
-def _ascending(values: tuple[float, float]) -> tuple[float, float]:
-    if values[0] > values[1]:
-        raise ValueError("it must be a range: the lower value first")
-    return values
 
 
 class RandomResized(Part):
@@ -23,7 +17,7 @@ class RandomResized(Part):
 
     name: Literal["random_resized"] = "random_resized"
     area: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]], AfterValidator(_ascending)
+        tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]], AfterValidator(ascending)
     ] = (0.08, 1.0)
     """The part of the image's pixels, the lowest and the highest; uniform in between."""
 

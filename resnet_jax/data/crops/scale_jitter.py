@@ -6,20 +6,14 @@ import numpy as np
 from pydantic import AfterValidator
 
 from resnet_jax.data.decode.boxes import Box, placed, scaled_side
-from resnet_jax.parts import Count, Part
-
-
-def _ascending(values: tuple[int, int]) -> tuple[int, int]:
-    if values[0] > values[1]:
-        raise ValueError("it must be a range: the lower value first")
-    return values
+from resnet_jax.parts import Count, Part, ascending
 
 
 class ScaleJitter(Part):
     """A random square of the image after its shorter side is resized at random (arXiv 1512.03385, section 3.4)."""
 
     name: Literal["scale_jitter"] = "scale_jitter"
-    shorter_side: Annotated[tuple[Count, Count], AfterValidator(_ascending)] = (256, 480)
+    shorter_side: Annotated[tuple[Count, Count], AfterValidator(ascending)] = (256, 480)
     """Pixels, the lowest and the highest, both included."""
 
     def check(self, crop_size: int) -> None:
