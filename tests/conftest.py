@@ -23,10 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config):
-    """Compiled programs are kept for the worker's other tests and the next run.
+    """Compiled programs are kept for the worker's other tests and the next run, and but for slow tests not optimised.
 
-    Each worker has a folder of its own, because JAX does not write its cache atomically.
+    Each worker has a folder of its own, because JAX does not write its cache atomically. Most of these tests' time is
+    compilation; the slow ones, which train longest, run what users run.
     """
+    if config.getoption("markexpr") != "slow":
+        jax.config.update("jax_disable_most_optimizations", True)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # For the programs that tests start.
     folder = ROOT / ".pytest_cache" / "compiled" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -94,8 +94,8 @@ class Dataset(Protocol):
     def square_view(self, split: str) -> View:
         """The central square, large enough for ten crops. Raises UserError where images have one small size."""
 
-    def whole_views(self, split: str, shorter_side: int) -> Sequence[View]:
-        """Every image whole, with ``shorter_side`` pixels, one view for each size of canvas.
+    def whole_views(self, split: str, shorter_side: int | None = None) -> Sequence[View]:
+        """Every image whole, with ``shorter_side`` pixels (default as evaluated), one view for each size of canvas.
 
         Batches have "size", (B, 2), the height and width of each image at the top left of its canvas. Raises UserError
         where images have one small size.

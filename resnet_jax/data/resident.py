@@ -169,7 +169,7 @@ class ResidentDataset:
     def square_view(self, split: str) -> View:
         raise self._too_small()
 
-    def whole_views(self, split: str, shorter_side: int) -> list[View]:
+    def whole_views(self, split: str, shorter_side: int | None = None) -> list[View]:
         raise self._too_small()
 
     def _too_small(self) -> UserError:

@@ -133,12 +133,12 @@ class StreamedDataset:
             np.arange(self.count(split)), (side, side), central_square_box, partial(_fixed, (side, side))
         )
 
-    def whole_views(self, split: str, shorter_side: int) -> list[PhotographView]:
+    def whole_views(self, split: str, shorter_side: int | None = None) -> list[PhotographView]:
         """Photographs that cannot be decoded are in none, and are named on stderr.
 
         Raises UserError for a pack of photographs that are smaller than that.
         """
-        source = self.source(split)
+        source, shorter_side = self.source(split), shorter_side or self.settings.eval_shorter_side
         if source.shorter_side is not None and source.shorter_side < shorter_side:
             raise UserError(
                 f"the pack's photographs have shorter sides of at most {source.shorter_side} pixels, fewer than the "

@@ -27,13 +27,18 @@ def check_dense(model: Model) -> None:
     _kind(type(model))
 
 
-def dense_logits(model: Model, variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
+def dense_logits(
+    model: Model, variables: Any, images: jax.Array, sizes: jax.Array, window: int | None = None
+) -> jax.Array:
     """Logits (N, num_classes) averaged over the positions of each photograph, float32.
 
     Args:
         model: a network all of whose module classes say what they are as ``dense``.
         images: normalised, (N, H, W, C); H and W must be multiples of the network's stride, 32 with the ImageNet stem.
         sizes: (N, 2) int32, the height and width that each photograph fills from the top left.
+        window: average over all windows of ``window`` x ``window`` positions, with a stride of 1, as the authors'
+            released network does (7). Positions near the edge are in fewer windows and count less. Default: every
+            position counts the same.
 
     The class scores of every position of the last feature map are averaged, which is what the network's own pooling and
     classifier do on a larger map.
@@ -56,6 +61,17 @@ def dense_logits(model: Model, variables: Any, images: jax.Array, sizes: jax.Arr
         )
         return (rows[:, :, None] & columns[:, None, :])[..., None]
 
+    def weights(shape: tuple[int, ...], window: int) -> jax.Array:
+        """(N, h, w, 1): how many windows each position of the photograph is in; 0 outside of it."""
+        found = []
+        for i in range(2):
+            length = -(-sizes[:, i, None] // (canvas[i] // shape[i + 1]))  # (N, 1), of the photograph's own map.
+            width = jnp.minimum(window, length)
+            at = jnp.arange(shape[i + 1])
+            found.append(jnp.minimum(at, length - width) - jnp.maximum(at - width + 1, 0) + 1)
+        rows, columns = found
+        return jnp.where(inside(shape), (rows[:, :, None] * columns[:, None, :])[..., None], 0)
+
     def keep_inside(x: jax.Array, outside: float = 0) -> jax.Array:
         return jnp.where(inside(x.shape), x, outside)
 
@@ -72,6 +88,9 @@ def dense_logits(model: Model, variables: Any, images: jax.Array, sizes: jax.Arr
             return keep_inside(next_call(keep_inside(args[0], -jnp.inf), *args[1:], **kwargs))
         if kind == "masked_mean":
             x = keep_inside(args[0].astype(jnp.float32))
+            if window is not None and context.module.path == ("mean",):  # What the classifier reads.
+                weight = weights(x.shape, window)
+                return (x * weight).sum(axis=(1, 2)) / weight.sum(axis=(1, 2))
             return x.sum(axis=(1, 2)) / inside(x.shape).sum(axis=(1, 2))
         return next_call(*args, **kwargs)
 

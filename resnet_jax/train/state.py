@@ -74,7 +74,9 @@ def init_state(
             nonfinite_step=jnp.int32(-1),
         )
 
-    return jax.jit(init, out_shardings=parallel.replicated(mesh))()
+    # LLVM's higher levels take several times as long over random numbers, and give the same ones.
+    options = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
+    return jax.jit(init, out_shardings=parallel.replicated(mesh), compiler_options=options)()
 
 
 def step_plateau(plateau: Plateau, state: TrainState, error: float, mesh: Mesh) -> TrainState:

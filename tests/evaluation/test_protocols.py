@@ -100,7 +100,40 @@ def test_one_crop_is_the_middle_of_the_resized_photograph(mesh, photograph_folde
     np.testing.assert_allclose(found.log_probs, expected, atol=1e-5)
 
 
-def multi_scale_alone(model, variables, file, size, scales):
+def test_ten_crops_of_whole_photographs_reach_their_corners(mesh, photograph_folder, open_folder, network):
+    dataset = open_folder(photograph_folder.root, eval_shorter_side=41)
+    model, variables, logits = network
+    expected = []
+    for file, size in zip(files(dataset), photograph_folder.sizes, strict=True):
+        image = crop_and_resize(file, whole_box, resized_size(*size, 41))
+        (height, width), views = image.shape[:2], []
+        for y, x in [(0, 0), (0, width - 32), (height - 32, 0), (height - 32, width - 32)]:
+            views += [image[y : y + 32, x : x + 32], np.fliplr(image[y : y + 32, x : x + 32])]
+        y, x = (height - 32) // 2, (width - 32) // 2
+        views += [image[y : y + 32, x : x + 32], np.fliplr(image[y : y + 32, x : x + 32])]
+        expected.append(np.log(np.mean([softmax(logits(normalize(view))) for view in views], axis=0)))
+    found = make_evaluator(model, NORMALIZATION, dataset, "validation", mesh, 20, "ten_crop_whole")(variables)
+    np.testing.assert_allclose(found.log_probs, expected, atol=1e-5)
+    assert found.labels.tolist() == photograph_folder.labels
+
+
+def plain_mean(last):
+    positions = [last[i, j] for i in range(last.shape[0]) for j in range(last.shape[1])]
+    return sum(positions) / len(positions)
+
+
+def mean_of_windows(last):
+    """The mean over all windows of 7x7 positions, or of as many as there are, of each window's mean."""
+    height, width = (min(7, length) for length in last.shape[:2])
+    means = [
+        last[i : i + height, j : j + width].mean(axis=(0, 1))
+        for i in range(last.shape[0] - height + 1)
+        for j in range(last.shape[1] - width + 1)
+    ]
+    return sum(means) / len(means)
+
+
+def multi_scale_alone(model, variables, file, size, scales, pooled=plain_mean):
     """Log-probabilities of one photograph at each scale, whole, without a canvas, in plain Python."""
     head = variables["params"]["head"]
     last_stage = f"C{len(model.stage_sizes) + 1}"
@@ -112,8 +145,7 @@ def multi_scale_alone(model, variables, file, size, scales):
         of_scale = []
         for view in (image, np.fliplr(image)):
             last = np.asarray(network(normalize(view)))[0]
-            positions = [last[i, j] for i in range(last.shape[0]) for j in range(last.shape[1])]
-            of_scale.append(softmax(sum(positions) / len(positions) @ head["kernel"] + head["bias"]))
+            of_scale.append(softmax(pooled(last) @ head["kernel"] + head["bias"]))
         probabilities.append(np.mean(of_scale, axis=0))
     return np.log(np.mean(probabilities, axis=0))
 
@@ -157,6 +189,24 @@ def test_several_scales_are_the_mean_of_each_photograph_alone_and_whole(
     again, compilations = count_compilations(caplog, lambda: evaluate(variables))
     np.testing.assert_array_equal(again.log_probs, found.log_probs)
     assert compilations == 0
+
+
+def test_windows_of_the_last_map_are_averaged_as_the_authors_did(
+    one_device, photograph_folder, open_folder, random_variables, monkeypatch
+):
+    monkeypatch.setattr(multi_scale, "SCALES", (20, 40))  # Maps of 5 positions, fewer than a window has, and of 10.
+    dataset = open_folder(photograph_folder.root)
+    model, variables = make(random_variables)
+    expected, plain = (
+        [
+            multi_scale_alone(model, variables, file, size, (20, 40), pooled)
+            for file, size in zip(files(dataset), photograph_folder.sizes, strict=True)
+        ]
+        for pooled in (mean_of_windows, plain_mean)
+    )
+    evaluate = make_evaluator(model, NORMALIZATION, dataset, "validation", one_device, 20, "multi_scale_windows")
+    np.testing.assert_allclose(evaluate(variables).log_probs, expected, atol=1e-5)
+    assert np.abs(np.subtract(plain, expected)).max() > 1e-3
 
 
 def test_a_mean_image_is_subtracted_from_crops_and_its_mean_from_whole_photographs(
@@ -266,11 +316,11 @@ def test_protocols_of_one_size_have_one_view_of_the_split_they_are_asked_for(pro
 
 @pytest.mark.parametrize("protocol", ["ten_crops", "", "dense"])
 def test_an_unknown_protocol_is_a_user_error_that_names_the_known_ones(digits, network, one_device, protocol):
-    with pytest.raises(UserError, match=f"no protocol '{protocol}'; use single, ten_crop, multi_scale"):
+    with pytest.raises(UserError, match=f"no protocol '{protocol}'; use single, ten_crop, ten_crop_whole, multi_scale"):
         make_evaluator(network[0], NORMALIZATION, digits, "test", one_device, 500, protocol)
 
 
-@pytest.mark.parametrize("protocol", ["ten_crop", "multi_scale"])
+@pytest.mark.parametrize("protocol", [protocol for protocol in PROTOCOLS if protocol != "single"])
 def test_protocols_of_photographs_are_refused_for_small_images(digits, network, one_device, protocol):
     with pytest.raises(UserError, match=r"for photographs; score digits with --protocol=single"):
         make_evaluator(network[0], NORMALIZATION, digits, "test", one_device, 500, protocol)

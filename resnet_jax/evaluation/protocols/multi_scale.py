@@ -1,5 +1,12 @@
-"""The fully-convolutional testing of the paper's section 3.4: photographs, whole and mirrored, at five scales."""
+"""The fully-convolutional testing of the paper's section 3.4: photographs, whole and mirrored, at five scales.
 
+The paper averages the scores over the positions of a map. The network that its authors released pools the last map by
+7x7 windows of stride 1 before the classifier, and averages over those, so positions near the edge count less: at a
+20x20 map a corner has 1/49 of the weight of the centre. ``multi_scale`` takes the plain mean, which is what the paper
+says and what the trained network's own pooling is on a map of any size; ``multi_scale_windows`` does as was released.
+"""
+
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +19,7 @@ from resnet_jax.evaluation.protocols.protocol import Pass, Protocol, mean_over_v
 from resnet_jax.models import Model
 
 SCALES = (224, 256, 384, 480, 640)  # Of the shorter side.
+WINDOW = 7  # Positions of the last map that a crop of 224 pixels has.
 
 
 def _passes(dataset: Dataset, split: str, batch_size: int) -> list[list[Pass]]:
@@ -31,7 +39,13 @@ def _power_of_two(limit: int) -> int:
 
 
 def _score(
-    model: Model, normalization: Normalization, variables: Any, images: jax.Array, sizes: Any, crop_size: int
+    window: int | None,
+    model: Model,
+    normalization: Normalization,
+    variables: Any,
+    images: jax.Array,
+    sizes: Any,
+    crop_size: int,
 ) -> jax.Array:
     """Of photographs at the top left of a canvas (N, H, W, C), and of their mirror images."""
 
@@ -39,10 +53,11 @@ def _score(
         return jnp.roll(image[:, ::-1], width, axis=1)  # The mirrored canvas has its photograph at the right end.
 
     def score(view: jax.Array) -> jax.Array:
-        logits = dense_logits(model, variables, normalization.whole(view), jnp.repeat(sizes, 2, axis=0))
+        logits = dense_logits(model, variables, normalization.whole(view), jnp.repeat(sizes, 2, axis=0), window)
         return jax.nn.log_softmax(logits)
 
     return mean_over_views(score, [images, jax.vmap(mirror)(images, sizes[:, 1])])
 
 
-MULTI_SCALE = Protocol(_passes, _score, check_dense)
+MULTI_SCALE = Protocol(_passes, partial(_score, None), check_dense)
+MULTI_SCALE_WINDOWS = Protocol(_passes, partial(_score, WINDOW), check_dense)

@@ -10,22 +10,24 @@ import pytest
 from resnet_jax.train.schedules import Plateau
 
 
-def plateau_scales(errors, patience, factor):
+def plateau_scales(errors, patience, factor, cooldown=0, floor=0.0):
     """The scale after each evaluation, by a plain loop."""
-    least, waited, scale = math.inf, 0, 1.0
+    least, waited, resting, scale = math.inf, 0, 0, 1.0
     for error in errors:
         if error < least * (1 - 1e-4):  # Not so for NaN.
             least, waited = error, 0
         else:
             waited += 1
-        if waited == patience:
-            scale, waited = scale * factor, 0
+        if resting:
+            resting, waited = resting - 1, 0
+        elif waited == patience:
+            scale, waited, resting = max(scale * factor, floor), 0, cooldown
         yield scale
 
 
-def reduced(errors, patience, factor):
+def reduced(errors, patience, factor, cooldown=0, floor=0.0):
     """The same by the program."""
-    reducer = Plateau(patience=patience, factor=factor).reducer()
+    reducer = Plateau(patience=patience, factor=factor, cooldown=cooldown, floor=floor).reducer()
     update = jax.jit(lambda state, error: reducer.update({}, state, value=error)[1])
     state = reducer.init(jnp.float32(0))
     for error in errors:
@@ -42,6 +44,17 @@ def test_the_reducer_is_the_plain_loop_on_random_errors(patience, factor):
     expected = list(plateau_scales(errors, patience, factor))
     np.testing.assert_allclose(list(reduced(errors, patience, factor)), expected, rtol=1e-5)
     assert len(set(expected)) > 3
+    limited = list(plateau_scales(errors, patience, factor, cooldown=3, floor=0.3))
+    np.testing.assert_allclose(list(reduced(errors, patience, factor, cooldown=3, floor=0.3)), limited, rtol=1e-5)
+    assert limited != expected
+
+
+def test_evaluations_after_a_reduction_can_be_left_out_of_the_count():
+    assert list(reduced([50, 60, 60, 60, 60, 60], 1, 0.5, cooldown=2)) == [1, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_the_rate_falls_no_further_than_the_floor():
+    np.testing.assert_allclose(list(reduced([50, 60, 60, 60], 1, 0.1, floor=0.05)), [1, 0.1, 0.05, 0.05], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
