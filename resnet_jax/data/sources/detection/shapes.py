@@ -14,10 +14,11 @@ SIZES = {"train": 2_000, "validation": 200}
 SIDE = 128
 _RADIUS = (8, 28)  # Half of a side of the box.
 _MOST = 5
+_NOISE = 20  # From -20 to 20 grey levels, all alike.
 
 
 class Shape(NamedTuple):
-    """A shape in the box of half side ``radius`` around a centre; colour (3,) in 0..255."""
+    """A shape in the box of half side ``radius`` around a centre; ``colour`` (3,) uint8, to which noise is added."""
 
     label: int
     x: float
@@ -43,12 +44,14 @@ class ShapesSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng, shapes = place_shapes(list(SIZES).index(self._split), index)
-        pixels = rng.integers(90, 166, 3) + rng.normal(0, 12, (SIDE, SIDE, 3))
+        noise = rng.integers(
+            2 * _NOISE + 1, size=(SIDE, SIDE, 3), dtype=np.uint8
+        )  # Of mean _NOISE, which is taken off.
+        image = noise + rng.integers(90 - _NOISE, 166 - _NOISE, 3, dtype=np.uint8)
         centres = np.arange(SIDE) + 0.5
         for shape in shapes:
             inside = _inside(shape, centres[None, :], centres[:, None])
-            pixels[inside] = shape.colour + rng.normal(0, 12, (int(inside.sum()), 3))
-        image = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+            image[inside] = noise[inside] + shape.colour
         return {"image": image, "label": 0, "name": f"{self._split}[{index}]"}
 
     def objects(self, index: int) -> Objects:
@@ -71,7 +74,7 @@ def place_shapes(seed: int, index: int) -> tuple[np.random.Generator, list[Shape
         radius = rng.uniform(*_RADIUS)
         x, y = rng.uniform(radius, SIDE - radius, 2)
         # Brighter or darker than the ground, in each channel.
-        colour = np.where(rng.random(3) < 0.5, rng.uniform(0, 60, 3), rng.uniform(195, 255, 3))
+        colour = np.where(rng.random(3) < 0.5, rng.integers(60, size=3), rng.integers(190, 215, 3)).astype(np.uint8)
         shape = Shape(int(rng.integers(len(CLASSES))), x, y, radius, colour)
         # The larger of the two distances of centres; below the sum of radii, boxes overlap.
         if all(max(abs(x - other.x), abs(y - other.y)) > 0.85 * (radius + other.radius) for other in shapes):

@@ -125,11 +125,9 @@ def read_xml(path: Path, first_pixel: int = 1) -> tuple[list[str], np.ndarray, l
         raise UserError(f"annotation {path} cannot be read ({error.strerror}); restore it") from error
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(f"annotation {path} is not VOC's XML ({one_line(error)}); restore or correct it") from error
-    return (
-        names,
-        np.array(boxes).reshape(-1, 4) - (first_pixel, first_pixel, first_pixel - 1, first_pixel - 1),
-        difficult,
-    )
+    corners = np.array(boxes).reshape(-1, 4) - first_pixel
+    corners[:, 2:] += (corners[:, 2:] > corners[:, :2]).all(axis=1, keepdims=True)
+    return names, corners, difficult
 
 
 def open_voc(name: str, data_dir: str | None, splits: Sequence[str], classes: Sequence[str]) -> OpenedDetection:
