@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet_jax.data.sources.detection.protocol import Objects
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation.detection.detections import Detections, best
+from resnet_jax.evaluation.detection.detections import Detections, Truth, best
 
 MAX_DETECTIONS = 100  # Of a photograph; COCO's rules allow no more.
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -24,7 +24,7 @@ class CocoScores(NamedTuple):
 
 
 def coco_scores(
-    truth: Sequence[Objects],
+    truth: Truth,
     detections: Sequence[Detections],
     category_ids: Sequence[int],
     image_ids: Sequence[int] | None = None,

@@ -1,8 +1,13 @@
 """What a detector finds in a photograph, and the overlap of boxes, in NumPy."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from resnet_jax.data.sources.detection.protocol import Objects, ObjectTable
+
+Truth = Sequence[Objects] | ObjectTable  # The objects of each photograph.
 
 
 class Detections(NamedTuple):

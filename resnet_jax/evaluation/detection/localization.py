@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resnet_jax.data.sources.detection.protocol import Objects
-from resnet_jax.evaluation.detection.detections import Detections, best, overlaps
+from resnet_jax.evaluation.detection.detections import Detections, Truth, best, overlaps
 
 
 def localization_errors(
-    truth: Sequence[Objects], guesses: Sequence[Detections], top: int = 5, iou_threshold: float = 0.5
+    truth: Truth, guesses: Sequence[Detections], top: int = 5, iou_threshold: float = 0.5
 ) -> np.ndarray:
     """(N,) bool, whether none of the ``top`` surest guesses is right for each photograph; their mean is the error.
 

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_jax.data.sources.detection.protocol import Objects
-from resnet_jax.evaluation.detection.detections import Detections, overlaps
+from resnet_jax.evaluation.detection.detections import Detections, Truth, overlaps
 
 
 class ClassScore(NamedTuple):
@@ -22,7 +21,7 @@ class ClassScore(NamedTuple):
 
 
 def voc_scores(
-    truth: Sequence[Objects],
+    truth: Truth,
     detections: Sequence[Detections],
     num_classes: int,
     eleven_points: bool,
@@ -49,7 +48,7 @@ def mean_average_precision(scores: Sequence[ClassScore]) -> float:
 
 
 def match_class(
-    truth: Sequence[Objects], detections: Sequence[Detections], label: int, iou_threshold: float
+    truth: Truth, detections: Sequence[Detections], label: int, iou_threshold: float
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Whether each detection of a class, the surest first, is a true and whether it is a false positive.
 

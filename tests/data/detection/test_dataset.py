@@ -2,6 +2,7 @@ import io
 import itertools
 import re
 from collections import Counter
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +19,10 @@ from resnet_jax.data.detection.dataset import DetectionDataset
 from resnet_jax.data.feed import evaluation_inputs, training_inputs
 from resnet_jax.data.sources.detection.protocol import OpenedDetection, make_objects
 from resnet_jax.errors import UserError
+from resnet_jax.train.loop import LoopSettings, train
+from resnet_jax.train.optimizers import SGD
+from resnet_jax.train.schedules import Constant
+from resnet_jax.train.step import StepSettings
 
 KEYS = {"image", "image_hw", "scale", "boxes", "labels", "crowd", "difficult", "valid", "index"}
 WHOLE = Share()
@@ -219,6 +224,15 @@ def test_other_scales_have_other_canvases_with_the_longer_side_in_proportion():
     assert views[0].choose_size(21, 32) == (10, 16)
 
 
+def test_fifty_photographs_of_many_sizes_compile_two_programs():
+    data = dataset(SETTINGS.model_copy(update={"short_sides": (12, 16, 20, 24)}), train=50)
+    assert len(np.unique(data.photographs("train").sizes, axis=0)) >= 10
+    step = jax.jit(lambda batch: batch["image"].sum() + batch["boxes"].sum())
+    for batch in training(data, 4, 0, 30):
+        step(batch)
+    assert step._cache_size() == 2
+
+
 def test_square_photographs_have_one_canvas():
     data = dataset(square=True)
     assert data.training_canvases == [(24, 24)] and len(data.evaluation_views("validation")) == 1
@@ -301,6 +315,44 @@ def test_steps_of_several_canvases_cannot_be_stacked_and_of_one_can():
     assert next(batches)["image"].shape == (4, 4, 24, 24, 3)
 
 
+class Regression:
+    """A task: a straight line from the mean colours of a photograph to how much of its canvas boxes cover."""
+
+    title, metrics, percentages, best, recorded = "", ("covered",), frozenset(), "loss", {"loss": "loss"}
+
+    def init(self, key, image_shape):
+        return {"params": {"slope": jax.numpy.zeros(3)}, "batch_stats": {}}
+
+    def prepare(self, key, batch):
+        return batch | {"image": batch["image"] / 255}
+
+    def loss(self, variables, batch, key):
+        areas = (batch["boxes"][..., 2] - batch["boxes"][..., 0]) * (batch["boxes"][..., 3] - batch["boxes"][..., 1])
+        covered = (areas * batch["valid"]).sum(axis=1) / batch["image_hw"].prod(axis=1)
+        guess = batch["image"].mean(axis=(1, 2)) @ variables["params"]["slope"]
+        return ((guess - covered) ** 2).mean(), ({"covered": covered.mean()}, {})
+
+    def evaluate(self, variables):
+        return {"loss": 0.0}
+
+
+@pytest.mark.slow
+def test_the_loop_trains_on_it_and_a_run_that_was_cut_short_ends_the_same(tmp_path, mesh):
+    def run(workdir, steps):
+        settings = LoopSettings(steps=steps, batch_size=8, log_every=2, eval_every=20, checkpoint_every=3)
+        optimizer, schedule = SGD().make(), Constant().make(0.1, settings.steps, 10)
+        step_settings = StepSettings(log_every=2)
+        return train(
+            Regression(), dataset(), optimizer, schedule, None, step_settings, settings, mesh, tmp_path / workdir
+        )
+
+    whole = run("whole", 9)
+    run("cut", 5)
+    again = run("cut", 9)
+    assert np.abs(whole.params["slope"]).max() > 0 and int(whole.step) == 9
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(again))
+
+
 def test_what_detection_lacks_is_said():
     data = dataset()
     for method in (data.mean_image, lambda: data.single_view("validation"), lambda: data.square_view("validation")):
@@ -347,3 +399,15 @@ def test_a_folder_is_loaded_and_its_objects_cached(tmp_path, monkeypatch):
     (tmp_path / "Annotations/a.xml").write_text("<a>")
     with pytest.raises(UserError, match=r"a.xml is not VOC's XML"):
         settings.load(str(tmp_path)).count("train")
+
+
+def test_of_the_blood_cells_the_two_boxes_without_area_are_left_out(capsys):
+    folder = Path(__file__).resolve().parents[4] / "shared" / "detection" / "bccd"
+    if not folder.is_dir():
+        pytest.skip(f"needs the photographs of blood cells in {folder}")
+    settings = DetectionData(train=("train", "val"), validation=("val",), test=(), short_sides=(240,), max_side=320)
+    data = settings.load(str(folder))
+    assert data.num_train == 292 and data.training_canvases == [(256, 320)]
+    assert "292 photographs" in (line := capsys.readouterr().err) and "3941 boxes, 2 without area left out" in line
+    (batch,) = training(data, 4, 0, 1)
+    assert (batch["image_hw"] == (240, 320)).all() and batch["valid"].any(axis=1).all()
