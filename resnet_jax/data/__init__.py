@@ -7,10 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from resnet_jax.data.detection.part import DetectionData
 from resnet_jax.data.photographs import Photographs
 from resnet_jax.data.resident import Resident
 
-__all__ = ["Data", "Photographs", "Resident"]
+__all__ = ["Data", "DetectionData", "Photographs", "Resident"]
 
 # A new kind of data set is a part with ``load(data_dir)``, which gives a ``dataset.Dataset``, and a name here.
-Data = Annotated[Resident | Photographs, Field(discriminator="kind")]
+Data = Annotated[Resident | Photographs | DetectionData, Field(discriminator="kind")]

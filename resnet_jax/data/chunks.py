@@ -11,12 +11,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -32,6 +33,8 @@ from resnet_jax.errors import UserError
 
 # Photographs a thread makes before it hands them over: many enough to cost little, few enough for an early first batch.
 CHUNK = 32
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,34 @@ class Loading(NamedTuple):
     workers: int
 
 
+def training_loading(threads: int, workers: int) -> Loading:
+    """``threads`` in each of ``workers`` processes; 0 threads: they share the cores, over all processes."""
+    return Loading(threads or max(1, cv2.getNumberOfCPUs() // max(1, workers)), workers)
+
+
+def evaluation_loading(threads: int) -> Loading:
+    """Threads alone: an evaluation is short beside the seconds that processes take to start. 0: one for each core."""
+    return Loading(threads or cv2.getNumberOfCPUs(), 0)
+
+
+class Chunks(Protocol):
+    """Chunk number -> arrays (n, ...) by name, and "unreadable", the names of photographs that cannot be decoded.
+
+    ``chunk`` is the most photographs in one.
+    """
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def share(self) -> Share: ...
+
+    @property
+    def chunk(self) -> int: ...
+
+    def __call__(self, number: int) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class TrainChunks:
     """Chunk number -> {"image" (n, S, S, 3) uint8, "label" (n,) int32, "unreadable"}, in the order of training.
@@ -71,9 +102,10 @@ class TrainChunks:
     crop: Crop
     crop_size: int
     share: Share
+    chunk: int = CHUNK
 
     def __call__(self, number: int) -> dict[str, Any]:
-        first, size = _place(number, self.batch_size, self.share)
+        first, size = place(self, number)
         positions = np.arange(first, first + size)
         images = np.empty((size, self.crop_size, self.crop_size, 3), np.uint8)
         labels = np.empty(size, np.int32)
@@ -86,15 +118,14 @@ class TrainChunks:
 
     def _read_into(self, crop: np.ndarray, index: int, rng: np.random.Generator, unreadable: list[str]) -> int:
         """Fills ``crop`` from the first readable photograph from ``index`` on, and gives its label."""
-        for offset in range(len(self.source)):
-            record = self.source[(index + offset) % len(self.source)]
-            try:
-                choose_box = partial(self._box, rng)
-                crop_and_resize(record["image"], choose_box, crop.shape[:2], fast=True, out=crop)
-                return record["label"]
-            except UnreadableImage as error:
-                unreadable.append(f"{record['name']} ({error})")
-        raise UserError(f"none of {len(self.source)} photographs can be decoded, first {unreadable[0]}")
+        candidates = ((index + offset) % len(self.source) for offset in range(len(self.source)))
+        choose_box = partial(self._box, rng)
+
+        def read(record: dict[str, Any]) -> int:
+            crop_and_resize(record["image"], choose_box, crop.shape[:2], fast=True, out=crop)
+            return record["label"]
+
+        return first_readable(self.source, candidates, read, unreadable)[1]
 
     def _box(self, rng: np.random.Generator, height: int, width: int) -> Box:
         return self.crop.box(rng, height, width, self.crop_size)
@@ -111,9 +142,10 @@ class EvalChunks:
     view: PhotographView
     batch_size: int
     share: Share
+    chunk: int = CHUNK
 
     def __call__(self, number: int) -> dict[str, Any]:
-        first, size = _place(number, self.batch_size, self.share)
+        first, size = place(self, number)
         images = np.zeros((size, *self.view.canvas, 3), np.uint8)
         sizes = np.ones((size, 2), np.int32)
         labels, indices = np.full(size, -1, np.int32), np.zeros(size, np.int32)
@@ -131,28 +163,42 @@ class EvalChunks:
         return {"image": images, "size": sizes, "label": labels, "index": indices, "unreadable": unreadable}
 
 
-def _per_step(batch_size: int, share: Share) -> int:
-    """How many equal chunks, of at most ``CHUNK`` photographs, make this process's part of a batch."""
-    mine = batch_size // share.count
-    return next(count for count in range(math.ceil(mine / CHUNK), mine + 1) if mine % count == 0)
+def first_readable(
+    source: Source, candidates: Iterable[int], read: Callable[[dict[str, Any]], Result], unreadable: list[str]
+) -> tuple[int, Result]:
+    """The first candidate of a source whose record ``read`` can decode, and what that gives.
+
+    Lists the others in ``unreadable``. Raises UserError where there is none.
+    """
+    for index in candidates:
+        record = source[index]
+        try:
+            return index, read(record)
+        except UnreadableImage as error:
+            unreadable.append(f"{record['name']} ({error})")
+    raise UserError(f"none of {len(unreadable)} photographs can be decoded, first {unreadable[0]}")
 
 
-def _place(number: int, batch_size: int, share: Share) -> tuple[int, int]:
+def _per_step(chunks: Chunks) -> int:
+    """How many equal chunks make this process's part of a batch."""
+    mine = chunks.batch_size // chunks.share.count
+    return next(count for count in range(math.ceil(mine / chunks.chunk), mine + 1) if mine % count == 0)
+
+
+def place(chunks: Chunks, number: int) -> tuple[int, int]:
     """The first position of a chunk in the order of all examples, and its size."""
-    step, part = divmod(number, _per_step(batch_size, share))
-    mine = batch_size // share.count
-    size = mine // _per_step(batch_size, share)
-    return step * batch_size + share.index * mine + part * size, size
+    step, part = divmod(number, _per_step(chunks))
+    mine = chunks.batch_size // chunks.share.count
+    size = mine // _per_step(chunks)
+    return step * chunks.batch_size + chunks.share.index * mine + part * size, size
 
 
-def make_batches(
-    make: TrainChunks | EvalChunks, start: int, stop: int, loading: Loading, limit: int
-) -> Iterator[Batch]:
+def make_batches(make: Chunks, start: int, stop: int, loading: Loading, limit: int) -> Iterator[Batch]:
     """This process's parts of batches ``start`` to ``stop`` - 1 out of their chunks, which are made ahead of time.
 
     Names each photograph that cannot be decoded on stderr; raises UserError when there are more than ``limit``.
     """
-    per_step = _per_step(make.batch_size, make.share)
+    per_step = _per_step(make)
     chunks = grain.MapDataset.range(start * per_step, stop * per_step).map(make)
     # Two batches ahead, and a chunk in the making for each thread.
     options = grain.ReadOptions(num_threads=loading.threads, prefetch_buffer_size=2 * per_step + loading.threads)

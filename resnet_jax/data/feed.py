@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from resnet_jax import parallel
 from resnet_jax.data.dataset import Dataset, Share, View
+from resnet_jax.errors import UserError
 
 
 def training_inputs(
@@ -43,5 +44,11 @@ def _share() -> Share:
 
 def _stacked(batches: Iterator[Any], count: int, mesh: Mesh) -> Iterator[Any]:
     while group := list(islice(batches, count)):
+        shapes = [jax.tree.map(np.shape, batch) for batch in group]
+        if any(shape != shapes[0] for shape in shapes):
+            raise UserError(
+                f"batches lie on canvases of several sizes and cannot be stacked {count} at a time; set "
+                f"config.steps_per_dispatch=1"
+            )
         stacked = jax.tree.map(lambda *parts: np.stack(parts) if len(parts) > 1 else parts[0][None], *group)
         yield parallel.from_local(stacked, parallel.sharded_batch(mesh, axis=1))

@@ -7,7 +7,6 @@ from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -15,11 +14,12 @@ from resnet_jax.data.cache import cached_arrays
 from resnet_jax.data.chunks import (
     CHUNK,
     EvalChunks,
-    Loading,
     PhotographView,
     TrainChunks,
+    evaluation_loading,
     make_batches,
     photograph_sizes,
+    training_loading,
 )
 from resnet_jax.data.dataset import Batch, Share
 from resnet_jax.data.decode.boxes import center_box, central_square_box, whole_box
@@ -103,10 +103,8 @@ class StreamedDataset:
         Raises UserError when there are more of those than max_unreadable.
         """
         chunks = TrainChunks(self.source("train"), seed, batch_size, self.settings.crop, self.crop_size, share)
-        # The threads share the cores, over all processes.
-        workers = self.settings.workers
-        threads = self.settings.threads or max(1, cv2.getNumberOfCPUs() // max(1, workers))
-        return make_batches(chunks, start, stop, Loading(threads, workers), self.settings.max_unreadable)
+        loading = training_loading(self.settings.threads, self.settings.workers)
+        return make_batches(chunks, start, stop, loading, self.settings.max_unreadable)
 
     def evaluation_batches(self, split: str, view: PhotographView, batch_size: int, share: Share) -> Iterator[Batch]:
         """{"image", "size", "label", "index"}. Photographs that cannot be decoded as in ``training_batches``."""
@@ -114,11 +112,8 @@ class StreamedDataset:
 
     def _evaluation_batches(self, chunks: EvalChunks) -> Iterator[Batch]:
         steps = math.ceil(chunks.view.count / chunks.batch_size)
-        return make_batches(chunks, 0, steps, self._in_threads(), self.settings.max_unreadable)
-
-    def _in_threads(self) -> Loading:
-        """For evaluation, which is short beside the seconds that processes take to start."""
-        return Loading(self.settings.threads or cv2.getNumberOfCPUs(), 0)
+        loading = evaluation_loading(self.settings.threads)
+        return make_batches(chunks, 0, steps, loading, self.settings.max_unreadable)
 
     def single_view(self, split: str) -> PhotographView:
         """The central crop_size x crop_size pixels, the shorter side resized to eval_shorter_side."""
@@ -146,7 +141,8 @@ class StreamedDataset:
                 f"--shorter_side (640 for multi_scale)"
             )
         if split not in self._sizes:
-            self._sizes[split] = photograph_sizes(source, self._in_threads(), self.settings.max_unreadable)
+            loading = evaluation_loading(self.settings.threads)
+            self._sizes[split] = photograph_sizes(source, loading, self.settings.max_unreadable)
         groups: dict[tuple[int, int], list[int]] = {}
         for index, (height, width) in enumerate(self._sizes[split]):
             if height and width:

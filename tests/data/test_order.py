@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from resnet_jax.data.order import example_indices
+from resnet_jax.data.order import GroupedOrder, example_indices
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(12, 4), (10, 3), (7, 7), (5, 12), (1, 3)])
@@ -40,3 +40,53 @@ def test_places_may_have_any_shape(shape):
     assert indices.shape == shape and indices.dtype == np.int32
     flat = [int(example_indices(1, np.array([place]), 25)[0]) for place in places.flat]
     np.testing.assert_array_equal(indices.ravel(), flat)
+
+
+def walked(seed, batch_size, groups, steps):
+    """Batches as a loader makes them that walks the stream and puts each example into its group's bucket."""
+    buckets, batches, position = {group: [] for group in groups}, [], 0
+    while len(batches) < steps:
+        (example,) = example_indices(seed, np.array([position]), len(groups))
+        bucket = buckets[groups[example]]
+        bucket.append(int(example))
+        position += 1
+        if len(bucket) == batch_size:
+            batches.append((groups[example], list(bucket)))
+            bucket.clear()
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("counts", "batch_size"), [((7, 5), 4), ((12, 4), 4), ((20, 1), 3), ((2, 3), 4), ((1, 1), 5), ((6, 5, 4), 2)]
+)
+def test_batches_of_groups_are_those_of_buckets_that_fill_up(counts, batch_size):
+    groups = np.random.default_rng(1).permutation(np.repeat(np.arange(len(counts)), counts)).astype(np.int32)
+    order = GroupedOrder(3, batch_size, groups)
+    expected = walked(3, batch_size, groups.tolist(), 40)
+    for step in (*range(40), 5, 0, 39):  # Whatever was asked before.
+        group, examples = order.batch(step)
+        assert (group, examples.tolist()) == expected[step] and examples.dtype == np.int32
+    again = GroupedOrder(3, batch_size, groups)
+    assert again.batch(39)[1].tolist() == expected[39][1]
+    assert any(GroupedOrder(4, batch_size, groups).batch(step)[1].tolist() != expected[step][1] for step in range(40))
+
+
+@pytest.mark.parametrize(("counts", "batch_size"), [((11, 6), 4), ((5, 30), 7)])
+def test_every_example_of_each_group_is_seen_once_a_pass(counts, batch_size):
+    groups = np.repeat(np.arange(len(counts)), counts)
+    order = GroupedOrder(0, batch_size, groups)
+    streams = [[] for _ in counts]
+    for step in range(60):
+        group, examples = order.batch(step)
+        streams[group] += examples.tolist()
+    for group, count in enumerate(counts):
+        whole = len(streams[group]) // count
+        assert whole >= 3
+        for epoch in np.array(streams[group][: whole * count]).reshape(whole, count):
+            np.testing.assert_array_equal(np.sort(epoch), np.flatnonzero(groups == group))
+
+
+def test_with_one_group_the_batches_are_those_without_groups():
+    order = GroupedOrder(5, 6, np.zeros(10, int))
+    found = np.stack([order.batch(step)[1] for step in range(20)])
+    np.testing.assert_array_equal(found, example_indices(5, np.arange(120).reshape(20, 6), 10))

@@ -109,7 +109,7 @@ def test_examples_go_by_the_names_of_their_photographs():
 def test_the_settings_say_how_photographs_are_loaded(monkeypatch):
     given = []
     monkeypatch.setattr(streamed, "make_batches", lambda chunks, start, stop, *rest: given.append((start, stop, *rest)))
-    monkeypatch.setattr(streamed.cv2, "getNumberOfCPUs", lambda: 6)
+    monkeypatch.setattr(chunks.cv2, "getNumberOfCPUs", lambda: 6)
     splits = {"train": photographs(5), "validation": photographs(5)}
     for threads, workers in ((3, 2), (0, 2), (0, 0)):
         data = dataset(splits, threads=threads, workers=workers, max_unreadable=1)

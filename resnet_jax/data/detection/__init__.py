@@ -1,0 +1,1 @@
+"""Photographs with boxes as a data set, for detection."""

@@ -1,0 +1,83 @@
+"""Where photographs and their boxes come to lie on the canvases of batches. Imports no jax."""
+
+import numpy as np
+
+from resnet_jax.data.sources.detection.protocol import Objects
+
+
+def resized_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
+    """(height, width) of a photograph whose shorter side becomes ``short_side``, or whose longer one ``max_side``.
+
+    The smaller of the two, so that neither is exceeded (Faster R-CNN, section 3.3: 600, and 1000 in its code).
+    """
+    scale = min(short_side / min(height, width), max_side / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def canvas_groups(
+    sizes: np.ndarray, short_side: int, max_side: int, stride: int
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """The group of each photograph (N,) and the (height, width) of the canvas of each group: one or two.
+
+    sizes: (N, 2), heights and widths. Upright photographs are one group, the others the other; a group without
+    photographs is left out. Its canvas is the smallest that holds all of them once they are resized, in multiples of
+    ``stride``.
+    """
+    upright = sizes[:, 0] > sizes[:, 1]
+    groups = np.zeros(len(sizes), np.int32)
+    canvases: list[tuple[int, int]] = []
+    for chosen in (~upright, upright):
+        if chosen.any():
+            groups[chosen] = len(canvases)
+            # Of photographs of many sizes few differ.
+            resized = [resized_size(int(h), int(w), short_side, max_side) for h, w in np.unique(sizes[chosen], axis=0)]
+            height, width = (-(-max(sides) // stride) * stride for sides in zip(*resized, strict=True))
+            canvases.append((height, width))
+    return groups, canvases
+
+
+def scale_of(size: tuple[int, int], resized: tuple[int, int]) -> np.ndarray:
+    """(2,) float32, by how much height and width have grown; they differ by the rounding to whole pixels."""
+    return (np.array(resized) / np.array(size)).astype(np.float32)
+
+
+def place_objects(
+    objects: Objects, size: tuple[int, int], resized: tuple[int, int], mirrored: bool, max_boxes: int
+) -> dict[str, np.ndarray]:
+    """The objects of a photograph of (height, width) ``size`` in a batch: "boxes" (G, 4) float32 and so on.
+
+    Boxes are clipped to the photograph, resized, and mirrored; the first ``max_boxes`` = G are kept, those that are no
+    crowd first. "valid" says which rows are objects; the others are 0.
+    """
+    height, width = size
+    chosen = np.argsort(objects.crowd, kind="stable")[:max_boxes]
+    count = len(chosen)
+    boxes = (
+        clipped(objects.boxes[chosen], size) * (np.array(resized * 2) / (height, width, height, width))[[1, 0, 3, 2]]
+    )
+    if mirrored:
+        boxes = np.stack([resized[1] - boxes[:, 2], boxes[:, 1], resized[1] - boxes[:, 0], boxes[:, 3]], axis=1)
+    placed = {
+        "boxes": np.zeros((max_boxes, 4), np.float32),
+        "labels": np.zeros(max_boxes, np.int32),
+        "crowd": np.zeros(max_boxes, bool),
+        "difficult": np.zeros(max_boxes, bool),
+        "valid": np.zeros(max_boxes, bool),
+    }
+    placed["boxes"][:count] = boxes
+    placed["labels"][:count] = objects.labels[chosen]
+    placed["crowd"][:count] = objects.crowd[chosen]
+    placed["difficult"][:count] = objects.difficult[chosen]
+    placed["valid"][:count] = True
+    return placed
+
+
+def clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Boxes (n, 4) within a photograph of (height, width)."""
+    height, width = size
+    return np.clip(boxes, 0, (width, height, width, height))
+
+
+def original_boxes(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Boxes (..., n, 4) of a canvas in pixels of the photograph; ``scale`` (..., 2) is that of the batch."""
+    return boxes / scale[..., None, [1, 0, 1, 0]]

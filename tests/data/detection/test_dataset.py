@@ -1,0 +1,415 @@
+import io
+import itertools
+import re
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from pydantic import ValidationError
+
+from resnet_jax import parallel
+from resnet_jax.data import DetectionData
+from resnet_jax.data.dataset import Share
+from resnet_jax.data.decode.boxes import whole_box
+from resnet_jax.data.decode.images import crop_and_resize
+from resnet_jax.data.detection.dataset import DetectionDataset
+from resnet_jax.data.detection.placing import resized_size
+from resnet_jax.data.feed import evaluation_inputs, training_inputs
+from resnet_jax.data.sources.detection.protocol import OpenedDetection, make_objects
+from resnet_jax.errors import UserError
+from resnet_jax.train.loop import LoopSettings, train
+from resnet_jax.train.optimizers import SGD
+from resnet_jax.train.schedules import Constant
+from resnet_jax.train.step import StepSettings
+
+KEYS = {"image", "image_hw", "scale", "boxes", "labels", "crowd", "difficult", "valid", "index"}
+WHOLE = Share()
+SETTINGS = DetectionData(
+    train=("train",),
+    validation=("val",),
+    test=(),
+    short_sides=(16, 24),
+    max_side=32,
+    canvas_stride=8,
+    max_boxes=4,
+    threads=2,
+)
+
+
+class Source:
+    """Photographs of noise, of which every third is upright; photograph i has i % 4 objects, all of class i % 3."""
+
+    shorter_side = None
+
+    def __init__(self, count, broken=(), square=False):
+        self.count, self.broken, self.square = count, broken, square
+
+    def size(self, i):
+        return (20, 20) if self.square else (30 + i % 5, 22) if i % 3 == 2 else (21, 26 + i % 7)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        pixels = np.random.default_rng(i).integers(1, 256, (*self.size(i), 3), dtype=np.uint8)
+        if i in self.broken:
+            file = io.BytesIO()
+            PIL.Image.fromarray(pixels).save(file, "JPEG")
+            pixels = file.getvalue()[:-200]
+        return {"image": pixels, "label": 0, "name": f"{i}.jpg"}
+
+    def objects(self, i):
+        boxes = [[2.0 + k, 3, 9 + i % 4, 15] for k in range(i % 4)]
+        return make_objects(boxes, [i % 3] * (i % 4), crowd=[i % 8 == 1] * (i % 4))
+
+    def image_id(self, i):
+        return 1000 + i
+
+    def files(self):
+        return []
+
+
+def dataset(settings=SETTINGS, train=23, val=13, **options):
+    sources = {"train": Source(train, **options), "val": Source(val, **options), "more": Source(5, **options)}
+    return DetectionDataset(OpenedDetection(sources.__getitem__, ["cat", "dog", "eel"], [0, 1, 2]), settings)
+
+
+def training(data, batch_size, start, stop, share=WHOLE, seed=3):
+    return list(data.training_batches(seed, batch_size, start, stop, share))
+
+
+def evaluation(data, batch_size, share=WHOLE):
+    views = data.evaluation_views("validation")
+    return [batch for view in views for batch in data.evaluation_batches("validation", view, batch_size, share)]
+
+
+def assert_same(batches, expected):
+    for batch, wanted in zip(batches, expected, strict=True):
+        assert batch.keys() == wanted.keys()
+        for key in wanted:
+            np.testing.assert_array_equal(batch[key], wanted[key], strict=True)
+
+
+def joined(parts_of_batches):
+    return [
+        {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        for parts in zip(*parts_of_batches, strict=True)
+    ]
+
+
+def test_what_the_batches_hold():
+    data = dataset()
+    batches = training(data, 4, 0, 12)
+    assert (
+        {batch["image"].shape[1:] for batch in batches}
+        == {(24, 32, 3), (32, 24, 3)}
+        == {(*canvas, 3) for canvas in data.training_canvases}
+    )
+    assert data.image_shape == (24, 32, 3)
+    sides, flips = set(), set()
+    for step, batch in enumerate(batches):
+        assert batch.keys() == KEYS
+        assert batch["image"].dtype == np.uint8 and batch["index"].dtype == batch["image_hw"].dtype == np.int32
+        for row, index in enumerate(batch["index"]):
+            source = data.photographs("train").source
+            pixels, size = source[int(index)]["image"], Source(1).size(int(index))
+            height, width = batch["image_hw"][row]
+            rng = np.random.default_rng((3, 4 * step + row))  # Of the place in the run alone.
+            side, mirrored = (16, 24)[rng.integers(2)], rng.random() < 0.5
+            assert (height, width) == resized_size(*size, side, 32)
+            sides.add(int(min(height, width)))
+            np.testing.assert_allclose(batch["scale"][row], [height / size[0], width / size[1]], rtol=1e-6)
+            image = crop_and_resize(pixels, whole_box, (int(height), int(width)), fast=True)
+            objects = source.objects(int(index))
+            boxes = objects.boxes * batch["scale"][row][[1, 0, 1, 0]]
+            if mirrored:
+                image, boxes = image[:, ::-1], np.array([width, 0, width, 0]) - boxes * [1, -1, 1, -1]
+                boxes = boxes[:, [2, 1, 0, 3]]
+            flips.add(mirrored)
+            padded = np.zeros_like(batch["image"][row])
+            padded[:height, :width] = image
+            np.testing.assert_array_equal(batch["image"][row], padded)
+            valid = batch["valid"][row]
+            assert valid.tolist() == [k < len(boxes) for k in range(4)]
+            np.testing.assert_allclose(batch["boxes"][row][valid], boxes, rtol=1e-5)
+            np.testing.assert_array_equal(batch["labels"][row][valid], objects.labels)
+            np.testing.assert_array_equal(batch["crowd"][row][valid], objects.crowd)
+            assert not batch["boxes"][row][~valid].any() and not batch["labels"][row][~valid].any()
+    assert {16, 24} <= sides and flips == {False, True}
+
+
+def test_photographs_without_objects_or_with_crowds_alone_are_not_trained_on_unless_wanted():
+    wanted = [i for i in range(23) if i % 4 and i % 8 != 1]
+    data = dataset()
+    assert data.num_train == len(wanted) and data.count("train") == 23
+    seen = np.concatenate([batch["index"] for batch in training(data, 3, 0, 30)])
+    assert set(seen.tolist()) == set(wanted)
+    kept = dataset(SETTINGS.model_copy(update={"keep_empty": True}))
+    assert kept.num_train == 23
+    with pytest.raises(UserError, match=r"no photograph of train has an object"):
+        training(dataset(train=1), 1, 0, 1)
+
+
+def test_each_photograph_is_seen_once_a_pass_and_batches_hold_one_canvas():
+    data = dataset()
+    batches = training(data, 4, 0, 40)
+    upright = [set((batch["index"] % 3 == 2).tolist()) for batch in batches]
+    assert all(len(kinds) == 1 for kinds in upright) and {True} in upright and {False} in upright
+    # 40 batches are ten passes: each photograph ten times, but for what its canvas still holds back.
+    counts = Counter(np.concatenate([batch["index"] for batch in batches]).tolist())
+    assert len(counts) == data.num_train and set(counts.values()) <= {
+        160 // data.num_train + extra for extra in (-1, 0, 1)
+    }
+
+
+def test_batches_are_a_function_of_the_seed_and_the_step():
+    data = dataset()
+    batches = training(data, 4, 0, 14)
+    assert_same(training(dataset(), 4, 9, 14), batches[9:])
+    assert_same(training(data, 4, 13, 14), batches[13:])
+    other = training(data, 4, 0, 14, seed=4)
+    assert any(not np.array_equal(a["index"], b["index"]) for a, b in zip(batches, other, strict=True))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_make_equal_parts_of_the_batches(count):
+    data = dataset()
+    shares = [Share(index, count) for index in range(count)]
+    assert_same(joined([training(data, 8, 2, 9, share) for share in shares]), training(data, 8, 2, 9))
+    assert_same(joined([evaluation(data, 4, share) for share in shares]), evaluation(data, 4))
+
+
+def test_a_process_reads_only_its_share(monkeypatch):
+    read = []
+    data = dataset()
+    data.photographs("train")
+    monkeypatch.setattr(
+        Source, "__getitem__", lambda self, i, get=Source.__getitem__: (read.append(i), get(self, i))[1]
+    )
+    (part,) = training(data, 8, 0, 1, Share(1, 4))
+    assert sorted(read) == sorted(part["index"].tolist()) and len(read) == 2
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing():
+    settings = SETTINGS.model_copy(update={"workers": 2})
+    assert_same(training(dataset(settings), 8, 0, 3), training(dataset(), 8, 0, 3))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 16])
+def test_an_evaluation_sees_each_photograph_once(batch_size):
+    data = dataset(val=13)
+    batches = evaluation(data, batch_size)
+    assert {len(batch["index"]) for batch in batches} == {batch_size}
+    indices = np.concatenate([batch["index"] for batch in batches])
+    assert sorted(indices[indices >= 0]) == list(range(13))
+    for batch in batches:
+        missing = batch["index"] < 0
+        assert not batch["valid"][missing].any() and not batch["image"][missing].any()
+        assert np.isfinite(batch["scale"]).all() and (batch["image_hw"] > 0).all()
+        for row in np.flatnonzero(~missing):
+            index, (height, width) = int(batch["index"][row]), batch["image_hw"][row]
+            assert min(height, width) == 24 or max(height, width) == 32
+            expected = crop_and_resize(Source(13)[index]["image"], whole_box, (int(height), int(width)))
+            np.testing.assert_array_equal(batch["image"][row, :height, :width], expected)
+            assert batch["valid"][row].sum() == len(Source(13).objects(index).labels)
+
+
+def test_other_scales_have_other_canvases_with_the_longer_side_in_proportion():
+    data = dataset()
+    views = data.whole_views("validation", 12)
+    assert [view.canvas for view in views] == [(16, 16), (16, 16)]
+    assert sorted(np.concatenate([view.indices for view in views])) == list(range(13))
+    assert views[0].choose_size(21, 32) == (10, 16)
+
+
+def test_fifty_photographs_of_many_sizes_compile_two_programs():
+    data = dataset(SETTINGS.model_copy(update={"short_sides": (12, 16, 20, 24)}), train=50)
+    assert len(np.unique(data.photographs("train").sizes, axis=0)) >= 10
+    step = jax.jit(lambda batch: batch["image"].sum() + batch["boxes"].sum())
+    for batch in training(data, 4, 0, 30):
+        step(batch)
+    assert step._cache_size() == 2
+
+
+def test_square_photographs_have_one_canvas():
+    data = dataset(square=True)
+    assert data.training_canvases == [(24, 24)] and len(data.evaluation_views("validation")) == 1
+    assert {batch["image"].shape for batch in training(data, 4, 0, 8)} == {(4, 24, 24, 3)}
+
+
+def test_photographs_that_cannot_be_decoded_are_named_and_others_take_their_places(capsys):
+    data = dataset(SETTINGS.model_copy(update={"max_unreadable": 1}), broken=(6,))
+    whole = dataset()
+    broken, sound = training(data, 4, 0, 20), training(whole, 4, 0, 20)
+    for batch, wanted in zip(broken, sound, strict=True):
+        instead = wanted["index"] == 6
+        assert not (batch["index"] == 6).any()
+        np.testing.assert_array_equal(batch["index"][~instead], wanted["index"][~instead])
+        assert (batch["index"][instead] == 7).all()  # The next that lies and holds an object.
+    indices = np.concatenate([batch["index"] for batch in evaluation(data, 5)])
+    assert sorted(indices[indices >= 0]) == [i for i in range(13) if i != 6]
+    assert capsys.readouterr().err.count("warning: 6.jpg (") == 2
+    with pytest.raises(UserError, match=r"max_unreadable 0"):
+        training(dataset(SETTINGS.model_copy(update={"max_unreadable": 0}), broken=(6,)), 4, 0, 20)
+
+
+class Odd(Source):
+    """Boxes of no area, outside, and across the edge; each photograph is 21 x 26 pixels or so."""
+
+    def objects(self, i):
+        boxes = [[5, 5, 5, 9], [9, 9, 4, 12], [40, 2, 50, 9], [-3, 2, 8, 30], [1, 1, 5, 5]]
+        return make_objects(boxes, [0, 0, 1, 1, 2])
+
+
+def test_boxes_without_area_are_left_out_and_counted_and_others_clipped(capsys):
+    opened = OpenedDetection({"train": Odd(4), "val": Odd(2)}.__getitem__, ["cat", "dog", "eel"], [0, 1, 2])
+    data = DetectionDataset(opened, SETTINGS.model_copy(update={"max_boxes": 1}))
+    (batch,) = training(data, 2, 0, 1)
+    line = capsys.readouterr().err
+    assert line == (
+        "voc train: 4 photographs (0 without objects, 0 that cannot be decoded), 8 boxes, 12 without area left out, "
+        "4 clipped to the photograph, 4 beyond data.max_boxes 1\n"
+    )
+    (height, width), (x1, y1, x2, y2) = batch["image_hw"][0], batch["boxes"][0, 0]
+    assert 0 <= x1 < x2 <= width and 0 < y1 < y2 == height and batch["labels"].ravel().tolist() == [1, 1]
+    truth = data.ground_truth("validation")
+    assert len(truth) == 2 and [found.labels.tolist() for found in truth] == [[1, 2], [1, 2]]
+    np.testing.assert_array_equal(truth[1].boxes, [[-3, 2, 8, 30], [1, 1, 5, 5]])  # As annotated.
+
+
+def test_splits_are_joined_in_order_and_examples_keep_their_names():
+    data = dataset(SETTINGS.model_copy(update={"validation": ("val", "more"), "test": ("more",)}))
+    assert data.count("validation") == 18 and data.count("test") == 5
+    assert data.example_name("validation", 14) == "1.jpg" and data.image_id("validation", 14) == 1001
+    assert len(data.ground_truth("validation")[16].labels) == 3
+    assert (data.evaluation_split, data.test_split) == ("validation", "test")
+    only = dataset(SETTINGS.model_copy(update={"validation": (), "test": ("more",)}))
+    assert (only.evaluation_split, only.test_split) == ("test", "test")
+    with pytest.raises(UserError, match=r"has no split 'validation'; use train or test, or set config.data.validation"):
+        only.count("validation")
+    with pytest.raises(IndexError):
+        data.photographs("validation").source[18]
+
+
+def test_batches_reach_the_devices(mesh):
+    data = dataset()
+    resident, batches = training_inputs(data, 3, 8, 1, 0, 2, mesh)
+    for batch, expected in zip(batches, training(data, 8, 0, 2), strict=True):
+        found = data.gather(resident, jax.tree.map(lambda leaf: leaf[0], batch))
+        assert_same([jax.device_get(found)], [expected])
+    seen = []
+    for view in data.evaluation_views("validation"):
+        for batch in evaluation_inputs(data, "validation", view, 3, mesh):
+            seen += batch["index"].tolist()
+    assert sorted(index for index in seen if index >= 0) == list(range(13))
+
+
+def test_steps_of_several_canvases_cannot_be_stacked_and_of_one_can():
+    mesh = parallel.data_mesh(jax.devices()[:1])
+    _, batches = training_inputs(dataset(), 3, 4, 4, 0, 20, mesh)
+    with pytest.raises(UserError, match=r"set config\.steps_per_dispatch=1"):
+        list(itertools.islice(batches, 5))
+    _, batches = training_inputs(dataset(square=True), 3, 4, 4, 0, 20, mesh)
+    assert next(batches)["image"].shape == (4, 4, 24, 24, 3)
+
+
+class Regression:
+    """A task: a straight line from the mean colours of a photograph to how much of its canvas boxes cover."""
+
+    title, metrics, percentages, best, recorded = "", ("covered",), frozenset(), "loss", {"loss": "loss"}
+
+    def init(self, key, image_shape):
+        return {"params": {"slope": jax.numpy.zeros(3)}, "batch_stats": {}}
+
+    def prepare(self, key, batch):
+        return batch | {"image": batch["image"] / 255}
+
+    def loss(self, variables, batch, key):
+        areas = (batch["boxes"][..., 2] - batch["boxes"][..., 0]) * (batch["boxes"][..., 3] - batch["boxes"][..., 1])
+        covered = (areas * batch["valid"]).sum(axis=1) / batch["image_hw"].prod(axis=1)
+        guess = batch["image"].mean(axis=(1, 2)) @ variables["params"]["slope"]
+        return ((guess - covered) ** 2).mean(), ({"covered": covered.mean()}, {})
+
+    def evaluate(self, variables):
+        return {"loss": 0.0}
+
+
+@pytest.mark.slow
+def test_the_loop_trains_on_it_and_a_run_that_was_cut_short_ends_the_same(tmp_path, mesh):
+    def run(workdir, steps):
+        settings = LoopSettings(steps=steps, batch_size=8, log_every=2, eval_every=20, checkpoint_every=3)
+        optimizer, schedule = SGD().make(), Constant().make(0.1, settings.steps, 10)
+        step_settings = StepSettings(log_every=2)
+        return train(
+            Regression(), dataset(), optimizer, schedule, None, step_settings, settings, mesh, tmp_path / workdir
+        )
+
+    whole = run("whole", 9)
+    run("cut", 5)
+    again = run("cut", 9)
+    assert np.abs(whole.params["slope"]).max() > 0 and int(whole.step) == 9
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(again))
+
+
+def test_what_detection_lacks_is_said():
+    data = dataset()
+    for method in (data.mean_image, lambda: data.single_view("validation"), lambda: data.square_view("validation")):
+        with pytest.raises(UserError):
+            method()
+    assert data.resident("train") is None and len(data.channel_statistics()[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"max_side": 20}, "max_side 20 is below a shorter side, 24"),
+        ({"eval_short_side": 40}, "max_side 32 is below a shorter side, 40"),
+        ({"validation": ()}, "no split to evaluate on"),
+        ({"short_sides": ()}, "at least 1 item"),
+        ({"flip": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, error):
+    with pytest.raises(ValidationError, match=re.escape(error)):
+        DetectionData(**{**SETTINGS.model_dump(), **changes})
+
+
+def test_a_folder_is_loaded_and_its_objects_cached(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for one in ("a", "b"):
+        for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(rng.integers(256, size=(20, 30, 3), dtype=np.uint8)).save(
+            tmp_path / f"JPEGImages/{one}.jpg"
+        )
+        box = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>10</xmax><ymax>12</ymax></bndbox>"
+        (tmp_path / f"Annotations/{one}.xml").write_text(f"<a><object><name>cell</name>{box}</object></a>")
+        (tmp_path / f"ImageSets/Main/{one}.txt").write_text(one)
+    settings = SETTINGS.model_copy(update={"train": ("a", "b"), "validation": ("b",)})
+    first = settings.load(str(tmp_path))
+    assert first.class_names == ["cell"] and first.num_train == 2
+    batches = training(first, 2, 0, 3)
+    monkeypatch.setattr("resnet_jax.data.detection.dataset.photograph_sizes", None)  # Nothing is read again.
+    assert_same(training(settings.load(str(tmp_path)), 2, 0, 3), batches)
+    swapped = settings.model_copy(update={"train": ("b", "a")})
+    with pytest.raises(TypeError):  # The same files in another order are another list.
+        swapped.load(str(tmp_path)).count("train")
+    (tmp_path / "Annotations/a.xml").write_text("<a>")
+    with pytest.raises(UserError, match=r"a.xml is not VOC's XML"):
+        settings.load(str(tmp_path)).count("train")
+
+
+def test_of_the_blood_cells_the_two_boxes_without_area_are_left_out(capsys):
+    folder = Path(__file__).resolve().parents[4] / "shared" / "detection" / "bccd"
+    if not folder.is_dir():
+        pytest.skip(f"needs the photographs of blood cells in {folder}")
+    settings = DetectionData(train=("train", "val"), validation=("val",), test=(), short_sides=(240,), max_side=320)
+    data = settings.load(str(folder))
+    assert data.num_train == 292 and data.training_canvases == [(256, 320)]
+    assert "292 photographs" in (line := capsys.readouterr().err) and "3941 boxes, 2 without area left out" in line
+    (batch,) = training(data, 4, 0, 1)
+    assert (batch["image_hw"] == (240, 320)).all() and batch["valid"].any(axis=1).all()
