@@ -39,11 +39,13 @@ class Variant(NamedTuple):
     depth: its layers with weights, as the paper counts them: those on the longest path. Where the name is timm's, what
         it says: a stem of three convolutions is counted as one there.
     fields: what defines it, as ``create_model`` takes it.
+    in_paper: whether the paper has it, or compares with it; otherwise it is a later relative.
     """
 
     model: Any
     depth: int
     fields: Mapping[str, Any]
+    in_paper: bool = True
 
     @property
     def family(self) -> str:
@@ -72,8 +74,10 @@ def variant(name: str) -> Variant:
     if name not in variants:
         close = difflib.get_close_matches(name, variants, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
+        of_paper = ", ".join(known for known, row in variants.items() if row.in_paper)
         raise UserError(
-            f"unknown model {name!r}; {hint}The models are {', '.join(variants)}; others through stage_sizes"
+            f"unknown model {name!r}; {hint}The models are {of_paper}, and timm's that resnet_jax.list_models() names; "
+            f"others through stage_sizes"
         )
     return variants[name]
 
@@ -119,7 +123,8 @@ def _variants() -> dict[str, Variant]:
             variants[f"{prefix}{layers}"] = residual._replace(fields={**residual.fields, "shortcut": shortcut})
     for layers, sizes in _VGG_STAGES.items():
         variants[f"vgg{layers}"] = Variant(VGG, layers, {"stage_sizes": sizes, "num_classes": 1000})
-    return variants | _relatives() | _preactivation() | _relatives_on_cifar()
+    later = _relatives() | _preactivation() | _relatives_on_cifar()
+    return variants | {name: row._replace(in_paper=False) for name, row in later.items()}
 
 
 # Table 1: layers -> (blocks per stage, block).
