@@ -142,7 +142,7 @@ def square(batch: int, size: int, inputs: int, filters: int, k: int, strides: in
 
 
 def all_geometries(batch_size: int) -> list[Geometry]:
-    """The convolutions of each network of the paper at its image size, with any shortcut, each once; and grouped ones."""
+    """The convolutions of the paper's networks at their image sizes, with any shortcut, each once; and grouped ones."""
     found: dict[Geometry, None] = {}
 
     def note(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

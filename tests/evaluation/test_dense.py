@@ -11,11 +11,10 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.dense import check_dense, dense_logits
-from resnet_jax.models import create_model
+from resnet_jax.models import create_model, norms
 from resnet_jax.models.attention import EfficientChannelAttention, SqueezeExcitation
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.layers import BatchNorm, Conv, GlobalMean
-from resnet_jax.models.norms import EvoNormS0, FilterResponseNorm, GroupNorm
 from resnet_jax.models.pooling import BlurPool, MaxOfNeighbours, MeanPool, ZeroPaddedMaxPool
 from resnet_jax.models.stacking import unstack_blocks
 from resnet_jax.models.standardised import StandardisedConv
@@ -266,9 +265,9 @@ class OneModule(nn.Module):
         BlurPool,
         MaxOfNeighbours,
         ZeroPaddedMaxPool,
-        GroupNorm,
-        EvoNormS0,
-        FilterResponseNorm,
+        norms.GroupNorm,
+        norms.EvoNormS0,
+        norms.FilterResponseNorm,
         SqueezeExcitation,
         EfficientChannelAttention,
         partial(StandardisedConv, 4, 3, 2),
