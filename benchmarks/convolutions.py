@@ -142,7 +142,7 @@ def square(batch: int, size: int, inputs: int, filters: int, k: int, strides: in
 
 
 def all_geometries(batch_size: int) -> list[Geometry]:
-    """The convolutions of every listed network at its image size, with any shortcut, each once; and grouped ones."""
+    """The convolutions of the paper's networks at their image sizes, with any shortcut, each once; and grouped ones."""
     found: dict[Geometry, None] = {}
 
     def note(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -153,7 +153,7 @@ def all_geometries(batch_size: int) -> list[Geometry]:
             found[Geometry(args[0].shape, kernel, module.strides, (pad, pad), module.groups, module.dilation)] = None
         return next_call(*args, **kwargs)
 
-    for name in list_models():
+    for name in _models():
         fields = variant(name).own_fields
         changes: list[dict[str, Any]] = [{}]
         changes += [{"stride_placement": "v1.5"}] if "stride_placement" in fields else []
@@ -167,6 +167,10 @@ def all_geometries(batch_size: int) -> list[Geometry]:
         found[square(batch_size, *shape)] = None
     wide = Geometry((batch_size, 28, 28, 64), (3, 3, 64, 64), 1, ((2, 2), (2, 2)), dilation=2)
     return [*found, wide, wide._replace(kernel=(3, 3, 8, 64), groups=8)]
+
+
+def _models() -> list[str]:
+    return [name for name in list_models() if variant(name).in_paper]
 
 
 def check(batch_size: int) -> None:
@@ -199,7 +203,7 @@ def check(batch_size: int) -> None:
     by = "oneDNN" if onednn.library() is not None else "XLA"
     grouped = sum(geometry.groups > 1 for geometry in geometries)
     print(
-        f"{len(geometries)} convolutions of {len(list_models())} networks and beyond, {grouped} of them grouped, ",
+        f"{len(geometries)} convolutions of {len(_models())} networks and beyond, {grouped} of them grouped, ",
         end="",
     )
     print(f"batch {batch_size}, large ones by {by}:")

@@ -16,7 +16,16 @@ from resnet_jax.models import Model
 
 # Flax's own, which cannot say it.
 _POINTWISE: tuple[type[nn.Module], ...] = (nn.Dense, nn.Dropout)
-_KINDS = ("mask_input", "mask_output", "masked_max", "masked_mean", "pointwise", "container")
+_KINDS = (
+    "mask_input",
+    "reflect_input",
+    "mask_output",
+    "masked_max",
+    "masked_mean",
+    "masked_window_mean",
+    "pointwise",
+    "container",
+)
 
 
 def check_dense(model: Model) -> None:
@@ -72,6 +81,15 @@ def dense_logits(
         rows, columns = found
         return jnp.where(inside(shape), (rows[:, :, None] * columns[:, None, :])[..., None], 0)
 
+    def reflected(x: jax.Array) -> jax.Array:
+        """What is beyond the photograph's last row and column is what is before them, and so on."""
+        for axis in (1, 2):
+            length, place = x.shape[axis], jnp.arange(x.shape[axis])
+            last = -(-sizes[:, axis - 1, None] // (canvas[axis - 1] // length)) - 1  # (N, 1)
+            source = jnp.maximum(jnp.where(place <= last, place, 2 * last - place), 0)
+            x = jnp.take_along_axis(x, jnp.expand_dims(source, (3 - axis, 3)), axis=axis)
+        return x
+
     def keep_inside(x: jax.Array, outside: float = 0) -> jax.Array:
         return jnp.where(inside(x.shape), x, outside)
 
@@ -81,11 +99,16 @@ def dense_logits(
             return next_call(*args, **kwargs)
         if kind == "mask_input":
             return next_call(keep_inside(args[0]), *args[1:], **kwargs)
+        if kind == "reflect_input":
+            return next_call(reflected(args[0]), *args[1:], **kwargs)
         if kind == "mask_output":
             return keep_inside(next_call(*args, **kwargs))
         if kind == "masked_max":
             # Windows that only begin outside would be -inf.
             return keep_inside(next_call(keep_inside(args[0], -jnp.inf), *args[1:], **kwargs))
+        if kind == "masked_window_mean":
+            count = next_call(jnp.broadcast_to(inside(args[0].shape).astype(args[0].dtype), args[0].shape))
+            return next_call(keep_inside(args[0]), *args[1:], **kwargs) / jnp.where(count > 0, count, 1)
         if kind == "masked_mean":
             x = keep_inside(args[0].astype(jnp.float32))
             if window is not None and context.module.path == ("mean",):  # What the classifier reads.

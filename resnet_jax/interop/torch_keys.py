@@ -1,7 +1,11 @@
-"""Where this project's variables stand in a PyTorch state dict with torchvision's keys, and what does not fit."""
+"""Where this project's variables stand in a PyTorch state dict of torchvision's or timm's, and what does not fit.
+
+A key follows from the names of the modules on the way to a variable, whatever network they are in, and from the family,
+which says how stages and the ends are called. So a new network needs nothing here unless it has a new kind of module.
+"""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import flax.traverse_util
@@ -18,10 +22,36 @@ Place: TypeAlias = tuple[str, ...]  # ("params", "stage2_block1", "conv1", "kern
 Shape: TypeAlias = tuple[int, ...]
 
 HEAD_KERNEL: Place = ("params", "head", "kernel")
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_MODULES = {"stem_conv": "conv1", "stem_bn": "bn1", "projection_conv": "downsample.0", "projection_bn": "downsample.1"}
+_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+# Of ResNets, as torchvision has them; the stem of three layers, the last two of the stem, SE and ECA as timm has.
+_MODULES = {
+    "stem_conv": "conv1",
+    "stem_bn": "bn1",
+    "stem_conv1": "conv1.0",
+    "stem_bn1": "conv1.1",
+    "stem_conv2": "conv1.3",
+    "stem_bn2": "conv1.4",
+    "stem_conv3": "conv1.6",
+    "stem_pool_conv": "maxpool.0",
+    "stem_pool_bn": "maxpool.1",
+    "projection_conv": "downsample.0",
+    "projection_bn": "downsample.1",
+    "pooled_projection_conv": "downsample.1",  # What pools is counted.
+    "pooled_projection_bn": "downsample.2",
+    "attention": "se",
+}
+# Of networks of pre-activation blocks, as timm's resnetv2 has them.
+_PREACTIVATION_MODULES = {
+    "projection_conv": "downsample.conv",
+    "pooled_projection_conv": "downsample.conv",
+    "attention": "se",
+    "last_bn": "norm",
+    "head": "head.fc",
+}
 _VGG_CLASSIFIER = {"fc6": "classifier.0", "fc7": "classifier.3", "head": "classifier.6"}
 HEADS = ("fc", "linear")  # What ResNets call their classifier.
+ALL_HEADS = (*HEADS, "head.fc", "classifier.6")
+_FILTER = np.outer([1, 2, 1], [1, 2, 1]) / 16  # Of ``pooling.BlurPool``.
 # Problems of a kind in one message: weights of a wholly different network have hundreds, and a few then tell as much.
 _LISTED, _FEW = 8, 3
 
@@ -31,9 +61,16 @@ def torch_keys(model: Model, head: str) -> Callable[[Place], str]:
     return lambda place: _family(model).key(place, model, head)
 
 
-def stem_kernel(model: Model) -> Place:
-    """The kernel that reads the images."""
-    return ("params", _family(model).stem, "kernel")
+def stem_kernel(model: Model, places: Iterable[Place]) -> Place:
+    """The kernel that reads the images, of the places of the model's variables."""
+    places, stems = set(places), [("params", module, "kernel") for module in _family(model).stems]
+    return next((stem for stem in stems if stem in places), stems[0])
+
+
+def is_constant(key: str, array: np.ndarray) -> bool:
+    """Whether it is the filter of an anti-aliased network, which some programs store and this one need not."""
+    filters = array.reshape(-1, 3, 3) if array.shape[1:] == (1, 3, 3) else np.empty((0, 3, 3))
+    return key.endswith(".filt") and len(filters) > 0 and np.allclose(filters, _FILTER)
 
 
 def _family(model: Model) -> "_Family":
@@ -55,7 +92,21 @@ def _resnet_key(place: Place, model: Model, head: str) -> str:
             names.append(f"layer{stage}.{int(block) - 1}")
         else:
             names.append(head if module == "head" else _MODULES.get(module, module))
-    return ".".join([*names, _LEAVES[leaf]])
+    return ".".join([*names, _LEAVES.get(leaf, leaf)])
+
+
+def _preactivation_key(place: Place, model: Model, head: str) -> str:
+    """("params", "stage2_block1", "bn1", "scale") -> "stages.1.blocks.0.norm1.weight"."""
+    _, *modules, leaf = place
+    names = []
+    for module in modules:
+        if module.startswith("stage"):
+            stage, block = module.removeprefix("stage").split("_block")
+            names.append(f"stages.{int(stage) - 1}.blocks.{int(block) - 1}")
+        else:
+            module = _PREACTIVATION_MODULES.get(module, module)
+            names.append(re.sub(r"^(stem_)?bn", r"\1norm", module).replace("stem_", "stem."))
+    return ".".join([*names, _LEAVES.get(leaf, leaf)])
 
 
 def _vgg_key(place: Place, model: Any, head: str) -> str:
@@ -63,39 +114,53 @@ def _vgg_key(place: Place, model: Any, head: str) -> str:
     _, module, leaf = place
     match = re.fullmatch(r"conv(\d+)_(\d+)", module)
     if not match:
-        return f"{_VGG_CLASSIFIER[module]}.{_LEAVES[leaf]}"
+        return f"{_VGG_CLASSIFIER[module]}.{_LEAVES.get(leaf, leaf)}"
     stage, conv = int(match[1]), int(match[2])
     before = sum(2 * num_convs + 1 for num_convs in model.stage_sizes[: stage - 1])
-    return f"features.{before + 2 * (conv - 1)}.{_LEAVES[leaf]}"
+    return f"features.{before + 2 * (conv - 1)}.{_LEAVES.get(leaf, leaf)}"
 
 
 class _Family(NamedTuple):
-    """How the networks of a family are keyed: the module that reads the images, and the key of a place."""
+    """How the networks of a family are keyed.
 
-    stem: str
+    stems: the modules of which a network has one, which reads the images.
+    key: of a place.
+    pointwise: fully-connected layers that are 1x1 convolutions in PyTorch.
+    """
+
+    stems: tuple[str, ...]
     key: Callable[[Place, Any, str], str]
+    pointwise: tuple[str, ...] = ()
 
 
-_FAMILIES = {"resnet": _Family("stem_conv", _resnet_key), "vgg": _Family("conv1_1", _vgg_key)}
+_FAMILIES = {
+    "resnet": _Family(("stem_conv", "stem_conv1"), _resnet_key, ("fc1", "fc2")),
+    "preactivation": _Family(("stem_conv", "stem_conv1"), _preactivation_key, ("fc1", "fc2", "head")),
+    "vgg": _Family(("conv1_1",), _vgg_key),
+}
 
 
-def to_flax_layout(array: np.ndarray, place: Place) -> np.ndarray:
-    """Convolutions from (O, I, h, w) to (h, w, I, O), fully-connected layers from (O, I) to (I, O).
+def to_flax_layout(array: np.ndarray, place: Place, model: Model) -> np.ndarray:
+    """Convolutions from (O, I, h, w) to (h, w, I, O), those along channels likewise, fully-connected layers to (I, O).
 
     VGG's first one reads a map, of which PyTorch has the channels first and this project last.
     """
     if place[-1] != "kernel":
         return array
+    if place[-2] in _family(model).pointwise and array.shape[2:] == (1, 1):
+        array = array[:, :, 0, 0]
     if place[-2] == "fc6" and array.ndim == 2 and array.shape[1] % POOLED**2 == 0:
         maps = array.reshape(len(array), -1, POOLED, POOLED)
         return maps.transpose(2, 3, 1, 0).reshape(-1, len(array))
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.transpose()
 
 
-def to_torch_layout(array: np.ndarray, place: Place) -> np.ndarray:
+def to_torch_layout(array: np.ndarray, place: Place, model: Model) -> np.ndarray:
     """The inverse of ``to_flax_layout``."""
     if place[-1] != "kernel":
         return array
+    if place[-2] in _family(model).pointwise:
+        return array.transpose()[:, :, None, None]
     if place[-2] == "fc6":
         maps = array.reshape(POOLED, POOLED, -1, array.shape[1])
         return maps.transpose(3, 2, 0, 1).reshape(array.shape[1], -1)

@@ -12,8 +12,10 @@ import numpy as np
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.interop.torch_files import read_torch_file, write_torch_file
 from resnet_jax.interop.torch_keys import (
+    ALL_HEADS,
     HEAD_KERNEL,
     HEADS,
+    is_constant,
     misfits,
     stem_kernel,
     to_flax_layout,
@@ -48,8 +50,10 @@ def load_torch(
         source: a .pth, .pt, .th or .tar file (needs PyTorch), a .safetensors file, or a state dict of arrays or
             tensors. It may be nested under "state_dict_ema", "state_dict" or "model" (the first of them counts), and
             its keys may all begin with "module." or "model.". The keys are those of torchvision and timm: conv1, bn1,
-            layer{1..}.{0..}.conv{1..}, .bn{1..}, .downsample.{0,1}, and "fc" or "linear"; for VGG features.{0..} and
-            classifier.{0,3,6}. A gate of a highway network, which no other project has, is called gate_conv.
+            layer{1..}.{0..}.conv{1..}, .bn{1..}, .downsample.{0,1}, and "fc" or "linear"; for timm's stems of three
+            layers conv1.{0,1,3,4,6}, for attention .se, for networks of pre-activation blocks stem, stages and head.fc;
+            for VGG features.{0..} and classifier.{0,3,6}. A gate of a highway network, which no other project has, is
+            called gate_conv. Filters of anti-aliased networks, which some programs store, are not needed.
         num_classes: default as many as the weights have.
         new_head: leave the weights' classifier aside and start a new one for ``num_classes``, as the model's own
             initialisation does: normal with standard deviation sqrt(2 / features), biases 0.
@@ -58,32 +62,34 @@ def load_torch(
             of R, G and B. The mean and deviation of the normalisation must then be one for all three. A stem of one
             channel is taken as it is.
         seed: of the new classifier.
-        **overrides: as for ``create_model``. The weights do not say where a bottleneck strides: those of torchvision
-            and timm need stride_placement="v1.5".
+        **overrides: as for ``create_model``. The weights do not say where a bottleneck strides. resnet50, resnet101 and
+            resnet152 are the paper's unless stride_placement="v1.5" makes them torchvision's and timm's; all other
+            networks stride as these do.
 
     Raises UserError if the file cannot be read, or if any key is missing, left over or of another shape. All of them
     are listed, or the first few of a kind where there are many.
     """
     origin = source if isinstance(source, (str, Path)) else "the state dict"
     weights = _arrays(read_torch_file(Path(source)) if isinstance(source, (str, Path)) else source, f"{origin}")
-    head = next((head for head in ("linear", "classifier.6") if f"{head}.weight" in weights), "fc")
+    weights = {key: array for key, array in weights.items() if not is_constant(key, array)}
+    head = next((head for head in ALL_HEADS if f"{head}.weight" in weights), "fc")
     if num_classes is None and f"{head}.weight" in weights:
         num_classes = max(1, len(np.atleast_1d(weights[f"{head}.weight"])))
     model = create_model(name, num_classes, **overrides)
     shapes = variable_shapes(model.unrolled(), channels=1 if greyscale else 3)
     key_of = torch_keys(model, head)
-    head, stem_key = (key_of(place).removesuffix(".weight") for place in (HEAD_KERNEL, stem_kernel(model)))
+    head, stem_key = (key_of(place).removesuffix(".weight") for place in (HEAD_KERNEL, stem_kernel(model, shapes)))
 
     stem = weights.get(f"{stem_key}.weight", np.empty(0))
     if greyscale and stem.shape[1:2] == (3,):
         weights[f"{stem_key}.weight"] = stem.sum(axis=1, keepdims=True)
     if new_head:
         kernel = np.asarray(he_normal(jax.random.key(seed), shapes[HEAD_KERNEL], jnp.float32))
-        weights[f"{head}.weight"] = to_torch_layout(kernel, HEAD_KERNEL)
+        weights[f"{head}.weight"] = to_torch_layout(kernel, HEAD_KERNEL, model)
         weights[f"{head}.bias"] = np.zeros(kernel.shape[1], np.float32)
 
     places = {key_of(place): place for place in shapes}
-    arrays = {key: to_flax_layout(value, places.get(key, (key,))) for key, value in weights.items()}
+    arrays = {key: to_flax_layout(value, places.get(key, (key,)), model) for key, value in weights.items()}
     problems = misfits(
         {key: array.shape for key, array in arrays.items()}, {key: shapes[place] for key, place in places.items()}, name
     )
@@ -119,7 +125,7 @@ def save_torch(variables: Mapping[str, Any], destination: str | Path, *, model: 
     if head not in HEADS:
         raise UserError(f"head is {head!r}; it must be {' or '.join(map(repr, HEADS))}")
     given = flax.traverse_util.flatten_dict(dict(jax.device_get(variables)))
-    stem = np.shape(given.get(stem_kernel(model)))
+    stem = np.shape(given.get(stem_kernel(model, given)))
     shapes = variable_shapes(model, channels=stem[2] if len(stem) == 4 else 3)
     problems = misfits(
         {"/".join(place): np.shape(leaf) for place, leaf in given.items()},
@@ -132,7 +138,7 @@ def save_torch(variables: Mapping[str, Any], destination: str | Path, *, model: 
     state_dict, key_of = {}, torch_keys(model, head)
     for place, leaf in flax.traverse_util.flatten_dict(unrolled).items():
         key = key_of(place)
-        state_dict[key] = np.array(to_torch_layout(leaf, place), np.float32, order="C")
+        state_dict[key] = np.array(to_torch_layout(leaf, place, model), np.float32, order="C")
         if key.endswith("running_var"):
             state_dict[key.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     write_torch_file(Path(destination), state_dict)

@@ -1,4 +1,4 @@
-"""The paper's two building blocks (Figure 5), made of parts."""
+"""The paper's two building blocks (Figure 5), made of parts. Those of its sequel are in ``preactivation``."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
+from resnet_jax.errors import UserError
 from resnet_jax.models.shortcuts import Factory, Shortcut
 
 
@@ -19,7 +20,7 @@ class Block(nn.Module):
     filters: base filters of the stage.
     strides: of the block.
     conv: makes a ``Conv``: ``conv(filters, size, strides, groups=..., name=...)``.
-    norm: makes a batch normalisation: ``norm(name=..., scale_init=...)``.
+    norm: makes a normalisation: ``norm(name=..., scale_init=...)``.
     shortcut: see ``shortcuts``.
     activation: a function of an array, an element at a time.
     attention: makes a module of (N, H, W, C) to the same, which rescales the residual branch: ``attention(name=...)``;
@@ -44,7 +45,12 @@ class Block(nn.Module):
         return self.norm(name=name, scale_init=init)
 
     def join(self, x: jax.Array, residual: jax.Array, drop_path: jax.Array | float | None) -> jax.Array:
-        """The block's output of its input and its residual branch.
+        """The block's output of its input and its residual branch, which ``weighted`` comes before."""
+        residual = self.weighted(residual, drop_path)
+        return self.activation(self.shortcut(x, residual, self.strides, self.conv, self.norm))
+
+    def weighted(self, residual: jax.Array, drop_path: jax.Array | float | None) -> jax.Array:
+        """The residual branch as it is added: after attention, and in training with stochastic depth.
 
         With ``drop_path``, a probability below 1, whole residual branches are left out at random, an example at a time,
         and those kept are scaled up to the same mean (stochastic depth: Huang et al., arXiv 1603.09382; with the
@@ -53,21 +59,30 @@ class Block(nn.Module):
         if self.attention is not None:
             residual = self.attention(name="attention")(residual)
         if drop_path is not None:
-            keep = jax.random.bernoulli(self.make_rng("drop_path"), 1 - drop_path, (x.shape[0], 1, 1, 1))
+            keep = jax.random.bernoulli(self.make_rng("drop_path"), 1 - drop_path, (residual.shape[0], 1, 1, 1))
             residual *= (keep / (1 - drop_path)).astype(residual.dtype)
-        return self.activation(self.shortcut(x, residual, self.strides, self.conv, self.norm))
+        return residual
 
 
 class BasicBlock(Block):
-    """Two 3x3 convolutions (Figure 5, left). (N, H, W, I) to (N, H/strides, W/strides, filters)."""
+    """Two 3x3 convolutions (Figure 5, left). (N, H, W, I) to (N, H/strides, W/strides, filters).
+
+    antialias: one of ``pooling.ANTIALIAS`` or another factory of that kind, for what a stride would do after the first
+        convolution; None for the stride.
+    """
 
     dense: ClassVar[str] = "container"
     responses = (("bn1", "conv1"), ("bn2", "conv2"))
 
+    antialias: Factory | None = None
+
     @nn.compact
     def __call__(self, x: jax.Array, drop_path: jax.Array | float | None = None) -> jax.Array:
-        y = self.conv(self.filters, 3, self.strides, name="conv1")(x)
+        pooled = self.antialias is not None and self.strides > 1
+        y = self.conv(self.filters, 3, 1 if pooled else self.strides, name="conv1")(x)
         y = self.activation(self.norm(name="bn1")(y))
+        if pooled and self.antialias is not None:
+            y = self.antialias(name="antialias")(y)
         y = self.conv(self.filters, 3, 1, name="conv2")(y)
         y = self.last_norm(name="bn2")(y)
         return self.join(x, y, drop_path)
@@ -76,22 +91,40 @@ class BasicBlock(Block):
 class BottleneckBlock(Block):
     """1x1, 3x3 and 1x1 convolutions (Figure 5, right). (N, H, W, I) to (N, H/strides, W/strides, 4 * filters).
 
-    The paper strides in the first 1x1 convolution (stride_placement "v1"); most later code strides in the 3x3 one
-    ("v1.5").
+    stride_placement: the paper strides in the first 1x1 convolution ("v1"); most later code strides in the 3x3 one
+        ("v1.5").
+    cardinality: groups of the 3x3 convolution (ResNeXt: Xie et al., arXiv 1611.05431, Figure 3c).
+    base_width: channels of each group where ``filters`` is 64; they grow with it. With one group and 128 it is a wide
+        ResNet's (Zagoruyko and Komodakis, arXiv 1605.07146).
+    reduce_first: by how much fewer filters the first convolution has than the second (SENet-154: 2).
+    antialias: one of ``pooling.ANTIALIAS`` or another factory of that kind, for what a stride would do after the 3x3
+        convolution, in place of "v1.5"; None for the stride.
     """
 
     dense: ClassVar[str] = "container"
     responses = (("bn2", "conv2"),)
 
     stride_placement: str = "v1"
+    cardinality: int = 1
+    base_width: int = 64
+    reduce_first: int = 1
+    antialias: Factory | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, drop_path: jax.Array | float | None = None) -> jax.Array:
+        if self.antialias is not None and self.stride_placement == "v1":
+            raise UserError(
+                "antialias is for bottlenecks that stride in their 3x3 convolution; use stride_placement v1.5"
+            )
         first, middle = (self.strides, 1) if self.stride_placement == "v1" else (1, self.strides)
-        y = self.conv(self.filters, 1, first, name="conv1")(x)
+        pooled = self.antialias is not None and middle > 1
+        inner = max(1, self.filters * self.base_width // 64) * self.cardinality
+        y = self.conv(inner // self.reduce_first, 1, first, name="conv1")(x)
         y = self.activation(self.norm(name="bn1")(y))
-        y = self.conv(self.filters, 3, middle, name="conv2")(y)
+        y = self.conv(inner, 3, 1 if pooled else middle, groups=self.cardinality, name="conv2")(y)
         y = self.activation(self.norm(name="bn2")(y))
+        if pooled and self.antialias is not None:
+            y = self.antialias(name="antialias")(y)
         y = self.conv(4 * self.filters, 1, 1, name="conv3")(y)
         y = self.last_norm(name="bn3")(y)
         return self.join(x, y, drop_path)

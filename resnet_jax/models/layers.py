@@ -1,13 +1,16 @@
-"""The layers that the networks are made of: convolution, batch normalisation, dropout, mean over positions.
+"""The layers that the networks are made of: convolution, batch normalisation, pooling, dropout, mean over positions.
+
+Other normalisations are in ``norms``, other pooling and convolutions in ``pooling`` and ``standardised``.
 
 Every module class of a network that may be scored on whole photographs (``evaluation.dense``) says, as ``dense``, what
 has to be done so that it computes on a photograph in the corner of a larger canvas what it would on the photograph:
 
 - "mask_input": it reads beyond the photograph's edge and expects zeros there.
+- "reflect_input": it reads beyond the photograph's edge and expects the photograph reflected at its last pixels.
 - "mask_output": it writes other numbers than zero beyond the edge.
-- "masked_max": each of its windows has the largest value inside the photograph.
 - "masked_max": it takes maxima over positions, and beyond the edge there is to be nothing.
 - "masked_mean": it averages over positions, of which only the photograph's count.
+- "masked_window_mean": each of its windows has the mean of the positions inside the photograph.
 - "pointwise": it computes each position by itself, or has none.
 - "container": it only calls other modules, functions of each position by itself, and strided slices. What pools or
   averages has to be a module.
@@ -49,10 +52,14 @@ class Conv(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     kernels: Kernels = PLAIN
 
+    def weights(self, kernel: jax.Array) -> jax.Array:
+        """What it convolves with, of its parameter: both (size, size, I / groups, filters), float32."""
+        return kernel
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.filters)
-        kernel = self.param("kernel", he_normal, shape, jnp.float32)
+        kernel = self.weights(self.param("kernel", he_normal, shape, jnp.float32))
         pad = (self.dilation * (self.size // 2),) * 2
         y = self.kernels.convolution(
             x.astype(self.dtype), kernel.astype(self.dtype), self.strides, (pad, pad), self.groups, self.dilation
@@ -74,6 +81,8 @@ class BatchNorm(nn.Module):
     """
 
     dense: ClassVar[str] = "mask_output"
+    of_batches: ClassVar[bool] = True
+    """Whether it has "batch_stats", and so takes ``use_running_average``."""
 
     use_running_average: bool
     group_size: int | None = None

@@ -23,8 +23,11 @@ class ResNet(nn.Module):
     block: a ``blocks.Block`` class, or a ``functools.partial`` of one.
     stem: one of ``stems.STEMS`` or another ``Stem``.
     shortcut: one of ``shortcuts.SHORTCUTS`` or another function of that kind.
-    norm: the class of the batch normalisations, or a ``functools.partial`` of it that sets its ``momentum`` and
-        ``group_size``. It is called with ``use_running_average``, ``dtype``, ``name`` and maybe ``scale_init``.
+    conv: the class of the convolutions, or a ``functools.partial`` of it, called with ``dtype``, ``kernels`` and what
+        ``blocks.Block`` says.
+    norm: the class of the normalisations, or a ``functools.partial`` of it that sets its ``momentum`` and
+        ``group_size``. It is called with ``dtype``, ``name``, maybe ``scale_init`` and, unless its class says
+        ``of_batches = False``, ``use_running_average``.
     activation: of the stem and the blocks; a function of an array, an element at a time.
     attention: a module class, or a ``functools.partial`` of one, that rescales each block's residual branch, called
         with ``dtype`` and ``name``; None for none.
@@ -47,6 +50,7 @@ class ResNet(nn.Module):
     block: Factory = BasicBlock
     stem: Stem = STEMS["imagenet"]
     shortcut: Shortcut = projection
+    conv: Factory = Conv
     norm: Factory = BatchNorm
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     attention: Factory | None = None
@@ -64,7 +68,7 @@ class ResNet(nn.Module):
 
     @property
     def has_batch_norm(self) -> bool:
-        return True
+        return getattr(_class_of(self.norm), "of_batches", True)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -83,10 +87,13 @@ class ResNet(nn.Module):
     def response_layers(self) -> dict[tuple[str, ...], str]:
         """The path of each batch normalisation of the unrolled network that follows a 3x3 convolution, in order.
 
-        Each with the name of that layer: "stem", "stage1_block1/conv1", ... (Figure 7).
+        Each with the name of that layer: "stem", "stage1_block1/conv1", ... (Figure 7). None where other
+        normalisations take their place.
         """
+        if not self.has_batch_norm:
+            return {}
         layers: dict[tuple[str, ...], str] = {(norm,): layer for norm, layer in self.stem.responses}
-        block: Any = self.block.func if isinstance(self.block, partial) else self.block
+        block = _class_of(self.block)
         for i, num_blocks in enumerate(self.stage_sizes, start=1):
             for j in range(1, num_blocks + 1):
                 name = f"stage{i}_block{j}"
@@ -102,8 +109,10 @@ class ResNet(nn.Module):
         (before the max-pool), "C2" the first stage's, and so on to "C5" (ImageNet) or "C4" (CIFAR), each
         (N, H', W', channels) in ``dtype``.
         """
-        norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
-        conv = partial(Conv, dtype=self.dtype, kernels=self.kernels)
+        norm = partial(self.norm, dtype=self.dtype)
+        if self.has_batch_norm:
+            norm = partial(norm, use_running_average=not train)
+        conv = partial(self.conv, dtype=self.dtype, kernels=self.kernels)
         first, x = self.stem.apply(images, self.width, conv, norm, self.activation, self.kernels)
         outputs = {"C1": first}
         for i in range(len(self.stage_sizes)):
@@ -111,8 +120,13 @@ class ResNet(nn.Module):
             outputs[f"C{i + 2}"] = x
         if features:
             return outputs
+        x = self.finish(x, norm)
         x = GlobalMean(name="mean")(x)
         return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x) if self.num_classes else x
+
+    def finish(self, x: jax.Array, norm: Factory) -> jax.Array:
+        """What the last stage's output goes through before the mean: nothing, since its last block has ended in it."""
+        return x
 
     def _drop_paths(self, stage: int) -> list[float]:
         """The probability of each block of a stage that its residual branch is left out."""
@@ -154,6 +168,11 @@ class ResNet(nn.Module):
                 block: Any = unrolled(**fields, strides=1, name=f"{name}_block{i + 1}")
                 x = call(block, x, None if drop is None else drop[i])
         return x
+
+
+def _class_of(part: Any) -> Any:
+    """The class of which a part is a partial, or which it is."""
+    return part.func if isinstance(part, partial) else part
 
 
 def _remat(block: Any, **options: Any) -> Any:

@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.models.pooling import MeanPool
+
 Factory = Callable[..., Callable[[jax.Array], jax.Array]]
 Shortcut = Callable[[jax.Array, jax.Array, int, Factory, Factory], jax.Array]
 
@@ -33,7 +35,7 @@ def identity(x: jax.Array, residual: jax.Array, strides: int, conv: Factory, nor
 
 def projection(x: jax.Array, residual: jax.Array, strides: int, conv: Factory, norm: Factory) -> jax.Array:
     """Option B: a 1x1 projection where the shape changes, the identity elsewhere."""
-    if strides == 1 and x.shape[-1] == residual.shape[-1]:
+    if not changes(x, residual, strides):
         return x + residual
     return projection_everywhere(x, residual, strides, conv, norm)
 
@@ -42,6 +44,33 @@ def projection_everywhere(x: jax.Array, residual: jax.Array, strides: int, conv:
     """Option C: every shortcut is a 1x1 projection."""
     x = conv(residual.shape[-1], 1, strides, name="projection_conv")(x)
     return norm(name="projection_bn")(x) + residual
+
+
+def pooled_projection(x: jax.Array, residual: jax.Array, strides: int, conv: Factory, norm: Factory) -> jax.Array:
+    """Option B whose projection reads means of 2x2 pixels, where it would leave three of four out.
+
+    "ResNet-D" of He et al., "Bag of Tricks for Image Classification with Convolutional Neural Networks" (arXiv
+    1812.01187, Figure 2c).
+    """
+    if not changes(x, residual, strides):
+        return x + residual
+    if strides > 1:
+        x = MeanPool(name="projection_pool")(x)
+    x = conv(residual.shape[-1], 1, 1, name="pooled_projection_conv")(x)
+    return norm(name="pooled_projection_bn")(x) + residual
+
+
+def wide_projection(x: jax.Array, residual: jax.Array, strides: int, conv: Factory, norm: Factory) -> jax.Array:
+    """Option B with 3x3 where it strides (SENet-154: Hu et al., arXiv 1709.01507, appendix)."""
+    if not changes(x, residual, strides):
+        return x + residual
+    x = conv(residual.shape[-1], 1 if strides == 1 else 3, strides, name="projection_conv")(x)
+    return norm(name="projection_bn")(x) + residual
+
+
+def changes(x: jax.Array, residual: jax.Array, strides: int) -> bool:
+    """Whether a block makes another shape of its input's."""
+    return strides > 1 or x.shape[-1] != residual.shape[-1]
 
 
 def gated(x: jax.Array, residual: jax.Array, strides: int, conv: Factory, norm: Factory) -> jax.Array:
@@ -78,4 +107,6 @@ SHORTCUTS: dict[str, Shortcut] = {
     "C": projection_everywhere,
     "none": none,
     "gated": gated,
+    "D": pooled_projection,
+    "3x3": wide_projection,
 }

@@ -1,12 +1,14 @@
 """What a residual network begins with: the layers before the first stage (Table 1, section 4.2)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 
 from resnet_jax.kernels import Kernels
 from resnet_jax.models.layers import MaxPool
+from resnet_jax.models.pooling import BlurPool, MaxOfNeighbours, MeanPool, ZeroPaddedMaxPool
 from resnet_jax.models.shortcuts import Factory
 
 Function = Callable[[jax.Array], jax.Array]
@@ -16,7 +18,7 @@ class Stem(NamedTuple):
     """A stem and what is known of it.
 
     apply: ``apply(images, width, conv, norm, activation, kernels)``, called within the network's compact method, gives
-        the feature map "C1" of ``width`` channels and what the first stage reads.
+        the feature map "C1" and what the first stage reads.
     strides: of these two.
     image_size: height and width of the images that it was made for.
     responses: each of its batch normalisations that follows a 3x3 convolution, with the name of that layer (Figure 7).
@@ -28,23 +30,104 @@ class Stem(NamedTuple):
     responses: tuple[tuple[str, str], ...] = ()
 
 
-def _imagenet(
-    images: jax.Array, width: int, conv: Factory, norm: Factory, activation: Function, kernels: Kernels
+# Convolutions: (images, width, conv, norm, activation) to "C1", of which those of a network with pre-activation blocks
+# leave out the last normalisation and activation.
+Convolutions = Callable[[jax.Array, int, Factory, Factory, Function], jax.Array]
+# Pools: (x, conv, norm, activation, kernels) to what the first stage reads.
+Pool = Callable[[jax.Array, Factory, Factory, Function, Kernels], jax.Array]
+
+
+def _single(
+    images: jax.Array, width: int, conv: Factory, norm: Factory, act: Function, size: int, strides: int, end: bool
+) -> jax.Array:
+    x = conv(width, size, strides, name="stem_conv")(images)
+    return act(norm(name="stem_bn")(x)) if end else x
+
+
+def _deep(
+    images: jax.Array, width: int, conv: Factory, norm: Factory, act: Function, shares: tuple[float, ...], end: bool
+) -> jax.Array:
+    """Three 3x3 convolutions, the first with stride 2. ``shares``: each one's filters, as parts of ``width``."""
+    first, second, third = (max(1, int(width * share)) for share in shares)
+    x = act(norm(name="stem_bn1")(conv(first, 3, 2, name="stem_conv1")(images)))
+    x = act(norm(name="stem_bn2")(conv(second, 3, 1, name="stem_conv2")(x)))
+    x = conv(third, 3, 1, name="stem_conv3")(x)
+    return act(norm(name="stem_bn")(x)) if end else x
+
+
+def _no_pool(x: jax.Array, conv: Factory, norm: Factory, act: Function, kernels: Kernels) -> jax.Array:
+    return x
+
+
+def _max(x: jax.Array, conv: Factory, norm: Factory, act: Function, kernels: Kernels) -> jax.Array:
+    return MaxPool(kernels, name="stem_pool")(x)
+
+
+def _zero_padded_max(x: jax.Array, conv: Factory, norm: Factory, act: Function, kernels: Kernels) -> jax.Array:
+    return ZeroPaddedMaxPool(kernels, name="stem_pool")(x)
+
+
+def _mean(x: jax.Array, conv: Factory, norm: Factory, act: Function, kernels: Kernels) -> jax.Array:
+    return MeanPool(name="stem_pool")(x)
+
+
+def _blur(x: jax.Array, conv: Factory, norm: Factory, act: Function, kernels: Kernels) -> jax.Array:
+    return BlurPool(name="stem_blur")(MaxOfNeighbours(name="stem_pool")(x))
+
+
+def _strided(x: jax.Array, conv: Factory, norm: Factory, act: Function, kernels: Kernels) -> jax.Array:
+    return act(norm(name="stem_pool_bn")(conv(x.shape[-1], 3, 2, name="stem_pool_conv")(x)))
+
+
+def _apply(
+    images: jax.Array,
+    width: int,
+    conv: Factory,
+    norm: Factory,
+    activation: Function,
+    kernels: Kernels,
+    *,
+    convolutions: Convolutions,
+    pool: Pool,
 ) -> tuple[jax.Array, jax.Array]:
-    """7x7 with stride 2, then a 3x3 max-pool with stride 2."""
-    x = activation(norm(name="stem_bn")(conv(width, 7, 2, name="stem_conv")(images)))
-    return x, MaxPool(kernels, name="stem_pool")(x)
+    x = convolutions(images, width, conv, norm, activation)
+    return x, pool(x, conv, norm, activation, kernels)
 
 
-def _cifar(
-    images: jax.Array, width: int, conv: Factory, norm: Factory, activation: Function, kernels: Kernels
-) -> tuple[jax.Array, jax.Array]:
-    """3x3 with stride 1."""
-    x = activation(norm(name="stem_bn")(conv(width, 3, 1, name="stem_conv")(images)))
-    return x, x
+def _stem(convolutions: Convolutions, pool: Pool, **known: Any) -> Stem:
+    of_imagenet: dict[str, Any] = {"strides": (2, 4), "image_size": 224}
+    return Stem(partial(_apply, convolutions=convolutions, pool=pool), **{**of_imagenet, **known})
 
 
-STEMS = {
-    "imagenet": Stem(_imagenet, strides=(2, 4), image_size=224),
-    "cifar": Stem(_cifar, strides=(1, 1), image_size=32, responses=(("stem_bn", "stem"),)),
-}
+def _stems() -> dict[str, Stem]:
+    single, deep = partial(_single, size=7, strides=2), partial(_deep, shares=(1 / 2, 1 / 2, 1))
+    tiered = partial(_deep, shares=(3 / 8, 1 / 2, 1))
+    convolutions = {
+        "imagenet": single,  # 7x7, of the paper's Table 1.
+        "deep": deep,  # "ResNet-C" of He et al., "Bag of Tricks" (arXiv 1812.01187, Figure 2b).
+        "deep_wide": partial(_deep, shares=(1, 1, 2)),  # The same with twice the filters: SENet-154, ResNet-S.
+        "tiered": tiered,  # timm's narrower variant of it.
+    }
+    pools = {
+        "": _max,  # The paper's: 3x3 with stride 2.
+        "_mean": _mean,
+        "_blur": _blur,  # Zhang, arXiv 1904.11486.
+        "_strided": _strided,  # A convolution instead: ResNet-RS (Bello et al., arXiv 2103.07579, section 5).
+    }
+    stems = {
+        f"{name}{suffix}": _stem(partial(convs, end=True), pool)
+        for name, convs in convolutions.items()
+        for suffix, pool in pools.items()
+    }
+    known: dict[str, Any] = {"strides": (1, 1), "image_size": 32}
+    on_cifar = partial(_single, size=3, strides=1)  # Section 4.2.
+    stems["cifar"] = _stem(partial(on_cifar, end=True), _no_pool, **known, responses=(("stem_bn", "stem"),))
+    # Before pre-activation blocks, which normalise what they read.
+    stems["cifar_preactivation"] = _stem(partial(on_cifar, end=False), _no_pool, **known)
+    for name, convs in (("imagenet", single), ("deep", deep), ("tiered", tiered)):
+        stems[f"{name}_preactivation"] = _stem(partial(convs, end=False), _max)
+    stems["bit"] = _stem(partial(single, end=False), _zero_padded_max)  # Kolesnikov et al., arXiv 1912.11370.
+    return stems
+
+
+STEMS = _stems()

@@ -1,7 +1,11 @@
-"""The networks of the paper, and those that it compares them with, by name.
+"""Networks by name: those of the paper, those that it compares them with, and their relatives of timm and torchvision.
 
 A new network is a row of ``_variants``. Its fields are those of its model, and of its block where that has some of its
 own; they are also what ``create_model`` may override.
+
+The names of the paper, resnet18 to resnet152 and those of CIFAR, are the paper's networks. All others are what timm and
+torchvision have under the name, so that their weights fit as they are: above all, bottlenecks stride in their 3x3
+convolution there ("v1.5").
 """
 
 import dataclasses
@@ -10,14 +14,20 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import PLAIN, Kernels
+from resnet_jax.models.attention import ATTENTION, SqueezeExcitation
 from resnet_jax.models.blocks import BasicBlock, Block, BottleneckBlock
 from resnet_jax.models.model import Model
+from resnet_jax.models.norms import EvoNormS0, FilterResponseNorm, GroupNorm
+from resnet_jax.models.pooling import ANTIALIAS
+from resnet_jax.models.preactivation import PreactivationBasicBlock, PreactivationBottleneckBlock, PreactivationNet
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
+from resnet_jax.models.standardised import StandardisedConv
 from resnet_jax.models.stems import STEMS
 from resnet_jax.models.vgg import VGG
 
@@ -26,17 +36,20 @@ class Variant(NamedTuple):
     """A network that has a name.
 
     model: its class, a ``Model``.
-    depth: its layers with weights, as the paper counts them: those on the longest path.
+    depth: its layers with weights, as the paper counts them: those on the longest path. Where the name is timm's, what
+        it says: a stem of three convolutions is counted as one there.
     fields: what defines it, as ``create_model`` takes it.
+    in_paper: whether the paper has it, or compares with it; otherwise it is a later relative.
     """
 
     model: Any
     depth: int
     fields: Mapping[str, Any]
+    in_paper: bool = True
 
     @property
     def family(self) -> str:
-        """ "resnet" or "vgg"."""
+        """ "resnet", "preactivation" or "vgg"."""
         return self.model.family
 
     @property
@@ -61,8 +74,10 @@ def variant(name: str) -> Variant:
     if name not in variants:
         close = difflib.get_close_matches(name, variants, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
+        of_paper = ", ".join(known for known, row in variants.items() if row.in_paper)
         raise UserError(
-            f"unknown model {name!r}; {hint}The models are {', '.join(variants)}; others through stage_sizes"
+            f"unknown model {name!r}; {hint}The models are {of_paper}, and timm's that resnet_jax.list_models() names; "
+            f"others through stage_sizes"
         )
     return variants[name]
 
@@ -71,13 +86,16 @@ def create_model(name: str, num_classes: int | None = None, *, kernels: Kernels 
     """Makes the linen module of a network of the paper, a ``ResNet``, or of one that it compares with.
 
     Args:
-        name: one of ``list_models()``: "resnet50", "resnet110", "plain34", "highway20", "vgg16" (a ``VGG``), ...
+        name: one of ``list_models()``: "resnet50", "resnet110", "plain34", "highway20", "vgg16" (a ``VGG``), or one of
+            timm's: "resnet50d", "resnext50_32x4d", "seresnet152d", "resnetv2_50x1_bit", ...
         num_classes: width of the classifier; default 1000 (ImageNet networks) or 10 (CIFAR networks). With 0 there is
             none, and the network gives the features that it would read.
         kernels: how the model computes; default JAX's own operations. ``kernels.fast_kernels`` are faster on CPUs.
         **overrides: any other field of ``ResNet`` or ``VGG``: ``width=32``, ``stage_sizes=(1, 1, 1)``, ... For parts of
-            the paper their names will do: ``shortcut`` "A", "B", "C" (section 3.3), "none" (a plain network) or
-            "gated" (a highway network), ``stem`` "imagenet" or "cifar", ``dtype`` "float32" or "bfloat16". Further
+            the paper and its relatives their names will do: ``shortcut`` "A", "B", "C" (section 3.3), "none" (a plain
+            network), "gated" (a highway network) or "D" (``shortcuts.pooled_projection``), ``stem`` one of
+            ``stems.STEMS``, ``attention`` one of ``attention.ATTENTION``, ``antialias`` one of ``pooling.ANTIALIAS``,
+            ``dtype`` "float32" or "bfloat16". Further
             ``bn_group_size`` (examples that share batch statistics in training; default the whole global batch),
             ``bn_momentum`` (of the running statistics; default 0.9) and, for bottlenecks, ``stride_placement``, "v1"
             (the paper's) or "v1.5".
@@ -105,7 +123,8 @@ def _variants() -> dict[str, Variant]:
             variants[f"{prefix}{layers}"] = residual._replace(fields={**residual.fields, "shortcut": shortcut})
     for layers, sizes in _VGG_STAGES.items():
         variants[f"vgg{layers}"] = Variant(VGG, layers, {"stage_sizes": sizes, "num_classes": 1000})
-    return variants
+    later = _relatives() | _preactivation() | _relatives_on_cifar()
+    return variants | {name: row._replace(in_paper=False) for name, row in later.items()}
 
 
 # Table 1: layers -> (blocks per stage, block).
@@ -124,6 +143,173 @@ _HIGHWAY_LAYERS = (20, 32, 56)
 _VGG_STAGES = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
+# Of timm's names: layers -> (blocks per stage, block).
+_STAGES: dict[int, tuple[tuple[int, ...], type[Block]]] = {
+    10: ((1, 1, 1, 1), BasicBlock),
+    14: ((1, 1, 1, 1), BottleneckBlock),
+    26: ((2, 2, 2, 2), BottleneckBlock),
+    **_IMAGENET_STAGES,
+    200: ((3, 24, 36, 3), BottleneckBlock),
+    201: ((3, 24, 36, 4), BottleneckBlock),
+    269: ((3, 30, 48, 8), BottleneckBlock),
+}
+# The letter after the number. C and D are those of He et al., "Bag of Tricks" (arXiv 1812.01187), section 4.
+_SUFFIXES: dict[str, dict[str, Any]] = {
+    "": {},
+    "c": {"stem": "deep"},
+    "d": {"stem": "deep", "shortcut": "D"},
+    "s": {"stem": "deep_wide"},
+    "t": {"stem": "tiered", "shortcut": "D"},
+}
+# What comes before "resnet" or "resnext", or "aa" and "blur" after it.
+_SE = {"attention": "se"}  # Hu et al., arXiv 1709.01507.
+_ECA = {"attention": "eca"}  # Wang et al., arXiv 1910.03151.
+_AA = {"antialias": "mean"}
+_BLUR = {"antialias": "blur"}  # Zhang, arXiv 1904.11486.
+# Which of them there are: (name, fields, {letter: layers}).
+_RESNETS: tuple[tuple[str, dict[str, Any], dict[str, tuple[int, ...]]], ...] = (
+    (
+        "resnet",
+        {},
+        {
+            "": (26, 200),
+            "c": (50, 101, 152),
+            "d": (18, 26, 34, 50, 101, 152, 200),
+            "s": (50, 101, 152),
+            "t": (10, 14, 26, 50),
+        },
+    ),
+    ("seresnet", _SE, {"": (18, 34, 50, 101, 152), "d": (152, 200, 269), "t": (50,)}),
+    ("ecaresnet", _ECA, {"d": (50, 101, 200, 269), "t": (26, 50)}),
+    ("resnetaa", _AA, {"": (50,), "d": (34, 50, 101)}),
+    ("seresnetaa", _SE | _AA, {"d": (50,)}),
+    ("resnetblur", _BLUR, {"": (18, 50), "d": (50, 101)}),
+)
+# (name, fields, layers, letter, ((groups, channels of each), ...)). Xie et al., arXiv 1611.05431.
+_RESNEXTS: tuple[tuple[str, dict[str, Any], int, str, tuple[tuple[int, int], ...]], ...] = (
+    ("resnext", {}, 50, "", ((32, 4),)),
+    ("resnext", {}, 50, "d", ((32, 4),)),
+    # 32x8 to 32x32: Mahajan et al., arXiv 1805.00932.
+    ("resnext", {}, 101, "", ((32, 4), (64, 4), (32, 8), (32, 16), (32, 32))),
+    ("seresnext", _SE, 26, "d", ((32, 4),)),
+    ("seresnext", _SE, 26, "t", ((32, 4),)),
+    ("seresnext", _SE, 50, "", ((32, 4),)),
+    ("seresnext", _SE, 101, "", ((32, 4), (64, 4), (32, 8))),
+    ("seresnext", _SE, 101, "d", ((32, 8),)),
+    ("seresnextaa", _SE | _AA, 101, "d", ((32, 8),)),
+    ("seresnextaa", _SE | _AA | {"stem": "deep_wide"}, 201, "d", ((32, 8),)),
+    ("ecaresnext", _ECA, 26, "t", ((32, 4),)),
+    ("ecaresnext", _ECA, 50, "t", ((32, 4),)),
+)
+# Bello et al., "Revisiting ResNets" (arXiv 2103.07579), Table 11: layers -> blocks per stage.
+_RS_STAGES = {
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    270: (4, 29, 53, 4),
+    350: (4, 36, 72, 4),
+    420: (4, 44, 87, 4),
+}
+
+
+def _timm(depth: int, suffix: str = "", **fields: Any) -> Variant:
+    """A network of timm's and torchvision's ResNet."""
+    stage_sizes, block = _STAGES.get(depth, (None, BottleneckBlock))
+    fields = {"stage_sizes": stage_sizes, "block": block, "stem": "imagenet", **_SUFFIXES[suffix], **fields}
+    if fields["block"] is BottleneckBlock:
+        fields["stride_placement"] = "v1.5"
+    if "antialias" in fields:  # The stem is, too.
+        fields["stem"] = f"{fields['stem']}_{fields['antialias']}"
+    # Compile time grows with the number of unrolled blocks (docs/performance.md).
+    return _imagenet(depth, **fields, scan_blocks=depth > 152)
+
+
+def _relatives() -> dict[str, Variant]:
+    """timm's networks that keep the order of the paper's blocks."""
+    variants = {}
+    for name, fields, sizes in _RESNETS:
+        for suffix, depths in sizes.items():
+            for depth in depths:
+                variants[f"{name}{depth}{suffix}"] = _timm(depth, suffix, **fields)
+    for name, fields, depth, suffix, groups in _RESNEXTS:
+        for cardinality, base_width in groups:
+            grouped = {"cardinality": cardinality, "base_width": base_width}
+            variants[f"{name}{depth}{suffix}_{cardinality}x{base_width}d"] = _timm(depth, suffix, **fields, **grouped)
+    for depth in (50, 101):  # Zagoruyko and Komodakis, arXiv 1605.07146, Table 8.
+        variants[f"wide_resnet{depth}_2"] = _timm(depth, base_width=128)
+    variants["resnet50_gn"] = _timm(50, norm=GroupNorm)  # Wu and He, arXiv 1803.08494.
+    variants["ecaresnetlight"] = _timm(50, stage_sizes=(1, 1, 11, 3), shortcut="D", **_ECA)
+    variants["senet154"] = _timm(  # Hu et al., arXiv 1709.01507, appendix.
+        152, "s", shortcut="3x3", cardinality=64, base_width=4, reduce_first=2, **_SE
+    )
+    for depth, stage_sizes in _RS_STAGES.items():
+        attention = _partial(SqueezeExcitation, ratio=0.25)
+        fields = {"stage_sizes": stage_sizes, "stem": "deep_strided", "attention": attention}
+        variants[f"resnetrs{depth}"] = _timm(depth, "d", **fields)
+    return variants
+
+
+def _preactivation() -> dict[str, Variant]:
+    """timm's networks of pre-activation blocks (He et al., arXiv 1603.05027), on ImageNet."""
+    blocks: dict[Any, type[Block]] = {
+        BasicBlock: PreactivationBasicBlock,
+        BottleneckBlock: PreactivationBottleneckBlock,
+    }
+
+    def network(depth: int, suffix: str = "", **fields: Any) -> Variant:
+        stage_sizes, block = _STAGES[depth]
+        common: dict[str, Any] = {"stage_sizes": stage_sizes, "num_classes": 1000, "width": 64, "shortcut": "B"}
+        common |= {"block": blocks[block], "stem": "imagenet", **_SUFFIXES[suffix]}
+        common["stem"] += "_preactivation"
+        return Variant(PreactivationNet, depth, {**common, **fields})
+
+    depths = (18, 34, 50, 101, 152)
+    variants = {f"resnetv2_{depth}{suffix}": network(depth, suffix) for depth in depths for suffix in ("", "d")}
+    variants["resnetv2_50t"] = network(50, "t")
+    variants["resnetv2_50d_gn"] = network(50, "d", norm=GroupNorm)
+    for name, norm in (("evos", EvoNormS0), ("frn", FilterResponseNorm)):  # Each is its own activation.
+        variants[f"resnetv2_50d_{name}"] = network(50, "d", norm=norm, activation=_identity)
+    bit: dict[str, Any] = {
+        "stem": "bit",
+        "norm": GroupNorm,
+        "conv": StandardisedConv,
+    }  # Kolesnikov et al., arXiv 1912.11370.
+    for depth, factors in ((50, (1, 3)), (101, (1, 3)), (152, (2, 4))):
+        for factor in factors:
+            variants[f"resnetv2_{depth}x{factor}_bit"] = network(depth, width=64 * factor, **bit)
+    return variants
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+def _relatives_on_cifar() -> dict[str, Variant]:
+    """Later networks of CIFAR's three stages."""
+    variants = {}
+    before: dict[str, Any] = {"num_classes": 10, "width": 16, "stem": "cifar_preactivation"}
+    # He et al., arXiv 1603.05027: 6n+2 layers of basic blocks, 9n+2 of bottlenecks (Tables 2 and 4).
+    for depth, of_one, block, shortcut in (
+        (110, 6, PreactivationBasicBlock, "A"),
+        (164, 9, PreactivationBottleneckBlock, "B"),
+        (1001, 9, PreactivationBottleneckBlock, "B"),
+    ):
+        stages = {"stage_sizes": ((depth - 2) // of_one,) * 3, "block": block, "shortcut": shortcut}
+        variants[f"preresnet{depth}"] = Variant(PreactivationNet, depth, {**before, **stages, "scan_blocks": True})
+    # Zagoruyko and Komodakis, arXiv 1605.07146, Tables 1 and 4: 6n+4 layers, since shortcuts' are counted.
+    for depth, widen in ((16, 4), (16, 8), (22, 8), (28, 2), (28, 10), (28, 12), (40, 1), (40, 2), (40, 4)):
+        stages = {"stage_sizes": ((depth - 4) // 6,) * 3, "block": PreactivationBasicBlock, "shortcut": "B"}
+        variants[f"wrn{depth}_{widen}"] = Variant(PreactivationNet, depth, {**before, **stages, "widen": widen})
+    for cardinality in (8, 16):  # Xie et al., arXiv 1611.05431, section 5.3: 9n+2 layers.
+        grouped = {"cardinality": cardinality, "base_width": 64, "stride_placement": "v1.5"}
+        fields = {"stage_sizes": (3, 3, 3), "width": 64, "block": BottleneckBlock, "shortcut": "B", **grouped}
+        variants[f"resnext29_{cardinality}x64d"] = _cifar(29, **fields)
+    for depth in (110, 1202):  # Huang et al., arXiv 1603.09382, section 4: the last block is kept with probability 0.5.
+        variants[f"resnet{depth}_sd"] = _cifar(depth, drop_path=0.5)
+    return variants
+
+
 def _imagenet(depth: int, stage_sizes: tuple[int, ...], **fields: Any) -> Variant:
     """A network of Table 1."""
     common = {"stage_sizes": stage_sizes, "num_classes": 1000, "width": 64, "stem": "imagenet", "shortcut": "B"}
@@ -140,7 +326,7 @@ def _cifar(depth: int, **fields: Any) -> Variant:
 
 # Fields, and the parts that they belong to.
 
-_NORM_FIELDS = {"bn_group_size": "group_size", "bn_momentum": "momentum"}
+_NORM_FIELDS = {"bn_group_size": "group_size", "bn_momentum": "momentum"}  # Of batch normalisation.
 
 
 def _names(module: Any) -> list[str]:
@@ -150,7 +336,8 @@ def _names(module: Any) -> list[str]:
 def _fields_of(model: Any, fields: Mapping[str, Any]) -> list[str]:
     names = _names(model)
     if "norm" in names:
-        names += _NORM_FIELDS
+        of_norm = _names(_class_of(fields.get("norm", model.norm)))
+        names += [field for field, name in _NORM_FIELDS.items() if name in of_norm]
     return names + _fields_of_block(fields)
 
 
@@ -158,9 +345,12 @@ def _fields_of_block(fields: Mapping[str, Any]) -> list[str]:
     """Those that a block has beyond what all blocks have."""
     if "block" not in fields:
         return []
-    block = fields["block"]
-    block = block.func if isinstance(block, functools.partial) else block
-    return [name for name in _names(block) if name not in _names(Block)]
+    return [name for name in _names(_class_of(fields["block"])) if name not in _names(Block)]
+
+
+def _class_of(part: Any) -> Any:
+    """The class of which a part is a partial, or which it is."""
+    return part.func if isinstance(part, functools.partial) else part
 
 
 def _make(model: Any, fields: Mapping[str, Any], kernels: Kernels = PLAIN) -> Any:
@@ -203,6 +393,15 @@ def _one_of(choices: Mapping[str, Any]) -> Callable[[str, Any], Any]:
                 raise UserError(f"model field {field} is {value!r}; it must be {' or '.join(map(repr, choices))}")
             return choices[str(value)]
         return value
+
+    return check
+
+
+def _optional_part(choices: Mapping[str, Any]) -> Callable[[str, Any], Any]:
+    """A part by its name, another part of that kind, or None for none."""
+
+    def check(field: str, value: Any) -> Any:
+        return None if value is None else _one_of(choices)(field, value)
 
     return check
 
@@ -256,6 +455,12 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "hidden": _integer(1),
     "stem": _one_of(STEMS),
     "shortcut": _one_of(SHORTCUTS),
+    "attention": _optional_part(ATTENTION),
+    "antialias": _optional_part(ANTIALIAS),
+    "cardinality": _integer(1),
+    "base_width": _integer(1),
+    "reduce_first": _integer(1),
+    "widen": _integer(1),
     "stride_placement": _one_of({"v1": "v1", "v1.5": "v1.5"}),
     "dtype": _compute_dtype,
     "bn_group_size": _group_size,

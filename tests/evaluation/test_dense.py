@@ -11,10 +11,13 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.dense import check_dense, dense_logits
-from resnet_jax.models import create_model
+from resnet_jax.models import create_model, norms
+from resnet_jax.models.attention import EfficientChannelAttention, SqueezeExcitation
 from resnet_jax.models.blocks import BasicBlock
-from resnet_jax.models.layers import GlobalMean
+from resnet_jax.models.layers import BatchNorm, Conv, GlobalMean
+from resnet_jax.models.pooling import BlurPool, MaxOfNeighbours, MeanPool, ZeroPaddedMaxPool
 from resnet_jax.models.stacking import unstack_blocks
+from resnet_jax.models.standardised import StandardisedConv
 
 CANVAS = (64, 64)
 # Every height and every width modulo the network's stride, so maps of odd and even sizes after every stride, upright
@@ -237,3 +240,60 @@ def test_a_canvas_that_the_network_s_strides_do_not_divide_is_refused(random_var
         UserError, match="96 x 64 pixels, which the network's stride of 64 does not divide; use ten_crop"
     ):
         jax.eval_shape(lambda *args: dense_logits(model, *args), random_variables(model), images, sizes)
+
+
+class OneModule(nn.Module):
+    """A convolution, what a module makes of it, and a second convolution, whose values count at every position."""
+
+    dense: ClassVar[str] = "container"
+    strides: ClassVar[tuple[int, ...]] = (1, 2)
+
+    module: Any
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        # Far from 0, so that what is read beyond an edge would show.
+        x = BatchNorm(use_running_average=True, name="bn")(Conv(8, 3, name="before")(x)) - 3
+        x = Conv(5, 3, name="after")(self.module(name="module")(x))
+        return GlobalMean(name="mean")(x)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        MeanPool,
+        BlurPool,
+        MaxOfNeighbours,
+        ZeroPaddedMaxPool,
+        norms.GroupNorm,
+        norms.EvoNormS0,
+        norms.FilterResponseNorm,
+        SqueezeExcitation,
+        EfficientChannelAttention,
+        partial(StandardisedConv, 4, 3, 2),
+    ],
+    ids=lambda module: getattr(module, "__name__", "StandardisedConv"),
+)
+def test_each_module_computes_on_a_canvas_what_it_does_on_the_photograph_alone(module, random_variables):
+    model = OneModule(module)
+    sizes = [(10, 8), (7, 8), (10, 5), (3, 3), (1, 2), (2, 1), (12, 12)]
+    x = np.random.default_rng(1).normal(size=(len(sizes), 12, 12, 3)).astype(np.float32)
+    variables = random_variables(model, image_shape=(12, 12, 3))
+    found = jax.jit(partial(dense_logits, model))(variables, x, np.array(sizes, np.int32))
+    for i, (height, width) in enumerate(sizes):
+        alone = model.apply(variables, x[i : i + 1, :height, :width])[0]
+        np.testing.assert_allclose(found[i], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnetaa34d", pytest.param("resnetblur50d", marks=pytest.mark.slow), "resnetv2_50x1_bit"]
+)
+def test_relatives_score_photographs_as_they_would_alone(name, random_variables):
+    model = create_model(name, 7, width=8, stage_sizes=(2, 1), scan_blocks=False)
+    variables = random_variables(model)
+    sizes = [(21, 14), (32, 32)]
+    x = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    found = jax.jit(partial(dense_logits, model))(variables, x, np.array(sizes, np.int32))
+    for i, (height, width) in enumerate(sizes):
+        alone = jax.jit(model.apply)(variables, x[i : i + 1, :height, :width])[0]
+        np.testing.assert_allclose(found[i], alone, rtol=1e-4, atol=1e-4 * np.abs(alone).max())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from resnet_jax.analysis.complexity import count_parameters
 from resnet_jax.errors import UserError
 from resnet_jax.interop.torch_weights import load_torch, save_torch
-from resnet_jax.models import create_model, list_models
+from resnet_jax.models import create_model, list_models, variant
 from resnet_jax.models.stacking import stack_blocks
 
 torch = pytest.importorskip("torch")
@@ -577,12 +577,16 @@ def test_loading_and_saving_gives_the_very_tensors_of_the_source(tmp_path, kind,
 
 
 # One of each kind; the others have the same layers more often.
-OF_EACH_KIND = ("resnet18", "resnet50", "resnet20", "resnet110", "plain20", "highway20", "vgg16")
+OF_EACH_KIND = ("resnet18", "resnet50", "resnet20", "resnet110", "plain20", "highway20", "vgg16", "resnetrs50")
+LATER = ("resnetrs50", "ecaresnet26t", "resnetv2_50d_evos", "resnetv2_50d_frn", "resnetv2_50x1_bit", "wrn28_10")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow) for name in list_models()],
+    [
+        pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow)
+        for name in [*(name for name in list_models() if variant(name).in_paper), *LATER]
+    ],
 )
 def test_saving_and_loading_gives_the_same_bits_for_every_model(tmp_path, name):
     # The CIFAR networks as they are, the ImageNet ones a quarter as wide.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen
 
+from resnet_jax.analysis.complexity import count_parameters
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import PLAIN, fast_kernels
 from resnet_jax.models import create_model, list_models, variant
@@ -13,8 +14,11 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS, gated, none, projection
 from resnet_jax.models.stems import STEMS
 
+OF_PAPER = [name for name in list_models() if variant(name).in_paper]
+LATER = [name for name in list_models() if not variant(name).in_paper]
 
-@pytest.mark.parametrize("name", list_models())
+
+@pytest.mark.parametrize("name", OF_PAPER)
 def test_every_name_has_the_depth_and_the_attributes_of_its_network(name):
     known, model = variant(name), create_model(name)
     of_images = (1, model.image_size, model.image_size, 3)
@@ -32,7 +36,7 @@ def test_every_name_has_the_depth_and_the_attributes_of_its_network(name):
     assert set(known.fields) <= set(known.own_fields)
 
 
-@pytest.mark.parametrize("name", [name for name in list_models() if variant(name).family == "resnet"])
+@pytest.mark.parametrize("name", [name for name in OF_PAPER if variant(name).family == "resnet"])
 def test_residual_networks_have_the_fields_of_table_1_and_section_4_2(name):
     model, on_cifar = create_model(name), variant(name).image_size == 32
     assert (model.shortcut is none) == name.startswith("plain") == (variant(name).fields["shortcut"] == "none")
@@ -40,6 +44,36 @@ def test_residual_networks_have_the_fields_of_table_1_and_section_4_2(name):
     assert (model.num_classes, model.width, len(model.stage_sizes)) == ((10, 16, 3) if on_cifar else (1000, 64, 4))
     assert model.strides == ((1, 1, 2, 4) if on_cifar else (2, 4, 8, 16, 32))
     assert model.kernels is PLAIN
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_every_later_name_says_its_depth_and_makes_a_network_of_that_row(name):
+    known, model = variant(name), create_model(name)
+    assert str(known.depth) in name or name == "ecaresnetlight"
+    assert (
+        known.family
+        == model.family
+        == ("preactivation" if name.startswith(("resnetv2", "preres", "wrn")) else "resnet")
+    )
+    assert set(known.fields) <= set(known.own_fields)
+    assert model == create_model(name) and hash(model) == hash(create_model(name))
+    on_cifar = known.image_size == 32
+    assert (model.num_classes, len(model.stage_sizes)) == ((10, 3) if on_cifar else (1000, 4))
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("preresnet110", 1.7e6),  # Table 1 of He et al., arXiv 1603.05027: 1.7 M.
+        ("preresnet164", 1.7e6),  # Table 4: 1.7 M.
+        ("wrn28_10", 36.5e6),  # Table 4 of Zagoruyko and Komodakis, arXiv 1605.07146.
+        ("wrn40_4", 8.9e6),
+        ("resnext29_8x64d", 34.4e6),  # Table 7 of Xie et al., arXiv 1611.05431.
+        ("resnext29_16x64d", 68.1e6),
+    ],
+)
+def test_networks_of_cifar_have_as_many_parameters_as_their_papers_say(name, parameters):
+    assert count_parameters(create_model(name, scan_blocks=True)) == pytest.approx(parameters, rel=0.02)
 
 
 def test_plain_and_highway_networks_differ_from_residual_ones_in_the_shortcut_alone():
@@ -104,8 +138,8 @@ def test_create_model_takes_the_number_of_classes_and_dtypes_by_name():
             "field 'droput'; did you mean 'drop_path'.* of resnet20 are stage_sizes, ",
         ),
         ("resnet20", {"parent": None}, "field 'parent'"),
-        ("resnet20", {"stem": "mnist"}, r"stem is 'mnist'; .* 'imagenet' or 'cifar'"),
-        ("resnet20", {"shortcut": "D"}, r"shortcut is 'D'; .* 'A' or 'B' or 'C' or 'none' or 'gated'"),
+        ("resnet20", {"stem": "mnist"}, r"stem is 'mnist'; .* 'imagenet' or .* 'cifar' or "),
+        ("resnet20", {"shortcut": "E"}, r"shortcut is 'E'; .* 'A' or 'B' or 'C' or 'none' or 'gated' or 'D' or '3x3'"),
         ("resnet20", {"shortcut": None}, "shortcut is None"),
         ("resnet20", {"stride_placement": "v1"}, "stride_placement is set, but resnet20 has no such field"),
         ("vgg16", {"shortcut": "A"}, "shortcut is set, but vgg16 has no such field; .* hidden, "),

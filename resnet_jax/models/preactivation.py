@@ -1,0 +1,92 @@
+"""Networks whose blocks normalise and activate what each convolution reads, so that nothing is in a shortcut's way.
+
+He et al., "Identity Mappings in Deep Residual Networks" (arXiv 1603.05027, Figure 1b), the sequel of the paper.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+
+from resnet_jax.errors import UserError
+from resnet_jax.models.blocks import Block
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.shortcuts import Factory
+
+
+class PreactivationNet(ResNet):
+    """A residual network of pre-activation blocks: after the last one comes its last normalisation and activation.
+
+    Of its ``features`` each stage's is the sum that the next one reads, before the normalisation. Its stem should end
+    in a convolution.
+    """
+
+    family: ClassVar[str] = "preactivation"
+    dense: ClassVar[str] = "container"
+
+    def finish(self, x: jax.Array, norm: Factory) -> jax.Array:
+        return self.activation(norm(name="last_bn")(x))
+
+
+class _PreactivationBlock(Block):
+    """What the two blocks share.
+
+    A shortcut whose shape changes is a convolution of the normalised and activated input, without a normalisation of
+    its own; any other is the input itself, also in a network's very first block.
+    """
+
+    def before(self, x: jax.Array) -> jax.Array:
+        """What the first convolution reads."""
+        if self.zero_init_last_bn:
+            raise UserError(
+                "zero_init_last_bn is for blocks that end in a normalisation, which these do not; remove it"
+            )
+        return self.activation(self.norm(name="bn1")(x))
+
+    def add(self, x: jax.Array, before: jax.Array, residual: jax.Array, drop_path: Any) -> jax.Array:
+        same = self.strides == 1 and x.shape[-1] == residual.shape[-1]
+        residual = self.weighted(residual, drop_path)
+        return self.shortcut(x if same else before, residual, self.strides, self.conv, _no_norm)
+
+
+def _no_norm(**_: Any) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: x
+
+
+class PreactivationBasicBlock(_PreactivationBlock):
+    """Two 3x3 convolutions. (N, H, W, I) to (N, H/strides, W/strides, widen * filters).
+
+    widen: of a wide residual network (Zagoruyko and Komodakis, arXiv 1605.07146, section 2).
+    """
+
+    dense: ClassVar[str] = "container"
+    responses = (("bn2", "conv1"),)
+
+    widen: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, drop_path: jax.Array | float | None = None) -> jax.Array:
+        before = self.before(x)
+        filters = self.widen * self.filters
+        y = self.conv(filters, 3, self.strides, name="conv1")(before)
+        y = self.activation(self.norm(name="bn2")(y))
+        y = self.conv(filters, 3, 1, name="conv2")(y)
+        return self.add(x, before, y, drop_path)
+
+
+class PreactivationBottleneckBlock(_PreactivationBlock):
+    """1x1, 3x3 and 1x1 convolutions, of which the 3x3 one strides. (N, H, W, I) to (N, H/s, W/s, 4 * filters)."""
+
+    dense: ClassVar[str] = "container"
+    responses = (("bn3", "conv2"),)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, drop_path: jax.Array | float | None = None) -> jax.Array:
+        before = self.before(x)
+        y = self.conv(self.filters, 1, 1, name="conv1")(before)
+        y = self.activation(self.norm(name="bn2")(y))
+        y = self.conv(self.filters, 3, self.strides, name="conv2")(y)
+        y = self.activation(self.norm(name="bn3")(y))
+        y = self.conv(4 * self.filters, 1, 1, name="conv3")(y)
+        return self.add(x, before, y, drop_path)

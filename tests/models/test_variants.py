@@ -1,0 +1,126 @@
+"""Relatives of the paper's networks, narrow and shallow: what every network can do, these can."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.errors import UserError
+from resnet_jax.kernels import fast_kernels
+from resnet_jax.models import create_model, variant
+from resnet_jax.models.stacking import stack_blocks
+
+# The others share most of their parts with these.
+NETWORKS = ("resnetaa34d", "seresnext26t_32x4d", "resnetv2_50x1_bit")
+SLOW = (
+    "resnet14t", "resnet50c", "resnet50s", "ecaresnet26t", "resnetblur50d", "resnetblur18", "resnetrs50", "resnet50_gn",
+    "senet154", "resnetv2_18d", "resnetv2_50t", "resnetv2_50d_gn", "resnetv2_50d_evos", "resnetv2_50d_frn",
+    "preresnet110", "preresnet164", "wrn28_10", "resnext29_8x64d", "resnet110_sd", "wide_resnet50_2",
+)  # fmt: skip
+BOTH = [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+
+
+def narrow(name, **fields):
+    return create_model(name, 5, **{"width": 8, "stage_sizes": (3, 1), "scan_blocks": False, **fields})
+
+
+def images(count=4):
+    return np.random.default_rng(0).normal(size=(count, 16, 16, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_both_layouts_give_the_same_logits_with_either_kernels(name, random_variables):
+    model = narrow(name)
+    variables, x = random_variables(model), images()
+    logits, features = jax.jit(lambda v, x: (model.apply(v, x), model.apply(v, x, features=True)))(variables, x)
+    assert logits.shape == (4, 5) and logits.dtype == jnp.float32 and logits.std() > 1e-3
+    assert list(features) == ["C1", "C2", "C3"]
+    for stride, feature in zip(model.strides, features.values(), strict=True):
+        assert feature.shape[:3] == (4, 16 // stride, 16 // stride)
+    scanned = create_model(name, 5, width=8, stage_sizes=(3, 1), scan_blocks=True, kernels=fast_kernels("cpu", 1))
+    np.testing.assert_allclose(
+        jax.jit(scanned.apply)(stack_blocks(variables), x), logits, rtol=0, atol=1e-4 * np.abs(logits).max()
+    )
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_training_with_stochastic_depth_and_recomputation_has_finite_gradients(name):
+    fields = {"stage_sizes": (2, 1), "drop_path": 0.5, "remat": True, "scan_blocks": True}
+    model = narrow(name, kernels=fast_kernels("cpu", 1), **fields)
+    x = images(2)[:, :8, :8]
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    assert model.has_batch_norm == ("batch_stats" in variables)
+    rest = {name: value for name, value in variables.items() if name != "params"}
+
+    @jax.jit
+    def gradients(params):
+        def loss(params):
+            rngs = {"drop_path": jax.random.key(1)}
+            logits, _ = model.apply({"params": params, **rest}, x, True, rngs=rngs, mutable=["batch_stats"])
+            return jnp.mean(logits**2)
+
+        return jax.grad(loss)(params)
+
+    found = gradients(variables["params"])
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(found["stage1_block1"]))
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *SLOW])
+def test_bfloat16_is_for_features_and_float32_for_parameters_statistics_and_logits(name):
+    model = narrow(name, dtype="bfloat16", scan_blocks=True)
+    features, variables = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), jnp.asarray(images()), features=True)
+    )
+    assert {feature.dtype for feature in features.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_names_say_how_bottlenecks_stride_and_the_paper_s_stay_the_paper_s():
+    assert "stride_placement" not in variant("resnet50").fields
+    for name in (
+        "resnet26",
+        "resnet50d",
+        "resnext50_32x4d",
+        "wide_resnet50_2",
+        "resnet50_gn",
+        "resnetrs420",
+        "senet154",
+    ):
+        assert variant(name).fields["stride_placement"] == "v1.5"
+
+
+def test_layer_responses_are_of_batch_normalisations_after_3x3_layers():
+    assert list(narrow("resnetv2_50d").response_layers()) == [
+        (f"stage{i}_block{j}", "bn3") for i, j in ((1, 1), (1, 2), (1, 3), (2, 1))
+    ]
+    assert narrow("resnet50_gn").response_layers() == {} == narrow("resnetv2_50x1_bit").response_layers()
+
+
+@pytest.mark.parametrize(
+    "name, fields, message",
+    [
+        ("resnet50_gn", {"bn_momentum": 0.5}, "bn_momentum is set, but resnet50_gn has no such field"),
+        ("resnetv2_50", {"antialias": "mean"}, "antialias is set, but resnetv2_50 has no such field"),
+        ("resnet50d", {"attention": "cbam"}, "attention is 'cbam'; it must be 'none' or 'se' or 'eca'"),
+        ("resnext50_32x4d", {"cardinality": 0}, "cardinality is 0; it must be a positive integer"),
+        ("resnet50-d", {}, "did you mean 'resnet50d'"),
+        ("resnetv2_50x2_bit", {}, "did you mean 'resnetv2_"),
+    ],
+)
+def test_what_a_network_does_not_have_is_refused_in_one_line(name, fields, message):
+    with pytest.raises(UserError, match=message) as caught:
+        create_model(name, **fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, fields, message",
+    [
+        ("resnet50", {"antialias": "blur"}, "use stride_placement v1.5"),
+        ("resnetv2_18", {"zero_init_last_bn": True}, "zero_init_last_bn is for blocks that end in a normalisation"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_when_the_network_is_used(name, fields, message):
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(narrow(name, **fields).init, jax.random.key(0), images())
