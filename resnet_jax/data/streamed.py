@@ -102,7 +102,17 @@ class StreamedDataset:
 
         Raises UserError when there are more of those than max_unreadable.
         """
-        chunks = TrainChunks(self.source("train"), seed, batch_size, self.settings.crop, self.crop_size, share)
+        settings = self.settings
+        chunks = TrainChunks(
+            self.source("train"),
+            seed,
+            batch_size,
+            settings.crop,
+            settings.largest_crop,
+            share,
+            settings.repeats,
+            settings.progressive,
+        )
         # The threads share the cores, over all processes.
         workers = self.settings.workers
         threads = self.settings.threads or max(1, cv2.getNumberOfCPUs() // max(1, workers))

@@ -114,7 +114,7 @@ def warp(images: jax.Array, matrices: jax.Array, interpolation: Interpolation, f
         column, row = left.astype(jnp.int32), top.astype(jnp.int32)
         upper = pixels(row, column) * (1 - dx) + pixels(row, column + 1) * dx
         lower = pixels(row + 1, column) * (1 - dx) + pixels(row + 1, column + 1) * dx
-        seen = jnp.round(upper * (1 - dy) + lower * dy).astype(jnp.uint8)
+        seen = (upper * (1 - dy) + lower * dy).astype(jnp.uint8)  # Pillow cuts the fraction off.
     return jnp.where(inside[..., None], seen, jnp.uint8(fill))
 
 
