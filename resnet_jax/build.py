@@ -149,11 +149,6 @@ def check(config: Config, num_devices: int) -> None:
             f"a part of a batch, config.batch_size / config.accumulate_steps = {part}, is not a multiple of "
             f"config.model.bn_group_size {group}; change one of the three"
         )
-    if config.batch_size % config.data.repeats:
-        raise UserError(
-            f"config.batch_size {config.batch_size} is not a multiple of config.data.repeats {config.data.repeats}; "
-            f"change one of the two"
-        )
     if config.data.sizes_differ and config.steps_per_dispatch > 1:
         raise UserError(
             f"config.steps_per_dispatch is {config.steps_per_dispatch}, but config.data.progressive changes the size "

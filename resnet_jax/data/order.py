@@ -16,13 +16,12 @@ def example_indices(
 
     With ``repeats`` of r each example is taken r times in a row, and a pass thus shows 1 / r of the examples (repeated
     augmentation: Hoffer et al., arXiv 1901.09335; the sampler of DeiT and torchvision). Within a batch of
-    ``batch_size``, a multiple of r, the copies are as far apart as can be: their augmentation differs, and neither a
-    device nor a group of batch normalisation should see them together.
+    ``batch_size`` all first copies come before all second ones, and so on, so that neither a device nor a group of
+    batch normalisation, if it has at most 1 / r of the batch, sees an example twice.
     """
     if repeats > 1:
         batches, places = np.divmod(positions, batch_size)
-        distinct = batch_size // repeats
-        positions = batches * batch_size + places % distinct * repeats + places // distinct
+        positions = batches * batch_size + np.argsort(np.arange(batch_size) % repeats, kind="stable")[places]
     epochs, offsets = np.divmod(positions, num_examples)
     indices = np.empty(np.shape(positions), np.int32)
     for epoch in np.unique(epochs):
