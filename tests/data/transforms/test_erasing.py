@@ -16,7 +16,8 @@ NONE = Normalization(np.zeros(3, np.float32), np.ones(3, np.float32))
 def erased(transform, seed, count=COUNT, height=20, width=30):
     """The images after the transform, which were 5 everywhere."""
     images = np.full((count, height, width, 3), 5, np.float32)
-    return np.asarray(transform(jax.random.key(seed), {"image": images}, NONE, 10)["image"])
+    run = jax.jit(lambda key: transform(key, {"image": images}, NONE, 10)["image"])
+    return np.asarray(run(jax.random.key(seed)))
 
 
 def rectangle(mask):
@@ -35,15 +36,15 @@ def test_random_erasing_has_its_probability(probability):
 
 def test_rectangles_are_within_the_range_of_areas_and_aspects():
     settings = RandomErasing(probability=1.0, area=(0.05, 0.25), aspect=(0.5, 2.0))
-    images = erased(settings, 1, height=200, width=300, count=400)
+    images = erased(settings, 1, height=100, width=150, count=400)
     boxes = np.array([rectangle(image[..., 0] != 5) for image in images])
     heights, widths = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    shares, aspects = heights * widths / 60_000, np.log(heights / widths)
-    # Nothing of this size fails to fit, and sides are rounded to a pixel in about a hundred.
+    shares, aspects = heights * widths / 15_000, np.log(heights / widths)
+    # Nothing of this size fails to fit, and sides are rounded to a pixel in about fifty.
     assert scipy.stats.kstest(shares, "uniform", (0.05, 0.2)).pvalue > 1e-4
     assert scipy.stats.kstest(aspects, "uniform", (-np.log(2), 2 * np.log(2))).pvalue > 1e-4
     # Corners are uniform where the rectangle fits, both ends included.
-    places = (boxes[:, 0] + 0.5) / (200 - heights + 1), (boxes[:, 1] + 0.5) / (300 - widths + 1)
+    places = (boxes[:, 0] + 0.5) / (100 - heights + 1), (boxes[:, 1] + 0.5) / (150 - widths + 1)
     for place in places:
         assert scipy.stats.kstest(place, "uniform").pvalue > 1e-4
 
@@ -73,7 +74,7 @@ def test_what_is_filled_in_is_the_mean_a_color_or_noise(fill):
             assert (inside == inside[0]).all()
             values.append(inside[0])
         else:
-            assert len(np.unique(inside)) == inside.size
+            assert len(np.unique(inside)) > 0.95 * inside.size  # Draws in float32 may be equal.
             values.append(inside.ravel()[:3])
     if values:
         assert scipy.stats.kstest(np.ravel(values), "norm").pvalue > 1e-4
