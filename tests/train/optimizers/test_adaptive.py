@@ -42,7 +42,7 @@ def after_each_step(optimizer, rates=RATES):
 
 def assert_same(history, expected):
     for found, reference in zip(history, expected, strict=True):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, reference)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), found, reference)
 
 
 def by_torch(make, decaying, rates=RATES):
