@@ -1,4 +1,4 @@
-"""Every speed figure: ``python -m benchmarks.run --suite cpu|gpu|input|compile [--out FILE] [--smoke]``.
+"""Every speed figure: ``python -m benchmarks.run --suite cpu|gpu|input|compile|augmentation [--out FILE] [--smoke]``.
 
 Prints a table and, with --out, writes the figures as JSON with versions and hardware. The sides of a comparison are
 timed in turn, round after round, so that a drift of the machine's speed cancels in the ratios, which are medians over
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks import steps
+from benchmarks import augmentation, steps
 from benchmarks.timing import Run, end_processes, in_own_process
 from benchmarks.workload import Workload
 from resnet_jax.data.sources.digits import write_photographs
@@ -119,6 +119,16 @@ def gpu_suite(smoke: bool) -> list[Comparison]:
     title = f"training, resnet20, batch {workload.batch_size}, float32"
     found.append(Comparison(title, sides, "PyTorch", 2 if smoke else 390))
     return found
+
+
+def augmentation_suite(smoke: bool) -> Comparison:
+    """The transforms beside a training step of ResNet-50, as it is trained on this kind of device."""
+    on_cpu = jax.default_backend() == "cpu"
+    workload = Workload("resnet50", 16, 224) if on_cpu else Workload("resnet50", 256, 224, "bfloat16")
+    workload = _toy("resnet50") if smoke else workload
+    title = f"resnet50, batch {workload.batch_size}, {workload.size} x {workload.size}, {workload.dtype}"
+    sides = augmentation.sides(workload, partial(steps.ours_training, workload, fast()))
+    return Comparison(title, sides, augmentation.STEP, 2 if on_cpu else 20)
 
 
 def largest_batches(smoke: bool) -> dict[str, int]:
@@ -244,7 +254,7 @@ def environment() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", required=True, choices=["cpu", "gpu", "input", "compile"])
+    parser.add_argument("--suite", required=True, choices=["cpu", "gpu", "input", "compile", "augmentation"])
     parser.add_argument("--data_dir", help="of the input suite: ImageNet, or a sample of it, as TFDS prepares it")
     parser.add_argument("--only", default="", help="comparisons with this in their title")
     parser.add_argument("--rounds", type=int, default=5)
@@ -266,6 +276,12 @@ def main() -> None:
             if arguments.smoke:
                 write_photographs(Path(toys))
             record["images_per_second"] = input_suite(toys if arguments.smoke else arguments.data_dir, arguments.smoke)
+    elif arguments.suite == "augmentation":
+        comparison = augmentation_suite(arguments.smoke)
+        speeds = measure(comparison, 1 if arguments.smoke else arguments.rounds, arguments.smoke)
+        record["images_per_second"] = {comparison.title: speeds}
+        record["share_of_step"] = augmentation.shares(speeds)
+        print(augmentation.table(comparison.title, speeds) + "\n", flush=True)
     else:
         record["images_per_second"] = {}
         for comparison in (cpu_suite if arguments.suite == "cpu" else gpu_suite)(arguments.smoke):

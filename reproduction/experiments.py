@@ -57,6 +57,13 @@ _TWINS = _members("imagenet_paper", "plain18", "plain34", "resnet18a", "resnet34
 _CIFAR = _members("cifar10", *(f"resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)))
 _CIFAR_PLAIN = _members("cifar10", *(f"plain{depth}" for depth in (20, 32, 44, 56, 110)))
 
+_INGREDIENTS = (
+    *("resnet20_baseline", "resnet20_nesterov", "resnet20_weight_decay", "resnet20_sam", "resnet20_adamw"),
+    *("resnet20_cosine", "resnet20_one_cycle", "resnet20_ema", "resnet20_label_smoothing", "resnet20_bce"),
+    *("resnet20_mixup", "resnet20_cutmix", "resnet20_cutout", "resnet20_random_erasing", "resnet20_rand_augment"),
+    *("resnet20_trivial_augment", "resnet20_color_jitter", "resnet20_repeats"),
+)
+
 EXPERIMENTS = {
     "table1": Experiment("Architectures, parameters and multiply-adds", ()),
     "table2": Experiment("Plain and residual networks on ImageNet, ten crops", _TWINS, "ten_crop"),
@@ -78,6 +85,10 @@ EXPERIMENTS = {
         "Layer responses on CIFAR-10",
         _members("cifar10", "plain20", "plain56", "resnet20", "resnet56", "resnet110"),
         responses=True,
+    ),
+    # Not of the paper: its recipe in a tenth of the steps, and what came after it, one at a time.
+    "ingredients": Experiment(
+        "What each ingredient is worth: ResNet-20 on CIFAR-10", _members("cifar10_ingredients", *_INGREDIENTS), seeds=2
     ),
 }
 
@@ -107,7 +118,12 @@ def _shortened(part: int, evaluations: int) -> Callable[[Config], dict[str, Any]
         keys = _every(steps, logs=100, evaluations=evaluations)
         if config.schedule.plateau:  # There are too few evaluations to see one.
             keys |= {"schedule.name": "step"}
-        return keys | {"schedule.boundaries": (steps // 2, steps * 3 // 4)}
+        values = flatten(config) | keys
+        if "schedule.peak_at" in values:
+            keys |= {"schedule.peak_at": values["schedule.peak_at"] // part}
+        if "schedule.boundaries" in values or config.schedule.plateau:
+            keys |= {"schedule.boundaries": (steps // 2, steps * 3 // 4)}
+        return keys
 
     return overrides
 

@@ -1,7 +1,8 @@
 """Reproduces the paper: python reproduce.py EXPERIMENT --scale smoke|small|medium|paper, or table1, report or record.
 
-EXPERIMENT is a table or figure: table2 to table6, fig1, fig4, fig6, fig7. What has been trained and scored before is
-kept; what was interrupted goes on. --dry_run prints the plan and what it costs.
+EXPERIMENT is a table or figure: table2 to table6, fig1, fig4, fig6, fig7; or ingredients, which is not of the paper.
+What has been trained and scored before is kept; what was interrupted goes on. --dry_run prints the plan and what it
+costs.
 
 report makes RESULTS/SCALE/report.html, by default of every scale that there are results of; with --readme it writes the
 README's tables, sentences and speeds, too. record NAME --file=FILE --command=COMMAND adds a line that eval.py printed
@@ -30,7 +31,9 @@ flags.adopt_module_key_flags(cli)
 ROOT = Path(__file__).resolve().parent.parent
 
 SCALE = flags.DEFINE_enum("scale", None, list(experiments.SCALES), "How much of the paper's work is done.")
-SEEDS = flags.DEFINE_integer("seeds", None, "Runs of each network; default 5 of table6's, 1 of the others'.", 1)
+SEEDS = flags.DEFINE_integer(
+    "seeds", None, "Runs of each network; default 5 of table6's, 2 of ingredients', else 1.", 1
+)
 NETWORKS = flags.DEFINE_list("networks", None, "Only these networks of the experiment, such as plain20,plain56.")
 JOBS = flags.DEFINE_integer(
     "jobs", None, "Runs at a time, each in a process of its own; default 1, and 2 of smoke's.", 1

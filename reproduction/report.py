@@ -151,6 +151,8 @@ def _results(root: Path, results: Path) -> list[Block]:
     for scale in (scale for scale in SCALES if SCALES[scale].verdicts):
         ledger = _ledger(root, results, scale)
         for member, runs in by_network(ledger).items():
+            if member in EXPERIMENTS["ingredients"].networks:  # They have a table of their own in the report.
+                continue
             for protocol in dict.fromkeys(protocol for run in runs for protocol in run["results"]):
                 scored = [run for run in runs if protocol in run["results"]]
                 errors = [run["results"][protocol]["top1_error"] for run in scored]

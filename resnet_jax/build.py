@@ -73,6 +73,9 @@ def step_settings(config: Config, intervals: Intervals) -> StepSettings:
         seed=config.seed,
         accumulate_steps=config.accumulate_steps,
         ema_decay=config.ema_decay,
+        ema_every=config.ema_every,
+        ema_start=None if config.ema_start is None else in_steps(config.ema_start, intervals.epoch),
+        sam_radius=config.optimizer.sam_radius,
         log_every=intervals.log_every,
         hold_error=hold.error,
         hold_rate=hold.learning_rate,
@@ -145,6 +148,15 @@ def check(config: Config, num_devices: int) -> None:
         raise UserError(
             f"a part of a batch, config.batch_size / config.accumulate_steps = {part}, is not a multiple of "
             f"config.model.bn_group_size {group}; change one of the three"
+        )
+    if config.data.sizes_differ and config.steps_per_dispatch > 1:
+        raise UserError(
+            f"config.steps_per_dispatch is {config.steps_per_dispatch}, but the images of config.data have different "
+            f"sizes from step to step; use 1"
+        )
+    if not config.ema_decay and (config.ema_every > 1 or config.ema_start is not None):
+        raise UserError(
+            "config.ema_every or config.ema_start is set but not read, because config.ema_decay is 0; set it too"
         )
     if config.bn_recompute_batches and not model.has_batch_norm:
         raise UserError(

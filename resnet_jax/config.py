@@ -69,6 +69,8 @@ class Config(Part):
     checkpoint_every: Duration = 1_000
     keep_checkpoints: Count = 2  # The latest ones, besides the best.
     ema_decay: Fraction = 0.0  # Of a moving average of the variables, which evaluations then use; 0: off.
+    ema_every: Count = 1  # It is updated at every so many steps.
+    ema_start: Duration | None = None  # It is a copy until then. Where it is not set, its decay climbs from the start.
     bn_recompute_batches: NonNegativeInt = 0  # Batch statistics are recomputed over this many batches at the end.
 
     model: Model = Model()

@@ -109,3 +109,18 @@ def test_the_learning_rate_scales_with_the_batch_where_it_is_stated_for_one():
     config = override(Config(), {"batch_size": 1024, "optimizer.learning_rate_batch": 256})
     schedule = build.make_schedule(config, build.intervals(config, 50_000))
     assert float(schedule(jnp.int32(0))) == pytest.approx(0.4)
+
+
+def test_an_average_that_is_off_has_no_settings():
+    for values in ({"ema_every": 2}, {"ema_start": "1 epoch"}):
+        assert "is set but not read, because config.ema_decay is 0" in refusal(values)
+    config = override(Config(), {"ema_decay": 0.9, "ema_every": 2, "ema_start": "3 epochs"})
+    build.check(config, 1)
+    settings = build.step_settings(config, build.intervals(config, 1280))
+    assert (settings.ema_every, settings.ema_start) == (2, 30)
+
+
+def test_images_that_grow_between_steps_are_refused_with_several_steps_in_a_call():
+    values = {"data.kind": "photographs", "data.progressive.start_size": 96, "steps_per_dispatch": 2}
+    assert "the images of config.data have different sizes from step to step; use 1" in refusal(values)
+    build.check(override(Config(), values | {"steps_per_dispatch": 1}), 1)

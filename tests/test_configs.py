@@ -48,6 +48,19 @@ NETWORKS = {
     "cifar10.py:highway56": (853_018 + GATES[9], []),
     # Three blocks of 8, 16 and 32 filters.
     "quickstart.py": (232 + 1_184 + 3_520 + 13_952 + 330, []),
+    "resnet_strikes_back.py:a1": (25_557_032, ["19.6"]),
+    "resnet_strikes_back.py:a2": (25_557_032, ["20.2"]),
+    "resnet_strikes_back.py:a3": (25_557_032, ["21.9"]),
+    "torchvision_v2.py": (25_557_032, ["80.858"]),
+    "fast_imagenet.py:16": (25_557_032, ["26.2"]),
+    "fast_imagenet.py:88": (25_557_032, ["21.6"]),
+    **{f"mlperf.py:{batch_size}": (25_557_032, ["75.9"]) for batch_size in (4096, 8192, 32768, 65536)},
+    # A stem of 27 * 64 parameters and not 147 * 64, and ten classes of 513 and not a thousand.
+    "cifar10_recipes.py:resnet18": (11_689_512 - 120 * 64 - 990 * 513, ["4.72"]),
+    "cifar10_recipes.py:resnet18_cutout": (11_689_512 - 120 * 64 - 990 * 513, ["3.99"]),
+    "cifar10_recipes.py:resnet18_cosine": (11_689_512 - 120 * 64 - 990 * 513, []),
+    "cifar10_recipes.py:resnet20_fast": (269_722, ["8.75"]),
+    "cifar10_ingredients.py": (269_722, ["8.75"]),
     "vgg.py:vgg16": (138_357_544, ["28.07", "9.33"]),
     "vgg.py:vgg19": (143_667_240, []),
 }

@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from resnet_jax.data.crops import Crop
+from resnet_jax.data.crops import Crop, Progressive
 from resnet_jax.data.dataset import Batch, Share
 from resnet_jax.data.decode.boxes import Box
 from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize, image_size
@@ -93,6 +93,7 @@ class Chunks(Protocol):
 class TrainChunks:
     """Chunk number -> {"image" (n, S, S, 3) uint8, "label" (n,) int32, "unreadable"}, in the order of training.
 
+    S is ``crop_size``, or what ``progressive`` makes of it at the chunk's step.
     A photograph that cannot be decoded is listed in "unreadable" and the next one of the data set takes its place.
     """
 
@@ -102,15 +103,22 @@ class TrainChunks:
     crop: Crop
     crop_size: int
     share: Share
+    repeats: int = 1
+    progressive: Progressive | None = None
     chunk: int = CHUNK
 
     def __call__(self, number: int) -> dict[str, Any]:
         first, size = place(self, number)
         positions = np.arange(first, first + size)
-        images = np.empty((size, self.crop_size, self.crop_size, 3), np.uint8)
+        side = self.crop_size
+        if self.progressive:
+            steps_per_epoch = max(1, len(self.source) // self.batch_size)
+            side = self.progressive.size(first // self.batch_size, steps_per_epoch, side)
+        images = np.empty((size, side, side, 3), np.uint8)
         labels = np.empty(size, np.int32)
         unreadable: list[str] = []
-        for row, index in enumerate(example_indices(self.seed, positions, len(self.source))):
+        order = example_indices(self.seed, positions, len(self.source), self.repeats, self.batch_size)
+        for row, index in enumerate(order):
             # Of the place in the run, not of the chunk: the crops do not depend on the number of processes.
             rng = np.random.default_rng((self.seed, int(positions[row])))
             labels[row] = self._read_into(images[row], int(index), rng, unreadable)
@@ -119,16 +127,13 @@ class TrainChunks:
     def _read_into(self, crop: np.ndarray, index: int, rng: np.random.Generator, unreadable: list[str]) -> int:
         """Fills ``crop`` from the first readable photograph from ``index`` on, and gives its label."""
         candidates = ((index + offset) % len(self.source) for offset in range(len(self.source)))
-        choose_box = partial(self._box, rng)
+        choose_box = partial(self.crop.box, rng, crop_size=len(crop))
 
         def read(record: dict[str, Any]) -> int:
             crop_and_resize(record["image"], choose_box, crop.shape[:2], fast=True, out=crop)
             return record["label"]
 
         return first_readable(self.source, candidates, read, unreadable)[1]
-
-    def _box(self, rng: np.random.Generator, height: int, width: int) -> Box:
-        return self.crop.box(rng, height, width, self.crop_size)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import model_validator
 
-from resnet_jax.data.crops import Crop, ScaleJitter
+from resnet_jax.data.crops import Crop, Progressive, ScaleJitter
 from resnet_jax.parts import Count, NonNegativeInt, Part
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ class Photographs(Part):
     """"folder" (of class folders), "packed" (by ``data.pack``), or any TensorFlow Datasets name with classes."""
     crop: Crop = ScaleJitter()
     crop_size: Count = 224
-    """Pixels of the side of a crop."""
+    """Pixels of the side of a crop, in training and in evaluation."""
+    train_crop_size: Count | None = None
+    """Those of a training crop, where they differ (Touvron et al., arXiv 1906.06423)."""
+    progressive: Progressive = Progressive()
+    repeats: Count = 1
+    """Repeated augmentation: how often a batch has each of its examples, and a pass, 1 / repeats of the data set."""
     eval_shorter_side: Count = 256
     """Pixels to which the shorter side is resized where one central crop or ten crops are cut out."""
     max_unreadable: NonNegativeInt = 10
@@ -35,8 +40,23 @@ class Photographs(Part):
             raise ValueError(
                 f"eval_shorter_side {self.eval_shorter_side} is below crop_size {self.crop_size}; raise it"
             )
-        self.crop.check(self.crop_size)
+        if self.progressive.start_size and self.progressive.start_size > self.largest_crop:
+            raise ValueError(
+                f"progressive.start_size {self.progressive.start_size} is above the {self.largest_crop} of the "
+                f"training crops; lower it"
+            )
+        self.crop.check(self.largest_crop)
         return self
+
+    @property
+    def largest_crop(self) -> int:
+        """Pixels of the side of a training crop, at the end of ``progressive``."""
+        return self.train_crop_size or self.crop_size
+
+    @property
+    def sizes_differ(self) -> bool:
+        """Whether training batches have images of several sizes."""
+        return self.progressive.start_size is not None
 
     def load(self, data_dir: str | None = None) -> "StreamedDataset":
         """Opens it. Raises UserError where it is not found, or of another kind."""

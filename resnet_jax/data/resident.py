@@ -12,7 +12,7 @@ from resnet_jax.data.order import example_indices
 from resnet_jax.data.sources import load_images
 from resnet_jax.data.sources.protocol import Split
 from resnet_jax.errors import UserError
-from resnet_jax.parts import NonNegativeInt, Part
+from resnet_jax.parts import Count, NonNegativeInt, Part
 
 if TYPE_CHECKING:
     import jax
@@ -26,11 +26,18 @@ class Resident(Part):
     """"digits", or any classification data set of TensorFlow Datasets whose images have one size."""
     holdout: NonNegativeInt = 0
     """Training examples held out for validation; the evaluations in training then use those."""
+    repeats: Count = 1
+    """Repeated augmentation: how often a batch has each of its examples, and a pass, 1 / repeats of the data set."""
+
+    @property
+    def sizes_differ(self) -> bool:
+        """Whether training batches have images of several sizes: never."""
+        return False
 
     def load(self, data_dir: str | None = None) -> "ResidentDataset":
         """Loads it into host memory. Raises UserError where it is not found, or of another kind."""
         images = load_images(self.name, data_dir)
-        dataset = ResidentDataset(self.name, images.splits, images.class_names)
+        dataset = ResidentDataset(self.name, images.splits, images.class_names, self.repeats)
         return dataset.hold_out(self.holdout) if self.holdout else dataset
 
 
@@ -52,6 +59,7 @@ class ResidentDataset:
     name: str
     splits: Mapping[str, Split]
     class_names: list[str]
+    repeats: int = 1  # Of each example in a training batch.
 
     def __post_init__(self) -> None:
         if "train" not in self.splits or len(self.splits) < 2:
@@ -110,7 +118,7 @@ class ResidentDataset:
             "validation": Split(train.images[held], train.labels[held]),
             "test": self.splits["test"],
         }
-        return ResidentDataset(self.name, splits, self.class_names)
+        return ResidentDataset(self.name, splits, self.class_names, self.repeats)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -155,7 +163,8 @@ class ResidentDataset:
     def training_batches(self, seed: int, batch_size: int, start: int, stop: int, share: Share) -> Iterator[Batch]:
         for step in range(start, stop):
             places = np.arange(step * batch_size, (step + 1) * batch_size)
-            yield {"index": example_indices(seed, places, self.num_train)[_part(batch_size, share)]}
+            indices = example_indices(seed, places, self.num_train, self.repeats, batch_size)
+            yield {"index": indices[_part(batch_size, share)]}
 
     def evaluation_batches(self, split: str, view: View, batch_size: int, share: Share) -> Iterator[Batch]:
         padded = np.arange(-(-view.count // batch_size) * batch_size, dtype=np.int32)

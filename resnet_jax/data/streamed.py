@@ -102,9 +102,19 @@ class StreamedDataset:
 
         Raises UserError when there are more of those than max_unreadable.
         """
-        chunks = TrainChunks(self.source("train"), seed, batch_size, self.settings.crop, self.crop_size, share)
-        loading = training_loading(self.settings.threads, self.settings.workers)
-        return make_batches(chunks, start, stop, loading, self.settings.max_unreadable)
+        settings = self.settings
+        chunks = TrainChunks(
+            self.source("train"),
+            seed,
+            batch_size,
+            settings.crop,
+            settings.largest_crop,
+            share,
+            settings.repeats,
+            settings.progressive,
+        )
+        loading = training_loading(settings.threads, settings.workers)
+        return make_batches(chunks, start, stop, loading, settings.max_unreadable)
 
     def evaluation_batches(self, split: str, view: PhotographView, batch_size: int, share: Share) -> Iterator[Batch]:
         """{"image", "size", "label", "index"}. Photographs that cannot be decoded as in ``training_batches``."""

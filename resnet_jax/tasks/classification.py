@@ -5,12 +5,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from pydantic import model_validator
 
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
@@ -20,15 +21,33 @@ from resnet_jax.models.model import Model
 from resnet_jax.parts import Fraction, Part
 from resnet_jax.tasks.task import Batch, Variables
 
+Loss: TypeAlias = Literal["softmax", "bce"]
+
 
 class Classification(Part):
     """One class for each image.
 
+    loss: "softmax" cross-entropy, or "bce", binary cross-entropies of each class (Wightman et al., arXiv 2110.00476,
+        section 3). A key and not another task, since batches, metrics and evaluation are the same.
     label_smoothing: the part of the target that is spread evenly over all classes (Szegedy et al. 2016, section 7).
+    target_threshold: of "bce": targets above it become 1 and the others 0, after smoothing; so mixed images have two
+        classes. None: they stay.
+    sum_classes: of "bce": whether the cross-entropies of the classes are summed, and not averaged, before the mean over
+        the examples.
     """
 
     name: Literal["classification"] = "classification"
+    loss: Loss = "softmax"
     label_smoothing: Fraction = 0.0
+    target_threshold: Fraction | None = None
+    sum_classes: bool = False
+
+    @model_validator(mode="after")
+    def _check_set_is_read(self) -> Self:
+        if self.loss != "bce" and (self.target_threshold is not None or self.sum_classes):
+            key = "sum_classes" if self.target_threshold is None else "target_threshold"
+            raise ValueError(f"{key} is set but not read, because loss is {self.loss!r}; set loss to 'bce'")
+        return self
 
     def make(
         self,
@@ -48,6 +67,9 @@ class Classification(Part):
             make_evaluator(model, normalization, dataset, dataset.evaluation_split, mesh, eval_batch_size),
             self.label_smoothing,
             title or f"{model.family} on {dataset.name}",
+            self.loss,
+            self.target_threshold,
+            self.sum_classes,
         )
 
     def without_data(self, model: Model) -> "ClassificationTask":
@@ -69,6 +91,9 @@ class ClassificationTask:
     evaluator: Callable[[Variables], Scores] | None = None
     label_smoothing: float = 0.0
     title: str = ""
+    loss_kind: Loss = "softmax"
+    target_threshold: float | None = None
+    sum_classes: bool = False
 
     metrics: ClassVar[tuple[str, ...]] = ("error",)
     percentages: ClassVar[frozenset[str]] = frozenset({"error"})
@@ -89,15 +114,23 @@ class ClassificationTask:
         logits, updated = self.model.apply(
             variables, batch["image"], train=True, mutable=["batch_stats"], rngs=_streams(key)
         )
-        if "target" in batch or self.label_smoothing:
+        if self.loss_kind == "bce" or "target" in batch or self.label_smoothing:
             targets = batch["target"] if "target" in batch else jax.nn.one_hot(batch["label"], logits.shape[-1])
             if self.label_smoothing:
                 targets = optax.smooth_labels(targets, self.label_smoothing)
-            loss = optax.softmax_cross_entropy(logits, targets).mean()
+            loss = self._soft_loss(logits, targets)
         else:
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
         error = jnp.mean(jnp.argmax(logits, axis=-1) != batch["label"])
         return loss, ({"error": error}, updated.get("batch_stats", {}))
+
+    def _soft_loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        if self.loss_kind == "softmax":
+            return optax.softmax_cross_entropy(logits, targets).mean()
+        if self.target_threshold is not None:
+            targets = (targets > self.target_threshold).astype(logits.dtype)
+        losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+        return losses.sum(axis=-1).mean() if self.sum_classes else losses.mean()
 
     def statistics(self, variables: Variables, batch: Batch, key: jax.Array) -> Any:
         # The running statistics of such a network are those of the last batch, all of it: statistics of groups leave

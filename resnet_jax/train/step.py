@@ -27,6 +27,9 @@ class StepSettings(NamedTuple):
     seed: int = 0
     accumulate_steps: int = 1  # Gradients are averaged over this many parts of a batch, one after the other.
     ema_decay: float = 0.0  # Of the moving average of the variables; 0: none.
+    ema_every: int = 1  # The average is updated after each step that is a multiple of this.
+    ema_start: int | None = None  # Until this step it is a copy. None: its decay climbs from the first step on.
+    sam_radius: float = 0.0  # How far uphill the gradient is taken; 0: here.
     log_every: int = 100
     hold_error: float = 0.0  # Until the training error is below it the learning rate is at most hold_rate; 0: off.
     hold_rate: float = 0.01
@@ -47,6 +50,8 @@ def train_step(
     steps, as "train_" and their name, the learning rate used, and the state's nonfinite_step.
     """
     loss, metrics, batch_stats, grads = gradients(task, settings, state, batch)
+    if settings.sam_radius:
+        grads = uphill_gradients(task, settings, state, batch, grads)
     learning_rate = schedule(state.step) * state.plateau.scale
     if settings.hold_error:
         held = jnp.minimum(settings.hold_rate, learning_rate)
@@ -104,11 +109,31 @@ def gradients(
     return jax.lax.scan(add, zeros, (parts, keys))[0]
 
 
+def uphill_gradients(task: Task, settings: StepSettings, state: TrainState, batch: Batch, grads: Any) -> Any:
+    """The gradients at settings.sam_radius from the parameters along ``grads`` (arXiv 2010.01412, equations 2 and 3).
+
+    On the same batch, with the same dropout.
+    """
+    scale = settings.sam_radius / jnp.maximum(optax.tree.norm(grads), 1e-12)
+    params = jax.tree.map(lambda weights, gradient: weights + scale * gradient, state.params, grads)
+    return gradients(task, settings, dataclasses.replace(state, params=params), batch)[3]
+
+
 def moving_average(settings: StepSettings, state: TrainState, variables: Any) -> Any:
-    """The new ``state.ema``. The decay climbs to settings.ema_decay, or the random start would stay in it for long."""
+    """The new ``state.ema``.
+
+    The decay climbs to settings.ema_decay, or the random start would stay in it for long; or the average is a copy
+    first, and then has the whole decay, as torchvision's.
+    """
     if not settings.ema_decay:
         return state.ema
-    decay = jnp.minimum(settings.ema_decay, (1 + state.step) / (10 + state.step))
+    if settings.ema_start is None:
+        updates = state.step if settings.ema_every == 1 else state.step // settings.ema_every
+        decay = jnp.minimum(settings.ema_decay, (1 + updates) / (10 + updates))
+    else:
+        decay = jnp.where(state.step < settings.ema_start, 0.0, settings.ema_decay)
+    if settings.ema_every > 1:
+        decay = jnp.where(state.step % settings.ema_every == 0, decay, 1.0)
     return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state.ema, variables)
 
 

@@ -33,6 +33,34 @@ def test_each_pass_of_each_seed_has_its_own_order():
     assert list(range(100)) not in orders
 
 
+@pytest.mark.parametrize(("num_examples", "batch_size", "repeats"), [(24, 8, 4), (30, 8, 3), (7, 12, 3)])
+def test_repeated_augmentation_shows_each_of_a_pass_s_first_examples_several_times(num_examples, batch_size, repeats):
+    """As DeiT's and torchvision's samplers: the shuffled order repeated, up to as many as there are examples."""
+    steps = 2 * num_examples
+    places = np.arange(steps * batch_size).reshape(steps, batch_size)
+    batches = [example_indices(4, place, num_examples, repeats, batch_size) for place in places]
+    plain = example_indices(4, np.arange(steps * batch_size), num_examples)
+    passes = [plain[start : start + num_examples] for start in range(0, len(plain), num_examples)]
+    stream = np.concatenate([np.repeat(order, repeats)[:num_examples] for order in passes])
+    for batch, start in zip(batches, range(0, len(stream), batch_size), strict=False):
+        np.testing.assert_array_equal(np.sort(batch), np.sort(stream[start : start + batch_size]))
+
+
+def test_copies_of_an_example_are_not_in_one_group_of_batch_normalisation():
+    for step in range(6):
+        batch = example_indices(5, np.arange(step * 32, step * 32 + 32), 64, repeats=4, batch_size=32)
+        assert len(np.unique(batch)) == 8
+        for group in batch.reshape(4, 8):
+            assert len(np.unique(group)) == 8
+
+
+def test_repeated_places_can_be_asked_for_in_parts():
+    """As threads and hosts do."""
+    whole = example_indices(5, np.arange(64, 96), 40, repeats=3, batch_size=32)
+    parts = [example_indices(5, np.arange(64 + i, 64 + i + 8), 40, repeats=3, batch_size=32) for i in range(0, 32, 8)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (60,), (3, 20), (5, 3, 4)])
 def test_places_may_have_any_shape(shape):
     places = np.arange(np.prod(shape, dtype=int)).reshape(shape)

@@ -52,6 +52,25 @@ def test_a_shortened_run_is_a_part_of_the_recipe_and_else_the_same(scale, part):
     assert changed - {"eval_every", "checkpoint_every"} == {"steps", "schedule.boundaries", "log_every"}
 
 
+def test_a_shortened_cycle_peaks_at_the_same_part_of_the_run():
+    run = Run("cifar10_ingredients", "resnet20_one_cycle")
+    config, whole = scaled(ROOT, run, "medium"), recipe(ROOT, run)
+    assert (config.steps, config.schedule.peak_at) == (whole.steps // 4, whole.schedule.peak_at // 4)
+
+
+def test_each_ingredient_is_one_change_of_the_baseline_in_two_seeds():
+    found = runs("ingredients", "paper")
+    assert {run.seed for run in found} == {0, 1} and found[0].network == "resnet20_baseline"
+    baseline = flatten(recipe(ROOT, found[0]))
+    assert (baseline["steps"], baseline["schedule.boundaries"]) == (6_400, (3_200, 4_800))
+    for run in found[1:18]:
+        values = flatten(recipe(ROOT, run))
+        sections = {key.rpartition(".")[0] for key in {*values, *baseline} if values.get(key) != baseline.get(key)}
+        kinds = {section.split(".")[0] for section in sections}
+        assert kinds <= ({"schedule", "optimizer"} if "cycle" in run.network else kinds) and len(sections) <= 2
+        assert sections and (len(kinds) == 1 or "cycle" in run.network), run.network
+
+
 def test_a_small_run_on_imagenet_takes_steps_for_plateaus():
     config = scaled(ROOT, Run("imagenet_paper", "resnet50"), "small")
     assert (config.steps, config.schedule.name, config.schedule.boundaries) == (30_000, "step", (15_000, 22_500))

@@ -75,6 +75,40 @@ def test_loss_and_error_are_those_written_out_by_hand(model, variables, logits, 
     np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-6)
 
 
+def softplus(x):
+    return np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0)
+
+
+@pytest.mark.parametrize(
+    ("soft", "smoothing", "threshold", "summed"),
+    [(False, 0.0, None, False), (True, 0.1, None, True), (True, 0.1, 0.2, False), (True, 0.0, 0.4, True)],
+)
+def test_binary_cross_entropy_is_that_of_each_class(model, variables, logits, soft, smoothing, threshold, summed):
+    batch = random_batch()
+    targets = np.eye(10)[batch["label"]]
+    if soft:
+        targets = 0.7 * targets + 0.3 * np.roll(targets, 1, axis=0)
+        batch["target"] = targets.astype(np.float32)
+    targets = (1 - smoothing) * targets + smoothing / 10
+    if threshold is not None:  # Of mixed images both classes are there at 0.2, and one at 0.4.
+        targets = (targets > threshold).astype(float)
+    each = softplus(logits) - targets * logits  # -t log s(x) - (1 - t) log(1 - s(x))
+    slope = (1 / (1 + np.exp(-logits)) - targets).mean(axis=0)
+    task = ClassificationTask(
+        model, label_smoothing=smoothing, loss_kind="bce", target_threshold=threshold, sum_classes=summed
+    )
+    loss, _, gradient = loss_of(task, variables, batch)
+    np.testing.assert_allclose(loss, each.sum(axis=1).mean() if summed else each.mean(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope if summed else slope / 10, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [{"target_threshold": 0.2}, {"sum_classes": True}], ids=str)
+def test_what_only_binary_cross_entropy_reads_is_refused_with_softmax(values):
+    with pytest.raises(pydantic.ValidationError, match="is set but not read, because loss is 'softmax'"):
+        Classification(**values)
+    Classification(loss="bce", **values)
+
+
 def test_one_hot_targets_are_the_labels(model, variables):
     batch = random_batch()
     soft = batch | {"target": np.eye(10, dtype=np.float32)[batch["label"]]}

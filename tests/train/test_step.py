@@ -255,6 +255,38 @@ def test_the_moving_average_is_the_plain_recursion_and_changes_nothing_else(tiny
     assert np.abs(state.ema["params"]["head"]["kernel"] - state.params["head"]["kernel"]).max() > 1e-3
 
 
+def test_the_moving_average_may_be_a_copy_first_and_be_updated_now_and_then(tiny_task, random_images, one_device):
+    """As torchvision's: every second step, a copy before step 4, then with the whole decay."""
+    settings = StepSettings(log_every=2, ema_decay=0.7, ema_every=2, ema_start=4)
+    mean = None
+    for t, (state, _) in enumerate(every_call(tiny_task(), random_images, one_device, 8, settings)):
+        new = jax.tree.map(
+            lambda leaf: leaf.astype(np.float64), {"params": state.params, "batch_stats": state.batch_stats}
+        )
+        if t % 2 == 0:
+            mean = new if t < 4 else jax.tree.map(lambda old, now: 0.7 * old + 0.3 * now, mean, new)
+        assert_trees_close(state.ema, mean, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_may_be_taken_uphill(tiny_task, one_device):
+    """Sharpness-aware minimisation by hand, from two plain gradients; statistics and loss are the first pass's."""
+    task, batch = tiny_task(), random_batch()
+    state = start(task, one_device)
+    plain = jax.jit(partial(gradients, task, StepSettings()))
+    loss, _, batch_stats, grads = plain(state, batch)
+    norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(grads)))
+    uphill = jax.tree.map(lambda w, g: w + np.float32(0.3 / norm) * g, state.params, grads)
+    uphill_grads = plain(state.replace(params=uphill), batch)[3]
+    expected = jax.tree.map(lambda w, g: w - 0.1 * (g + 1e-4 * w), state.params, uphill_grads)
+    step = jax.jit(partial(train_step, task, SGD_PAPER, CONSTANT, StepSettings(sam_radius=0.3)))
+    after, metrics = step(state, batch)
+    assert_trees_close(after.params, expected, rtol=1e-4, atol=1e-5)
+    assert_trees_close(after.batch_stats, batch_stats, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["train_loss"], loss, rtol=1e-5)
+    downhill = jax.tree.map(lambda w, g: w - 0.1 * (g + 1e-4 * w), state.params, grads)
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (downhill, expected)), strict=True)) > 1e-3
+
+
 def test_the_scale_of_the_plateau_multiplies_the_learning_rate(tiny_task, one_device):
     task, settings = tiny_task(), StepSettings(log_every=1)
     state, batch = start(task, one_device), random_batch()

@@ -4,10 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from resnet_jax.data.crops.progressive import Progressive
 from resnet_jax.data.crops.random_resized import RandomResized
 from resnet_jax.data.crops.scale_jitter import ScaleJitter
 
-__all__ = ["Crop", "RandomResized", "ScaleJitter"]
+__all__ = ["Crop", "Progressive", "RandomResized", "ScaleJitter"]
 
 # Each has ``name`` and ``box(rng, height, width, crop_size)``, the box of an image (height, width) that is resized to
 # crop_size x crop_size; ``check(crop_size)`` raises ValueError where it cannot. Imports no jax.

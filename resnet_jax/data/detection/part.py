@@ -51,6 +51,11 @@ class DetectionData(Part):
         """Pixels of the shorter side in evaluation."""
         return self.eval_short_side or max(self.short_sides)
 
+    @property
+    def sizes_differ(self) -> bool:
+        """Whether training batches have images of several sizes: they may, lying and upright."""
+        return True
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         largest = max(*self.short_sides, self.evaluation_side)

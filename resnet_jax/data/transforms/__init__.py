@@ -6,20 +6,35 @@ import jax
 from pydantic import model_validator
 
 from resnet_jax.data.normalization import Normalization
+from resnet_jax.data.transforms.color_jitter import ColorJitter
+from resnet_jax.data.transforms.cutout import Cutout
 from resnet_jax.data.transforms.flip import Flip
+from resnet_jax.data.transforms.mixing import Mixing
 from resnet_jax.data.transforms.pca_color import PcaColor
+from resnet_jax.data.transforms.rand_augment import RandAugment
 from resnet_jax.data.transforms.random_crop import RandomCrop
+from resnet_jax.data.transforms.random_erasing import RandomErasing
 from resnet_jax.data.transforms.streams import stream
 from resnet_jax.data.transforms.transform import Batch, Transform
+from resnet_jax.data.transforms.trivial_augment import TrivialAugment
 from resnet_jax.parts import Part
 
 
 class Transforms(Part):
-    """The transforms, in the order in which they are applied; each is off by default."""
+    """The transforms, in the order in which they are applied; each is off by default.
 
+    Those on uint8 images come first, whatever their place: rand_augment, trivial_augment and color_jitter.
+    """
+
+    rand_augment: RandAugment = RandAugment()
+    trivial_augment: TrivialAugment = TrivialAugment()
+    color_jitter: ColorJitter = ColorJitter()
     pca_color: PcaColor = PcaColor()
     random_crop: RandomCrop = RandomCrop()
     flip: Flip = Flip()
+    cutout: Cutout = Cutout()
+    random_erasing: RandomErasing = RandomErasing()
+    mixing: Mixing = Mixing()
 
     @model_validator(mode="after")
     def _check_set_is_read(self) -> Self:

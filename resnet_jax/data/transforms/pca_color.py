@@ -4,8 +4,7 @@ import jax
 import numpy as np
 
 from resnet_jax.data.normalization import Normalization
-from resnet_jax.data.transforms.transform import Batch, Transform
-from resnet_jax.errors import UserError
+from resnet_jax.data.transforms.transform import Batch, Transform, check_rgb
 from resnet_jax.parts import NonNegativeFloat
 
 # Principal components of ImageNet's RGB values in [0, 1], in the figures that Torch's ResNet recipe made common:
@@ -31,11 +30,7 @@ class PcaColor(Transform):
     def __call__(self, key: jax.Array, batch: Batch, normalization: Normalization, num_classes: int) -> Batch:
         """Raises UserError for images that are not RGB."""
         images = batch["image"]
-        if images.shape[-1] != 3:
-            raise UserError(
-                f"config.transforms.pca_color is for RGB, and the images have {images.shape[-1]} channels; set its std "
-                f"to 0"
-            )
+        check_rgb("pca_color", images)
         return batch | {"image": images + self.shifts(key, len(images)) / normalization.std}
 
     def shifts(self, key: jax.Array, count: int) -> jax.Array:

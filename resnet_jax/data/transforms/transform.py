@@ -5,6 +5,7 @@ from typing import ClassVar
 import jax
 
 from resnet_jax.data.normalization import Normalization
+from resnet_jax.errors import UserError
 from resnet_jax.parts import Part
 
 Batch = dict[str, jax.Array]
@@ -28,3 +29,11 @@ class Transform(Part):
     def __call__(self, key: jax.Array, batch: Batch, normalization: Normalization, num_classes: int) -> Batch:
         """The changed batch, of the same shapes; ``key`` is this transform's own."""
         raise NotImplementedError
+
+
+def check_rgb(name: str, images: jax.Array) -> None:
+    """Raises UserError unless the images (B, H, W, C) that the transform ``name`` is given are RGB."""
+    if images.shape[-1] != 3:
+        raise UserError(
+            f"config.transforms.{name} is for RGB, and the images have {images.shape[-1]} channels; leave it off"
+        )

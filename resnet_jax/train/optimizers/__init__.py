@@ -1,13 +1,15 @@
-"""The optimizers. A new one is a file of its own here and a member of ``AnyOptimizer``.
+"""The optimizers. A new one is a file of its own here and a member of ``AnyOptimizer``."""
 
-With two members or more the table is ``Annotated[SGD | Other, Field(discriminator="name")]``.
-"""
+from typing import Annotated, TypeAlias
 
-from typing import TypeAlias
+from pydantic import Field
 
-from resnet_jax.train.optimizers.base import Optimizer
+from resnet_jax.train.optimizers.adamw import AdamW
+from resnet_jax.train.optimizers.base import DecayRule, Optimizer
+from resnet_jax.train.optimizers.lamb import LAMB
+from resnet_jax.train.optimizers.lars import LARS
 from resnet_jax.train.optimizers.sgd import SGD
 
-AnyOptimizer: TypeAlias = SGD
+AnyOptimizer: TypeAlias = Annotated[SGD | AdamW | LAMB | LARS, Field(discriminator="name")]
 
-__all__ = ["SGD", "AnyOptimizer", "Optimizer"]
+__all__ = ["LAMB", "LARS", "SGD", "AdamW", "AnyOptimizer", "DecayRule", "Optimizer"]

@@ -2,14 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
 from resnet_jax.errors import UserError
-from resnet_jax.parts import Duration, NonNegativeFloat, Part, in_steps
+from resnet_jax.parts import Duration, Fraction, NonNegativeFloat, Part, in_steps
 
 if TYPE_CHECKING:
     from resnet_jax.train.schedules.plateau import Plateau
@@ -38,11 +38,20 @@ class BaseSchedule(Part):
     """Base class of the schedules; one of them adds ``name``, its settings, and ``after_warmup``.
 
     warmup_steps: the rate climbs linearly over these first steps. hold: a lower rate until the network learns at all.
+    warmup_from: the part of the peak that the first step has; the peak is then that of the first step after the
+        warm-up. None: the warm-up's first step has a share of 1 / ``warmup_steps``, and its last one has the peak.
     """
 
     name: str
     warmup_steps: Duration = 0
+    warmup_from: Fraction | None = None
     hold: Hold = Hold()
+
+    @model_validator(mode="after")
+    def _check_warmup_is_read(self) -> Self:
+        if self.warmup_from is not None and self.warmup_steps == 0:
+            raise ValueError("warmup_from is set but not read, because warmup_steps is 0; set warmup_steps too")
+        return self
 
     @property
     def plateau(self) -> "Plateau | None":
@@ -66,5 +75,8 @@ class BaseSchedule(Part):
         main = self.after_warmup(peak, steps, warmup, steps_per_epoch)
         if warmup == 0:
             return main
-        # The first step already moves: (step + 1) / warmup of the peak.
-        return lambda step: jnp.where(step < warmup, peak * (step + 1) / warmup, main(step))
+        first = self.warmup_from
+        if first is None:  # The first step already moves: (step + 1) / warmup of the peak.
+            return lambda step: jnp.where(step < warmup, peak * (step + 1) / warmup, main(step))
+        climb = peak * (1 - first) / warmup
+        return lambda step: jnp.where(step < warmup, peak * first + climb * step, main(step))

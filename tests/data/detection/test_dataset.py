@@ -82,7 +82,7 @@ def training(data, batch_size, start, stop, share=WHOLE, seed=3):
 
 
 def evaluation(data, batch_size, share=WHOLE):
-    views = data.evaluation_views("validation")
+    views = data.whole_views("validation")
     return [batch for view in views for batch in data.evaluation_batches("validation", view, batch_size, share)]
 
 
@@ -237,7 +237,7 @@ def test_fifty_photographs_of_many_sizes_compile_two_programs():
 
 def test_square_photographs_have_one_canvas():
     data = dataset(square=True)
-    assert data.training_canvases == [(24, 24)] and len(data.evaluation_views("validation")) == 1
+    assert data.training_canvases == [(24, 24)] and len(data.whole_views("validation")) == 1
     assert {batch["image"].shape for batch in training(data, 4, 0, 8)} == {(4, 24, 24, 3)}
 
 
@@ -302,7 +302,7 @@ def test_batches_reach_the_devices(mesh):
         found = data.gather(resident, jax.tree.map(lambda leaf: leaf[0], batch))
         assert_same([jax.device_get(found)], [expected])
     seen = []
-    for view in data.evaluation_views("validation"):
+    for view in data.whole_views("validation"):
         for batch in evaluation_inputs(data, "validation", view, 3, mesh):
             seen += batch["index"].tolist()
     assert sorted(index for index in seen if index >= 0) == list(range(13))

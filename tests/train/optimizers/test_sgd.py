@@ -106,7 +106,7 @@ def test_the_rate_scales_linearly_with_the_batch_where_the_recipe_says_for_which
 
 @pytest.mark.parametrize(
     "values",
-    [{"decay": "none"}, {"learning_rate": -0.1}, {"momentum": -1.0}, {"weight_decay": -1e-4}, {"nesterov": True}],
+    [{"decay": "none"}, {"learning_rate": -0.1}, {"momentum": -1.0}, {"weight_decay": -1e-4}, {"nesterov": 1}],
     ids=str,
 )
 def test_a_wrong_value_is_refused_by_its_key(values):

@@ -6,7 +6,17 @@ import pydantic
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.train.schedules import AnySchedule, Constant, Cosine, Hold, Plateau, Step
+from resnet_jax.train.schedules import (
+    AnySchedule,
+    Constant,
+    Cosine,
+    Exponential,
+    Hold,
+    Plateau,
+    Polynomial,
+    Step,
+    Triangular,
+)
 
 
 def rates(schedule, steps, peak=0.1, total=64_000, steps_per_epoch=10):
@@ -49,9 +59,56 @@ def test_constant_stays_and_so_does_plateau_before_it_is_scaled(schedule):
     np.testing.assert_allclose(rates(schedule, [0, 1, 63_999]), 0.1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [Step, Plateau, Cosine, Constant])
+@pytest.mark.parametrize("kind", [Step, Plateau, Cosine, Constant, Polynomial])
 def test_warm_up_climbs_linearly_and_the_first_step_moves(kind):
     np.testing.assert_allclose(rates(kind(warmup_steps=4), range(5)), [0.025, 0.05, 0.075, 0.1, 0.1], rtol=1e-6)
+
+
+def test_warm_up_may_begin_at_a_part_of_the_peak_which_then_is_that_of_the_step_after_it():
+    found = rates(Constant(warmup_steps=4, warmup_from=0.2), range(6))
+    np.testing.assert_allclose(found, [0.02, 0.04, 0.06, 0.08, 0.1, 0.1], rtol=1e-6)
+    assert rates(Cosine(warmup_steps=4, warmup_from=0.0), [0]) == [0]
+
+
+def test_a_cosine_may_end_above_zero_and_restart_in_ever_longer_cycles():
+    steps = np.arange(10, 71)
+    expected = 0.02 + (0.1 - 0.02) * (1 + np.cos(np.pi * (steps - 10) / 60)) / 2
+    np.testing.assert_allclose(rates(Cosine(warmup_steps=10, floor=0.02), steps, total=70), expected, rtol=1e-5)
+    # 60 steps in cycles of 1 : 2 : 3 have none; of 1 : 2 : 4 they are 70 / 7 each.
+    expected = []
+    for length in (10, 20, 40):
+        expected += [0.02 + 0.08 * (1 + np.cos(np.pi * step / length)) / 2 for step in range(length)]
+    found = rates(Cosine(warmup_steps=10, floor=0.02, cycles=3, cycle_growth=2.0), range(10, 80), total=80)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    with pytest.raises(UserError, match=r"config\.schedule\.cycles is 9, but a cycle would have no step"):
+        rates(Cosine(cycles=9), [], total=5)
+
+
+@pytest.mark.parametrize(("power", "floor"), [(1.0, 0.0), (2.0, 0.001), (0.5, 0.02)])
+def test_polynomial_is_a_power_of_the_remaining_time(power, floor):
+    steps = np.arange(4, 40)
+    expected = floor + (0.1 - floor) * (1 - (steps - 4) / 36) ** power
+    found = rates(Polynomial(power=power, floor=floor, warmup_steps=4), steps, total=40)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_exponential_is_multiplied_by_its_factor_every_so_often():
+    steps = np.arange(0, 100, 7)
+    stairs = rates(Exponential(factor=0.9, every="2.4 epochs"), steps)
+    np.testing.assert_allclose(stairs, 0.1 * 0.9 ** (steps // 24), rtol=1e-5)
+    smooth = rates(Exponential(factor=0.9, every=24, staircase=False, warmup_steps=6), steps[1:])
+    np.testing.assert_allclose(smooth, 0.1 * 0.9 ** (steps[1:] / 24), rtol=1e-5)
+    with pytest.raises(UserError, match=r"config\.schedule\.every is 0; it must be at least one step"):
+        rates(Exponential(every=0), [])
+
+
+def test_triangular_goes_up_and_down_in_straight_lines():
+    steps = np.arange(50)
+    found = rates(Triangular(peak_at="2 epochs", start=0.25, end=0.1), steps, total=50)
+    np.testing.assert_allclose(found, np.interp(steps, [0, 20, 50], [0.025, 0.1, 0.01]), rtol=1e-5)
+    for peak_at in (0, 50, "9 epochs"):
+        with pytest.raises(UserError, match=r"config\.schedule\.peak_at is .*; it must be after the warm-up, step 0"):
+            rates(Triangular(peak_at=peak_at), [], total=50)
 
 
 def test_warm_up_does_not_shift_the_boundaries():
@@ -77,6 +134,13 @@ def test_a_warm_up_as_long_as_the_run_is_refused(warmup):
         ({"name": "cosine", "hold": {"error": 1.5}}, ("cosine", "hold", "error")),
         ({"name": "cosine", "hold": {"error": 0.8, "learning_rate": -1.0}}, ("cosine", "hold", "learning_rate")),
         ({"name": "cosine", "hold": {"learning_rate": 0.02}}, ("cosine", "hold")),  # Would not be read.
+        ({"name": "cosine", "warmup_from": 0.1}, ("cosine",)),
+        ({"name": "cosine", "cycle_growth": 2.0}, ("cosine",)),
+        ({"name": "cosine", "cycles": 0}, ("cosine", "cycles")),
+        ({"name": "constant", "warmup_steps": 3, "warmup_from": 1.0}, ("constant", "warmup_from")),
+        ({"name": "exponential", "factor": 1.0}, ("exponential", "factor")),
+        ({"name": "triangular", "start": 1.0}, ("triangular", "start")),
+        ({"name": "polynomial", "power": -1.0}, ("polynomial", "power")),
     ],
     ids=str,
 )
