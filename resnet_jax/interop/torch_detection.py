@@ -1,19 +1,21 @@
 """torchvision's weights of Faster R-CNN with FPN as this project's variables."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.detection.faster_rcnn import FasterRCNN
 from resnet_jax.errors import UserError
 from resnet_jax.interop.torch_files import read_torch_file
 from resnet_jax.interop.torch_keys import Place, misfits, to_flax_layout, torch_keys
 from resnet_jax.interop.torch_weights import arrays_of
+from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 
 _LEAVES = {"kernel": "weight", "bias": "bias"}
 _MODULES = {
@@ -45,13 +47,7 @@ def load_torch_detection(model: FasterRCNN, source: str | Path | Mapping[str, An
     weights = arrays_of(read_torch_file(Path(source)) if isinstance(source, (str, Path)) else source, origin)
     weights = {_OLD_KEY.sub(_new_key, key): value for key, value in weights.items()}
     network = model.backbone.network
-    unrolled = model.clone(backbone=model.backbone.clone(network=network.unrolled()))
-    template: Any = jax.eval_shape(
-        lambda: unrolled.init(
-            jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 1, 4)), jnp.ones((1, 2)), method="outputs"
-        )
-    )
-    shapes = {place: leaf.shape for place, leaf in flax.traverse_util.flatten_dict(template).items()}
+    shapes = _shapes(model)
     of_network = torch_keys(network, "fc")
     places = {_key(place, of_network): place for place in shapes}
     arrays = {key: to_flax_layout(value, places.get(key, (key,))) for key, value in weights.items()}
@@ -66,7 +62,30 @@ def load_torch_detection(model: FasterRCNN, source: str | Path | Mapping[str, An
             "network and the number of classes that the weights have"
         )
     loaded = flax.traverse_util.unflatten_dict({place: jnp.asarray(arrays[key]) for key, place in places.items()})
-    return loaded
+    return loaded if network == network.unrolled() else _each_network(stack_blocks, loaded)
+
+
+def _shapes(model: FasterRCNN) -> dict[Place, Any]:
+    """The shape of each variable in the unrolled layout."""
+    # Tracing the scanned layout is quicker; the views take no memory.
+    scanned = model.clone(backbone=model.backbone.clone(network=model.backbone.network.scanned()))
+    template: Any = jax.eval_shape(
+        lambda: scanned.init(
+            jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 1, 4)), jnp.ones((1, 2)), method="outputs"
+        )
+    )
+    views = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), template)
+    unrolled = _each_network(unstack_blocks, views)
+    return {place: leaf.shape for place, leaf in flax.traverse_util.flatten_dict(unrolled).items()}
+
+
+def _each_network(convert: Callable[[Any], Any], variables: Any) -> Any:
+    """The variables with those of the backbone's network in another layout."""
+    networks = convert({name: collection["backbone"]["network"] for name, collection in variables.items()})
+    return {
+        name: {**collection, "backbone": {**collection["backbone"], "network": networks[name]}}
+        for name, collection in variables.items()
+    }
 
 
 def _new_key(match: re.Match[str]) -> str:
