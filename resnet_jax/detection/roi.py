@@ -98,7 +98,7 @@ def roi_pool(features: jax.Array, boxes: jax.Array, scale: float, size: int, ins
     """
     height, width = features.shape[1:3]
     # Halves away from zero, as C rounds.
-    corners = jnp.asarray(boxes, jnp.float32) * scale
+    corners = lax.stop_gradient(jnp.asarray(boxes, jnp.float32)) * scale
     corners = jnp.sign(corners) * jnp.floor(jnp.abs(corners) + 0.5)
     top, bottom, rows = _bins(corners[..., 1], corners[..., 3], size, height)
     left, right, columns = _bins(corners[..., 0], corners[..., 2], size, width)
@@ -121,7 +121,9 @@ def roi_pool(features: jax.Array, boxes: jax.Array, scale: float, size: int, ins
 
 def _bins(first: jax.Array, last: jax.Array, size: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of regions of cells (...), the bins' first cells, ends and numbers of cells on the map: (..., size) int32."""
-    bin_size = jnp.maximum(last - first + 1, 1)[..., None] / size
+    # The bins' ends turn on the last bit of this division, which XLA would make a product with 1 / size.
+    cells = jnp.maximum(last - first + 1, 1)
+    bin_size = (cells / lax.optimization_barrier(jnp.full_like(cells, size)))[..., None]
     number = jnp.arange(size, dtype=jnp.float32)
     start = jnp.clip(jnp.floor(number * bin_size) + first[..., None], 0, length)
     end = jnp.clip(jnp.ceil((number + 1) * bin_size) + first[..., None], 0, length)

@@ -6,19 +6,28 @@ import numpy as np
 import pytest
 
 from resnet_jax.detection import nms as nms_module
-from resnet_jax.detection.boxes import iou
 from resnet_jax.detection.nms import box_vote, nms
 
-CASES, BOXES = 200, 60
+CASES, BOXES = 200, 40
+
+
+def numpy_iou(boxes):
+    boxes = np.asarray(boxes, np.float32)
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    inter = np.prod(np.maximum(high - low, 0), axis=2)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return inter / (areas[:, None] + areas[None] - inter)
 
 
 def greedy(boxes, scores, threshold, max_out, valid=None, groups=None):
     """The sequential algorithm, in float32; a stable sort by falling score."""
-    overlaps = np.asarray(iou(boxes, boxes))
+    suppresses = numpy_iou(boxes) > threshold
+    if groups is not None:
+        suppresses &= groups[:, None] == groups
     kept = []
     for i in np.argsort(-np.asarray(scores), kind="stable"):
-        there = valid is None or valid[i]
-        if there and all(overlaps[i, j] <= threshold or (groups is not None and groups[i] != groups[j]) for j in kept):
+        if (valid is None or valid[i]) and not suppresses[i, kept].any():
             kept.append(int(i))
     return kept[:max_out]
 
@@ -30,8 +39,7 @@ def kept_by(result):
     return indices[valid].tolist()
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
-@pytest.mark.parametrize("block", [512, 16], ids=["one-block", "blocks"])
+@pytest.mark.parametrize("threshold, block", [(0.3, 512), (0.5, 512), (0.7, 512), (0.3, 16)])
 def test_it_keeps_what_the_sequential_algorithm_keeps(threshold, block, random_boxes, monkeypatch):
     monkeypatch.setattr(nms_module, "BLOCK", block)
     rng = np.random.default_rng(0)
@@ -49,7 +57,7 @@ def test_it_keeps_what_the_sequential_algorithm_keeps(threshold, block, random_b
         expected = greedy(boxes[i], scores[i], threshold, BOXES, valid[i], groups[i])
         assert kept_by((results[0][i], results[1][i])) == expected
         suppressed += valid[i].sum() - len(expected)
-    assert suppressed > CASES
+    assert suppressed > CASES // 2
 
 
 @pytest.mark.parametrize("block", [512, 7], ids=["one-block", "blocks"])
@@ -88,15 +96,13 @@ def test_it_stops_once_enough_are_found(monkeypatch):
 def test_box_votes_are_a_weighted_mean(random_boxes):
     rng = np.random.default_rng(3)
     boxes, scores, groups = random_boxes(rng, 40), rng.random(40).astype(np.float32), rng.integers(2, size=40)
-    valid = rng.random(40) < 0.8
+    valid, overlaps = rng.random(40) < 0.8, numpy_iou(boxes)
     index, found = nms(boxes, scores, 0.3, 10, valid, groups)
     kept = np.asarray(index)[np.asarray(found)]
     result = box_vote(boxes[kept], boxes, scores, 0.5, valid, groups[kept], groups)
     moved = 0
     for row, k in zip(result, kept, strict=True):
-        voters = [
-            j for j in range(40) if valid[j] and groups[j] == groups[k] and iou(boxes[k : k + 1], boxes[j : j + 1]) >= 0.5
-        ]
+        voters = np.flatnonzero(valid & (groups == groups[k]) & (overlaps[k] >= 0.5))
         assert k in voters
         moved += len(voters) > 1
         np.testing.assert_allclose(row, np.average(boxes[voters], axis=0, weights=scores[voters]), rtol=1e-5, atol=1e-4)
