@@ -39,6 +39,10 @@ class Backbone(Protocol):
         """How many of them, from the first, regions are pooled from."""
 
     @property
+    def freeze_norm(self) -> bool:
+        """Whether batch normalisation keeps its statistics, scales and biases in training."""
+
+    @property
     def dtype(self) -> Any: ...
 
     @property
@@ -191,6 +195,11 @@ class VGGBackbone(nn.Module):
     frozen_stages: int = 2
 
     @property
+    def freeze_norm(self) -> bool:
+        """There is none."""
+        return True
+
+    @property
     def strides(self) -> tuple[int, ...]:
         return (self.network.strides[-1],)
 
@@ -220,6 +229,32 @@ class VGGBackbone(nn.Module):
     def is_frozen(self, place: Place) -> bool:
         name = place[1] if place[0] == "network" else ""
         return name.startswith("conv") and int(name.removeprefix("conv").split("_")[0]) <= self.frozen_stages
+
+
+def trainable(backbone: Backbone, variables: Variables) -> Any:
+    """A tree like ``variables["params"]`` of bools: False for frozen stages and for frozen batch normalisation.
+
+    For an optimizer, which must leave the others alone altogether: weight decay would change them, too. ``variables`` are
+    those of a module that has ``backbone`` under this name.
+    """
+    normalised = {place[:-1] for place in flax.traverse_util.flatten_dict(dict(variables.get("batch_stats", {})))}
+
+    def of(place: Place) -> bool:
+        frozen = place[0] == "backbone" and backbone.is_frozen(place[1:])
+        return not (frozen or (backbone.freeze_norm and place[:-1] in normalised))
+
+    places = flax.traverse_util.flatten_dict(dict(variables["params"]))
+    return flax.traverse_util.unflatten_dict({place: of(place) for place in places})
+
+
+def stop_frozen(backbone: Backbone, variables: Variables) -> dict[str, Any]:
+    """The variables, of which those that are not ``trainable`` get gradients of zero, which cost nothing."""
+    params = jax.tree.map(
+        lambda leaf, trained: leaf if trained else jax.lax.stop_gradient(leaf),
+        variables["params"],
+        trainable(backbone, variables),
+    )
+    return {**variables, "params": params}
 
 
 def with_weights(variables: Variables, weights: Variables) -> dict[str, Any]:

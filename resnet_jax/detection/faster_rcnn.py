@@ -8,12 +8,12 @@ static: where there are fewer boxes than slots, masks say which count.
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.detection.anchors import Anchors
+from resnet_jax.detection.backbones import stop_frozen
 from resnet_jax.detection.boxes import Weights, at_least, clip, decode, encode, iou
 from resnet_jax.detection.nms import box_vote, nms
 from resnet_jax.detection.roi import multilevel_roi_align, roi_align, roi_pool
@@ -347,25 +347,6 @@ def detect(predictions: Predictions, image_hw: jax.Array, settings: BoxSettings)
     return jax.vmap(of_image)(*predictions, jnp.asarray(image_hw, jnp.float32))
 
 
-# Frozen parameters.
-
-
-def trainable(model: FasterRCNN, variables: Any) -> Any:
-    """A tree like ``variables["params"]`` of bools: False for frozen stages and for frozen batch normalisation.
-
-    For an optimizer, which must leave the others alone altogether: weight decay would change them, too.
-    """
-    normalised = {place[:-1] for place in flax.traverse_util.flatten_dict(dict(variables.get("batch_stats", {})))}
-    freeze_norm = getattr(model.backbone, "freeze_norm", False)
-
-    def of(place: tuple[str, ...]) -> bool:
-        frozen = place[0] == "backbone" and model.backbone.is_frozen(place[1:])
-        return not (frozen or (freeze_norm and place[:-1] in normalised))
-
-    places = flax.traverse_util.flatten_dict(dict(variables["params"]))
-    return flax.traverse_util.unflatten_dict({place: of(place) for place in places})
-
-
 def training_losses(
     model: FasterRCNN,
     variables: Any,
@@ -375,14 +356,9 @@ def training_losses(
     key: jax.Array,
 ) -> tuple[dict[str, jax.Array], Any]:
     """(``FasterRCNN.losses``, the new batch statistics), where frozen parameters get gradients of zero at no cost."""
-    params = jax.tree.map(
-        lambda leaf, trained: leaf if trained else lax.stop_gradient(leaf),
-        variables["params"],
-        trainable(model, variables),
-    )
     sample, dropout = jax.random.split(key)
     losses, updated = model.apply(
-        {**variables, "params": params},
+        stop_frozen(model.backbone, variables),
         images,
         image_hw,
         targets,
