@@ -234,8 +234,8 @@ class VGGBackbone(nn.Module):
 def trainable(backbone: Backbone, variables: Variables) -> Any:
     """A tree like ``variables["params"]`` of bools: False for frozen stages and for frozen batch normalisation.
 
-    For an optimizer, which must leave the others alone altogether: weight decay would change them, too. ``variables`` are
-    those of a module that has ``backbone`` under this name.
+    For an optimizer, which must leave the others alone altogether: weight decay would change them, too. ``variables``
+    are those of a module that has ``backbone`` under this name.
     """
     normalised = {place[:-1] for place in flax.traverse_util.flatten_dict(dict(variables.get("batch_stats", {})))}
 

@@ -124,9 +124,9 @@ def propose(
     best_boxes, best_scores, maps = [], [], []
     for level, (score, delta, anchor) in enumerate(zip(scores, deltas, anchors, strict=True)):
         count = min(before, score.shape[1])
-        top, index = lax.top_k(lax.stop_gradient(score), count)
+        top, index = lax.top_k(lax.stop_gradient(jnp.asarray(score)), count)
         chosen = jnp.take_along_axis(lax.stop_gradient(delta), index[..., None], axis=1)
-        best_boxes.append(clip(decode(chosen, anchor[index]), image_hw))
+        best_boxes.append(clip(decode(chosen, jnp.asarray(anchor)[index]), image_hw))
         best_scores.append(top)
         maps.append(jnp.full(count, level))
     groups = jnp.concatenate(maps)
@@ -160,6 +160,7 @@ def rpn_losses(
         settings: thresholds and sizes of the samples.
         key: of the samples.
     """
+    anchors, gt_boxes = jnp.asarray(anchors, jnp.float32), jnp.asarray(gt_boxes, jnp.float32)
 
     def targets(key: jax.Array, hw: jax.Array, boxes: jax.Array, valid: jax.Array) -> tuple[jax.Array, ...]:
         overlaps = iou(anchors, boxes)

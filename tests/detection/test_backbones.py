@@ -54,9 +54,9 @@ def test_the_parts_of_c4_are_the_whole_network(weights):
 def test_vgg_is_cut_in_two_parts():
     fields = {"width": 4, "hidden": 6, "stage_sizes": (1, 1, 2)}
     whole = create_model("vgg16", 0, **fields)
-    variables = whole.init(jax.random.key(0), images())
+    variables = jax.jit(whole.init)(jax.random.key(0), images())
     backbone, inside = VGGBackbone(whole), {"params": {"network": variables["params"]}}
-    (conv5,) = backbone.apply(inside, images())
+    (conv5,) = jax.jit(backbone.apply)(inside, images())
     assert conv5.shape == (2, 9, 9, 16) and backbone.strides == (4,)
     pooled = jax.image.resize(conv5, (2, 7, 7, 16), "nearest")
     features = backbone.apply(inside, pooled, method="head")
