@@ -1,5 +1,7 @@
 """The whole detector against torchvision's, layer by layer, with the same weights."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from resnet_jax.detection.boxes import iou
 from resnet_jax.detection.faster_rcnn import Targets, detect, training_losses
 from resnet_jax.detection.named import torchvision_fpn
 from resnet_jax.detection.roi import roi_align
+from resnet_jax.errors import UserError
 from resnet_jax.interop.torch_detection import load_torch_detection
 from resnet_jax.models import create_model
 
@@ -94,6 +97,19 @@ def test_detections(golden, outputs):
     np.testing.assert_allclose(found.scores[0], golden["detections_scores"], atol=1e-3)
     np.testing.assert_array_equal(found.labels[0] + 1, golden["detections_labels"])
     assert np.diag(iou(found.boxes[0], golden["detections_boxes"])).min() > 0.99
+
+
+def test_keys_of_older_versions_and_what_does_not_fit(golden, detector):
+    model, variables, _ = detector
+    renamed = {}
+    for key, value in golden.state_dict.items():
+        old = key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+        renamed[re.sub(r"(fpn\.\w+_blocks\.\d)\.0\.", r"\1.", old)] = value
+    assert set(renamed) != set(golden.state_dict)
+    jax.tree.map(np.testing.assert_array_equal, load_torch_detection(model, renamed), variables)
+    del renamed["rpn.head.conv.bias"]
+    with pytest.raises(UserError, match=r"does not fit the detector: rpn.head.conv.0.0.bias is missing; make the"):
+        load_torch_detection(model, renamed)
 
 
 @pytest.mark.slow
