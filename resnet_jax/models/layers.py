@@ -51,6 +51,7 @@ class Conv(nn.Module):
     dtype: jnp.dtype = jnp.float32
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     kernels: Kernels = PLAIN
+    kernel_init: nn.initializers.Initializer = he_normal
 
     def weights(self, kernel: jax.Array) -> jax.Array:
         """What it convolves with, of its parameter: both (size, size, I / groups, filters), float32."""
@@ -59,7 +60,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.filters)
-        kernel = self.weights(self.param("kernel", he_normal, shape, jnp.float32))
+        kernel = self.weights(self.param("kernel", self.kernel_init, shape, jnp.float32))
         pad = (self.dilation * (self.size // 2),) * 2
         y = self.kernels.convolution(
             x.astype(self.dtype), kernel.astype(self.dtype), self.strides, (pad, pad), self.groups, self.dilation

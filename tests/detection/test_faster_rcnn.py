@@ -1,0 +1,254 @@
+import math
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.detection.anchors import Anchors
+from resnet_jax.detection.backbones import FPN, ResNetC4, trainable
+from resnet_jax.detection.boxes import decode, iou
+from resnet_jax.detection.faster_rcnn import (
+    BoxSettings,
+    FasterRCNN,
+    Pooling,
+    Predictions,
+    Targets,
+    detect,
+    training_losses,
+)
+from resnet_jax.detection.named import (
+    detectron2_c4,
+    detectron2_fpn,
+    paper_c4,
+    paper_vgg,
+    torchvision_fpn,
+)
+from resnet_jax.detection.rpn import RPNSettings
+from resnet_jax.models import create_model
+from resnet_jax.parallel import replicated, sharded_batch
+
+SIZE, CLASSES = 64, 3
+SETTINGS = {
+    "rpn_channels": 8,
+    "rpn": RPNSettings(samples=16, train_pre_nms=40, train_post_nms=12, test_pre_nms=40, test_post_nms=10),
+    "box": BoxSettings(samples=12, min_score=0.01, detections=7),
+}
+
+
+def network(**fields):
+    return create_model("resnet50", 0, width=4, stage_sizes=(1, 1, 1, 1), **fields)
+
+
+def c4(**fields):
+    anchors = Anchors(((16.0, 32.0),))
+    return FasterRCNN(ResNetC4(network()), CLASSES, anchors, pooling=Pooling("pool", 4), **SETTINGS, **fields)
+
+
+def fpn(**fields):
+    anchors = Anchors(((8.0,), (16.0,), (32.0,), (64.0,), (64.0,)))
+    return FasterRCNN(
+        FPN(network(), channels=8, hidden=16, **fields), CLASSES, anchors, pooling=Pooling(size=3), **SETTINGS
+    )
+
+
+def initialise(model, size=SIZE):
+    arguments = jnp.zeros((1, size, size, 3)), jnp.zeros((1, 1, 4)), jnp.ones((1, 2))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), *arguments, method="outputs"))
+
+
+def draw(model, seed=0):
+    """Random variables, without compiling the initialisation."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        name = path[-1].key
+        if name == "kernel":
+            return rng.normal(0, (1 / np.prod(shape.shape[:-1])) ** 0.5, shape.shape).astype(np.float32)
+        if name in ("scale", "var"):
+            return rng.uniform(0.5, 1.0, shape.shape).astype(np.float32)
+        return rng.normal(0, 0.1, shape.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, initialise(model))
+
+
+def batch(count=2, seed=0, truths=3, slots=4):
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(count, SIZE, SIZE, 3)).astype(np.float32)
+    low = rng.uniform(0, SIZE / 2, (count, slots, 2))
+    boxes = np.concatenate([low, low + rng.uniform(12, SIZE / 2, low.shape)], axis=2).astype(np.float32)
+    valid = np.arange(slots)[None] < np.full((count, 1), truths)
+    targets = Targets(boxes, rng.integers(CLASSES, size=(count, slots)).astype(np.int32), valid)
+    return images, np.tile(np.float32([SIZE, SIZE]), (count, 1)), targets
+
+
+def parameters(model):
+    """Those that are not of batch normalisation, which is frozen."""
+    shapes = initialise(model)
+    normalised = {place[:-1] for place in flax.traverse_util.flatten_dict(shapes.get("batch_stats", {}))}
+    places = flax.traverse_util.flatten_dict(shapes["params"])
+    return sum(math.prod(leaf.shape) for place, leaf in places.items() if place[:-1] not in normalised)
+
+
+# torchvision's own count; the others follow from the layers that detectron2 and the paper describe.
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (lambda: torchvision_fpn(resnet(50)), 41_755_286),
+        (lambda: detectron2_c4(resnet(50), 80), 33_791_644),
+        (lambda: detectron2_c4(resnet(101), 80), 52_731_548),
+        (lambda: paper_c4(resnet(101), 20), 47_343_954),
+        (lambda: paper_c4(resnet(101), 20, context=True), 47_550_802),
+    ],
+    ids=["torchvision", "r50-c4", "r101-c4", "paper", "context"],
+)
+def test_parameters(make, expected):
+    assert parameters(make()) == expected
+
+
+def resnet(depth):
+    return create_model(f"resnet{depth}", 0, scan_blocks=True)  # Traced in a third of the time.
+
+
+def test_vgg_and_other_networks_are_backbones():
+    vgg = create_model("vgg16", 0)
+    # VGG-16 without its classifier; then 3x3, 9 scores and 36 deltas; 21 classes and 80 deltas.
+    layers = 138_357_544 - 4097 * 1000 + 512 * 512 * 9 + 512 + 513 * 45 + 4097 * 101
+    assert parameters(paper_vgg(vgg, 20)) == layers
+    assert parameters(detectron2_fpn(create_model("resnet18", 0), 80)) > 11e6
+
+
+@pytest.mark.parametrize("make", [c4, fpn])
+def test_padding_of_ground_truth_changes_no_loss(make):
+    model = make()
+    variables = draw(model)
+    images, hw, targets = batch()
+    padded = Targets(*(np.concatenate([x, np.repeat(x[:, -1:], 80, axis=1)], axis=1) for x in targets[:2]), None)
+    padded = padded._replace(valid=np.pad(targets.valid, ((0, 0), (0, 80))))
+    run = jax.jit(lambda targets: training_losses(model, variables, images, hw, targets, jax.random.key(0))[0])
+    losses, again = run(targets), run(padded)
+    for name, loss in losses.items():
+        assert np.isfinite(loss) and loss > 0, name
+        np.testing.assert_allclose(again[name], loss, rtol=0, atol=1e-6)
+    # And not only because there is nothing to be seen.
+    assert abs(run(targets._replace(valid=targets.valid & False))["box"]) < 1e-9
+
+
+@pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["frozen", "trained"])
+def test_what_is_frozen_stays_to_the_bit(frozen):
+    model = fpn(freeze_norm=frozen, frozen_stages=2 if frozen else 0)
+    variables = draw(model)
+    mask = trainable(model.backbone, variables)
+    images, hw, targets = batch()
+
+    @jax.jit
+    def step(variables, key):
+        def total(params):
+            losses, stats = training_losses(model, {**variables, "params": params}, images, hw, targets, key)
+            return sum(losses.values()), stats
+
+        (_, stats), gradient = jax.value_and_grad(total, has_aux=True)(variables["params"])
+        params = jax.tree.map(
+            lambda p, g, trained: p - 1e-3 * (g + 1e-2 * p) if trained else p, variables["params"], gradient, mask
+        )
+        return {"params": params, "batch_stats": stats}, gradient
+
+    after = variables
+    for i in range(3):
+        after, gradient = step(after, jax.random.key(i))
+    flat = {name: flax.traverse_util.flatten_dict(tree) for name, tree in (("mask", mask), ("gradient", gradient))}
+    before = flax.traverse_util.flatten_dict(variables)
+    seen = {True: 0, False: 0}
+    for place, value in flax.traverse_util.flatten_dict(after).items():
+        changed = not np.array_equal(value, before[place])
+        if place[0] == "batch_stats":
+            assert changed != frozen, place
+            continue
+        assert np.all(np.isfinite(value))
+        seen[flat["mask"][place[1:]]] += 1
+        assert changed == flat["mask"][place[1:]], place
+        if not changed:
+            assert not np.any(flat["gradient"][place[1:]])
+    assert seen[True] > 20
+    # The stem's and the first stage's 5 convolutions, and the scale and bias of 17 normalisations.
+    assert seen[False] == (5 + 2 * 17 if frozen else 0)
+
+
+def test_two_sizes_of_images_are_two_programs():
+    model = c4()
+    variables = draw(model)
+    run = jax.jit(model.apply)
+    rng = np.random.default_rng(0)
+    for i in range(50):
+        height, width = (48, 64) if i % 3 else (64, 48)
+        hw = np.float32([[rng.integers(20, height + 1), rng.integers(20, width + 1)]])
+        images = rng.normal(size=(1, height, width, 3)).astype(np.float32)
+        images[0, int(hw[0, 0]) :] = 0
+        images[0, :, int(hw[0, 1]) :] = 0
+        found = run(variables, images, hw)
+        assert found.boxes.shape == (1, 7, 4)
+        assert np.all(found.boxes <= hw[0, [1, 0, 1, 0]])
+        assert found.valid.any()
+    assert run._cache_size() == 2
+
+
+@pytest.mark.slow
+def test_eight_devices_give_what_one_gives(eight_devices):
+    model = c4(context=True)
+    variables = draw(model)
+    images, hw, targets = batch(8)
+    key = jax.random.key(1)
+
+    def run(variables, images, hw, targets):
+        losses, _ = training_losses(model, variables, images, hw, targets, key)
+        return losses, model.apply(variables, images, hw)
+
+    alone = jax.jit(run)(variables, images, hw, targets)
+    placed = jax.device_put((images, hw, targets), sharded_batch(eight_devices))
+    shared = jax.jit(run)(jax.device_put(variables, replicated(eight_devices)), *placed)
+    for name in alone[0]:
+        np.testing.assert_allclose(shared[0][name], alone[0][name], rtol=1e-5)
+    np.testing.assert_allclose(shared[1].boxes, alone[1].boxes, atol=1e-3)
+    np.testing.assert_array_equal(shared[1].labels, alone[1].labels)
+
+
+def slow_detect(boxes, valid, probabilities, deltas, hw, settings):
+    """Class by class, in NumPy."""
+    found = []
+    for label in range(deltas.shape[1]):
+        moved = np.asarray(decode(deltas[:, label], boxes, settings.weights))
+        moved = np.clip(moved, 0, [hw[1], hw[0], hw[1], hw[0]])
+        scores = probabilities[:, label + 1]
+        there = valid & (scores > settings.min_score) & np.all(moved[:, 2:] - moved[:, :2] >= settings.min_size, axis=1)
+        order = [i for i in np.argsort(-scores, kind="stable") if there[i]]
+        overlaps, kept = np.asarray(iou(moved, moved)), []
+        for i in order:
+            if all(overlaps[i, j] <= settings.nms for j in kept):
+                kept.append(i)
+        found += [(scores[i], label, moved[i]) for i in kept]
+    return sorted(found, key=lambda row: -row[0])[: settings.detections]
+
+
+def test_detections_are_those_of_each_class_by_itself(random_boxes):
+    rng = np.random.default_rng(0)
+    boxes = np.stack([random_boxes(rng, 40) for _ in range(2)])
+    logits = rng.normal(0, 2, (2, 40, 5))
+    probabilities = (np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)).astype(np.float32)
+    deltas = rng.normal(0, 0.5, (2, 40, 4, 4)).astype(np.float32)
+    predictions = Predictions(boxes, rng.random((2, 40)) < 0.8, probabilities, deltas)
+    hw = np.float32([[90, 80], [100, 110]])
+    settings = BoxSettings(detections=12, nms=0.3)
+    found = detect(predictions, hw, settings)
+    assert not found.overflow.any()
+    for i in range(2):
+        expected = slow_detect(*(np.asarray(x)[i] for x in predictions), hw[i], settings)
+        assert len(expected) == found.valid[i].sum() > 5
+        for slot, (score, label, box) in enumerate(expected):
+            np.testing.assert_allclose(found.scores[i, slot], score)
+            assert found.labels[i, slot] == label
+            np.testing.assert_allclose(found.boxes[i, slot], box, atol=1e-4)
+    # With room for ten candidates the others are counted.
+    few = detect(predictions, hw, settings._replace(candidates=10))
+    above = (probabilities[..., 1:] > settings.min_score) & np.asarray(predictions.valid)[..., None]
+    np.testing.assert_array_equal(few.overflow, above.sum(axis=(1, 2)) - 10)

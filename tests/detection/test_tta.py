@@ -1,0 +1,95 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.detection.anchors import Anchors
+from resnet_jax.detection.backbones import ResNetC4
+from resnet_jax.detection.boxes import clip, decode
+from resnet_jax.detection.faster_rcnn import FasterRCNN, Pooling
+from resnet_jax.detection.rpn import RPNSettings
+from resnet_jax.detection.tta import ensemble, ensemble_proposals, multi_scale, refine
+from resnet_jax.models import create_model
+
+HW = np.float32([[32, 48], [30, 40]])
+
+
+@pytest.fixture(scope="module")
+def detector():
+    """A model, and of two sizes of images their maps; the proposals and predictions of the first."""
+    network = create_model("resnet18", 0, width=4, stage_sizes=(1, 1), stem="cifar")
+    rpn = RPNSettings(test_post_nms=8)
+    anchors = Anchors(((8.0, 16.0),), (1.0,))
+    model = FasterRCNN(ResNetC4(network), 3, anchors, 8, rpn, Pooling("pool", 4), context=True)
+    images = np.random.default_rng(0).normal(size=(2, 32, 48, 3)).astype(np.float32)
+    larger = np.repeat(np.repeat(images, 2, axis=1), 2, axis=2)
+
+    @jax.jit
+    def run():
+        variables = model.init(jax.random.key(0), images, jnp.zeros((2, 1, 4)), HW, method="outputs")
+        # Larger than they start, so that classes and boxes differ.
+        for name in ("box_score", "box_deltas"):
+            variables["params"][name]["kernel"] *= 20
+        maps = model.apply(variables, images, method="features")
+        proposals = model.apply(variables, maps, images.shape[1:3], HW, method="propose")
+        predictions = model.apply(variables, maps, proposals, HW, method="predict")
+        return variables, maps, model.apply(variables, larger, method="features"), proposals, predictions
+
+    return model, *run()
+
+
+def test_refinement_looks_again_at_the_likeliest_box(detector):
+    model, variables, maps, _, proposals, predictions = detector
+    both = refine(model, variables, maps, predictions, HW)
+    count = proposals.boxes.shape[1]
+    jax.tree.map(lambda whole, part: np.testing.assert_array_equal(whole[:, :count], part), both, predictions)
+    for i in range(2):
+        for r in range(count):
+            best = np.argmax(predictions.probabilities[i, r, 1:])
+            moved = decode(predictions.deltas[i, r, best], proposals.boxes[i, r], model.box.weights)
+            np.testing.assert_allclose(both.boxes[i, count + r], clip(moved[None], HW[i])[0], atol=1e-4)
+    again = model.apply(variables, maps, proposals._replace(boxes=both.boxes[:, count:]), HW, method="predict")
+    np.testing.assert_allclose(both.probabilities[:, count:], again.probabilities, atol=1e-5)
+
+
+def test_two_adjacent_scales_are_merged_by_their_maximum(detector):
+    model, variables, maps, larger, proposals, predictions = detector
+    one, two = jnp.ones(2), 2 * jnp.ones(2)
+    merged = multi_scale(model, variables, [(maps, one), (larger, two)], proposals, HW)
+    features = [
+        model.apply(variables, x, proposals.boxes * s, method="box_features") for x, s in ((maps, 1), (larger, 2))
+    ]
+    context = [model.apply(variables, x, HW * s, method="context_features") for x, s in ((maps, 1), (larger, 2))]
+    logits, deltas = model.apply(variables, jnp.maximum(*features), jnp.maximum(*context), method="classify")
+    np.testing.assert_allclose(merged.probabilities, jax.nn.softmax(logits), atol=1e-5)
+    np.testing.assert_allclose(merged.deltas, deltas, atol=1e-5)
+    assert np.abs(merged.probabilities - predictions.probabilities).max() > 1e-4
+    # The same maps at every scale change nothing.
+    same = multi_scale(model, variables, [(maps, one), (maps, one)], proposals, HW)
+    np.testing.assert_allclose(same.probabilities, predictions.probabilities, atol=1e-5)
+
+
+def test_a_region_reads_only_the_two_scales_that_fit_it(detector):
+    model, variables, maps, _, proposals, _ = detector
+    one = jnp.ones(2)
+    broken = tuple(x * jnp.nan for x in maps)
+    model = model.clone(context=False)
+    kernels = {name: variables["params"][name]["kernel"] for name in ("box_score", "box_deltas")}
+    parts = {
+        name: {**variables["params"][name], "kernel": kernel[: len(kernel) // 2]} for name, kernel in kernels.items()
+    }
+    variables = {**variables, "params": {**variables["params"], **parts}}
+    # Enlarging makes regions nearer to a side of 1000 pixels, so the largest two scales are read.
+    pyramid = [(broken, one / 100), (maps, one), (maps, one)]
+    assert np.all(np.isfinite(multi_scale(model, variables, pyramid, proposals, HW, canonical=1000.0).probabilities))
+    assert np.any(np.isnan(multi_scale(model, variables, pyramid, proposals, HW, canonical=0.1).probabilities))
+
+
+def test_an_ensemble_is_a_union_and_a_mean(detector):
+    _, _, _, _, proposals, predictions = detector
+    union = ensemble_proposals([proposals, proposals])
+    assert union.boxes.shape == (2, 16, 4)
+    other = predictions._replace(probabilities=predictions.probabilities[..., ::-1], deltas=3 * predictions.deltas)
+    mean = ensemble([predictions, other])
+    np.testing.assert_allclose(mean.probabilities.sum(axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(mean.deltas, 2 * predictions.deltas, rtol=1e-5)
