@@ -80,8 +80,11 @@ def init_state(
             nonfinite_step=jnp.int32(-1),
         )
 
-    # LLVM's higher levels take several times as long over random numbers, and give the same ones.
-    options = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
+    # LLVM's higher levels take several times as long over random numbers, and give the same ones. Where only shapes are
+    # asked for, nothing is compiled, and JAX refuses the option.
+    traced = isinstance(jnp.zeros(()), jax.core.Tracer)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 1} if on_cpu and not traced else None
     return jax.jit(init, out_shardings=parallel.replicated(mesh), compiler_options=options)(dict(given))
 
 
