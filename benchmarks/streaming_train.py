@@ -62,7 +62,7 @@ def bare_step(config: Config, dataset: Dataset, num_steps: int) -> float:
     mesh, intervals = parallel.data_mesh(), build.intervals(config, dataset.num_train)
     model = build.make_model(config, len(dataset.class_names), mesh)
     task = build.make_task(config, model, dataset, build.make_normalization(config, dataset), mesh)
-    optimizer, schedule = build.make_optimizer(config), build.make_schedule(config, intervals)
+    optimizer, schedule = build.make_optimizer(config, model), build.make_schedule(config, intervals)
     settings = build.step_settings(config, intervals)
     step = make_train_step(task, dataset, optimizer, schedule, settings, config.steps_per_dispatch, mesh)
     rng = np.random.default_rng(0)

@@ -51,14 +51,15 @@ def make_normalization(config: Config, dataset: Dataset) -> Normalization:
 
 
 def make_task(config: Config, model: Any, dataset: Dataset, normalization: Normalization, mesh: Mesh) -> Task:
-    """What is learned: config.task with the model and the data."""
+    """What is learned: config.task with the data and the model, of which config.finetune may freeze a part."""
     title = f"{config.model.name} on {dataset.name}"
+    model = config.finetune.model(model)
     return config.task.make(model, dataset, normalization, config.transforms, mesh, config.eval_batch_size, title)
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
-    """config.optimizer, whose learning rate the training step sets."""
-    return config.optimizer.make()
+def make_optimizer(config: Config, model: Any) -> optax.GradientTransformationExtraArgs:
+    """config.optimizer, whose learning rate the training step sets, with the rates of config.finetune for ``model``."""
+    return config.finetune.optimizer(config.optimizer.make(), model)
 
 
 def make_schedule(config: Config, intervals: Intervals) -> Schedule:
@@ -79,6 +80,7 @@ def step_settings(config: Config, intervals: Intervals) -> StepSettings:
         log_every=intervals.log_every,
         hold_error=hold.error,
         hold_rate=hold.learning_rate,
+        frozen=config.finetune.freezes,
     )
 
 
@@ -161,6 +163,13 @@ def check(config: Config, num_devices: int) -> None:
     if config.bn_recompute_batches and not model.has_batch_norm:
         raise UserError(
             f"config.bn_recompute_batches is set, but {config.model.name} has no batch normalisation; remove it"
+        )
+    config.finetune.check(model)
+    if config.bn_recompute_batches and config.finetune.freeze_bn:
+        raise UserError("config.bn_recompute_batches is set, but config.finetune.freeze_bn keeps them all; remove one")
+    if config.init.name == "weights" and not config.init.path:
+        raise UserError(
+            "config.init.path is missing; give a file of PyTorch weights or a workdir, or --config.init.name=none"
         )
     if config.data_dir is not None and config.data.name == "digits":
         raise UserError("config.data_dir is set, but the digits are inside scikit-learn; remove it")

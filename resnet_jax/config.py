@@ -23,6 +23,8 @@ from resnet_jax.errors import UserError, one_line
 from resnet_jax.parts import Count, Duration, Fraction, NonNegativeInt, Part
 from resnet_jax.tasks import AnyTask
 from resnet_jax.tasks.classification import Classification
+from resnet_jax.train.finetune import FineTune
+from resnet_jax.train.initial import AnyInit, NoWeights
 from resnet_jax.train.optimizers import SGD, AnyOptimizer
 from resnet_jax.train.schedules import AnySchedule, Step
 
@@ -80,6 +82,8 @@ class Config(Part):
     task: AnyTask = Classification()
     optimizer: AnyOptimizer = SGD()
     schedule: AnySchedule = Step()
+    init: AnyInit = NoWeights()
+    finetune: FineTune = FineTune()
 
 
 _PICKS = ("name", "kind")  # The keys that pick a section's part.

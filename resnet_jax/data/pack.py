@@ -45,7 +45,7 @@ def main() -> None:
             raise UserError(f"--shorter_side is {arguments.shorter_side}; it must be at least 1")
         photographs = open_photographs(arguments.name, arguments.data_dir)
         scored = "validation" if "validation" in photographs.splits else "test"
-        for split in arguments.splits or ("train", scored):
+        for split in arguments.splits or ("train", *({scored} & set(photographs.splits))):
             source = photographs.open_split(split)
             write_pack(source, arguments.out, split, arguments.shorter_side, photographs.class_names)
     except UserError as error:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import model_validator
 
 from resnet_jax.data.crops import Crop, Progressive, ScaleJitter
-from resnet_jax.parts import Count, NonNegativeInt, Part
+from resnet_jax.parts import Count, Fraction, NonNegativeInt, Part
 
 if TYPE_CHECKING:
     from resnet_jax.data.streamed import StreamedDataset
@@ -16,7 +16,10 @@ class Photographs(Part):
 
     kind: Literal["photographs"] = "photographs"
     name: str = "imagenet2012"
-    """"folder" (of class folders), "packed" (by ``data.pack``), or any TensorFlow Datasets name with classes."""
+    """"folder" (of class folders), "csv" or "jsonl" (tables of paths and labels), "huggingface" (saved to disk),
+    "packed" (by ``data.pack``), or any TensorFlow Datasets name with classes."""
+    validation_fraction: Fraction = 0.1
+    """Of each class of the training photographs, held out where there is no validation and no test split; 0: not."""
     crop: Crop = ScaleJitter()
     crop_size: Count = 224
     """Pixels of the side of a crop, in training and in evaluation."""
@@ -61,6 +64,8 @@ class Photographs(Part):
     def load(self, data_dir: str | None = None) -> "StreamedDataset":
         """Opens it. Raises UserError where it is not found, or of another kind."""
         from resnet_jax.data.sources import open_photographs
+        from resnet_jax.data.sources.held_out import with_validation
         from resnet_jax.data.streamed import StreamedDataset
 
-        return StreamedDataset(open_photographs(self.name, data_dir), self)
+        opened = with_validation(open_photographs(self.name, data_dir), self.validation_fraction)
+        return StreamedDataset(opened, self)

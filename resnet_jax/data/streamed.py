@@ -165,7 +165,7 @@ class StreamedDataset:
 
         Summed in integers, so that it does not depend on the number of threads or hosts.
         """
-        name = f"{self.name}-mean-{self.settings.eval_shorter_side}-{self.crop_size}"
+        name = f"{self.name}{self.opened.part}-mean-{self.settings.eval_shorter_side}-{self.crop_size}"
         (mean,) = cached_arrays(name, self.source("train").files(), lambda: (self._mean_image(),), keys=("mean",))
         return mean
 

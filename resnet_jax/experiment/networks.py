@@ -54,7 +54,7 @@ def load_run(
     normalize = Normalization.load(workdir / "normalization.npz")
     model = build.make_model(config, len(class_names), mesh if fast else None)
     shape = read_image_shape(workdir)
-    task, optimizer, hold = config.task.without_data(model), build.make_optimizer(config), config.schedule.hold
+    task, optimizer, hold = config.task.without_data(model), build.make_optimizer(config, model), config.schedule.hold
     template = jax.eval_shape(
         lambda: init_state(task, optimizer, config.seed, config.ema_decay, hold.error, shape, mesh)
     )
@@ -90,8 +90,15 @@ def load_weights(
     Raises UserError as ``load_torch`` does.
     """
     model = build.make_model(config, len(class_names), mesh)
-    name, overrides = config.model.name, config.model.overrides
-    known = variant(name)
+    note_differences(config)
+    loaded = load_torch(config.model.name, source=path, num_classes=len(class_names), **config.model.overrides)
+    variables = parallel.to_global(loaded, parallel.replicated(mesh))
+    return Network(model, variables, normalize, class_names, config, None, image_shape)
+
+
+def note_differences(config: Config) -> None:
+    """Says on stderr where the config differs from what most published weights need."""
+    overrides, known = config.model.overrides, variant(config.model.name)
     placement = overrides.get("stride_placement") or known.fields.get("stride_placement", "v1")
     if "stride_placement" in known.own_fields and placement == "v1":
         print(
@@ -103,9 +110,6 @@ def load_weights(
             f"note: config.normalization.name is {config.normalization.name!r}; most published weights need 'channel'",
             file=sys.stderr,
         )
-    loaded = load_torch(name, source=path, num_classes=len(class_names), **overrides)
-    variables = parallel.to_global(loaded, parallel.replicated(mesh))
-    return Network(model, variables, normalize, class_names, config, None, image_shape)
 
 
 def load_network(

@@ -8,9 +8,10 @@ from resnet_jax.analysis.curves import plot_errors
 from resnet_jax.config import Config, refuse_change, to_json
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
-from resnet_jax.train import loop
+from resnet_jax.experiment.initial import RANDOM, read_start
+from resnet_jax.train import checkpoint, loop
 from resnet_jax.train.state import TrainState
-from resnet_jax.train.workdir import prepare_workdir, refuse_other_classes
+from resnet_jax.train.workdir import initial_record, prepare_workdir, refuse_other_classes
 
 
 def train(
@@ -39,19 +40,50 @@ def train(
     schedule = build.make_schedule(config, intervals)
     model = build.make_model(config, len(dataset.class_names), mesh)
     refuse_other_classes(workdir, dataset.class_names)
-    stored = workdir / "normalization.npz"
-    restored = stored.exists() and not allow_config_change
-    normalize = Normalization.load(stored) if restored else build.make_normalization(config, dataset)
+    # A run that resumes has its weights, whose file may be gone, in its checkpoints.
+    begun = checkpoint.exists(workdir / "checkpoints")
+    start = RANDOM if begun else read_start(config, model, dataset.class_names, dataset.image_shape, mesh)
+    normalize = _normalization(config, dataset, workdir, begun, allow_config_change, start.normalization)
     return loop.train(
         build.make_task(config, model, dataset, normalize, mesh),
         dataset,
-        build.make_optimizer(config),
+        build.make_optimizer(config, model),
         schedule,
         config.schedule.plateau,
         build.step_settings(config, intervals),
         build.loop_settings(config, intervals),
         mesh,
         workdir,
-        partial(prepare_workdir, workdir, to_json(config), normalize.save, dataset.class_names, dataset.image_shape),
+        partial(
+            prepare_workdir,
+            workdir,
+            to_json(config),
+            normalize.save,
+            dataset.class_names,
+            dataset.image_shape,
+            start.record,
+        ),
         plot_errors,
+        start.variables,
     )
+
+
+def _normalization(
+    config: Config,
+    dataset: Dataset,
+    workdir: Path,
+    begun: bool,
+    allow_config_change: bool,
+    of_weights: Normalization | None,
+) -> Normalization:
+    """That of the weights that a new run starts from, else the stored one of the run, else that of the config.
+
+    A run that took over its weights' keeps it also where the config may change.
+    """
+    if of_weights is not None:
+        return of_weights
+    stored = workdir / "normalization.npz"
+    taken_over = begun and initial_record(workdir).get("normalization") == "weights"
+    if stored.exists() and (taken_over or not allow_config_change):
+        return Normalization.load(stored)
+    return build.make_normalization(config, dataset)

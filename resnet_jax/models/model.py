@@ -32,6 +32,26 @@ class Model(Protocol):
     def strides(self) -> tuple[int, ...]:
         """Of its feature maps, the first one's first: how many pixels of the image one of theirs spans."""
 
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """What it consists of, from the images on: "stem", "stage1", ..., "head"."""
+
+    def stage_of(self, module: str) -> str:
+        """The stage that a top-level module of its variables belongs to, in either layout."""
+
+    def head_distances(self, module: str) -> tuple[int, ...]:
+        """How many blocks such a module is away from the head, which is at 0; of stacked blocks one for each."""
+
+    def frozen(self, stages: tuple[str, ...], norms: bool) -> "Model":
+        """The same network of which these stages are not trained.
+
+        Their batch normalisations, or with ``norms`` all, use their running averages in training and keep them, and no
+        gradient reaches stages that only frozen ones come before.
+        """
+
+    def keeps_statistics(self, module: str) -> bool:
+        """Whether the batch statistics of a top-level module stay as they are in training."""
+
     def unrolled(self) -> "Model":
         """The same network in the layout of variables that has an entry for each block."""
 

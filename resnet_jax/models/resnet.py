@@ -39,6 +39,7 @@ class ResNet(nn.Module):
     remat: recompute each block's activations in the backward pass, which trades a forward pass for memory.
     scan_blocks: compile the equal blocks of a stage once and loop over them. Compile time then does not grow with
         depth, and their parameters are stacked under ``stage{i}_blocks``. See ``stacking`` to convert.
+    frozen_stages, frozen_norms: see ``frozen``.
     """
 
     family: ClassVar[str] = "resnet"
@@ -60,6 +61,8 @@ class ResNet(nn.Module):
     zero_init_last_bn: bool = False
     remat: bool = False
     scan_blocks: bool = False
+    frozen_stages: tuple[str, ...] = ()
+    frozen_norms: bool = False
 
     @property
     def image_size(self) -> int:
@@ -75,6 +78,35 @@ class ResNet(nn.Module):
         """Of the feature maps "C1", "C2", ...: how many pixels of the image one of theirs spans."""
         first, then = self.stem.strides
         return first, *(then * 2**i for i in range(len(self.stage_sizes)))
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stem, the stages of blocks, and the head."""
+        return "stem", *(f"stage{i + 1}" for i in range(len(self.stage_sizes))), "head"
+
+    def stage_of(self, module: str) -> str:
+        """By the beginning of its name; what follows the last stage of blocks belongs to it."""
+        stage = module.partition("_")[0]
+        return stage if stage in self.stage_names else self.stage_names[-2]
+
+    def head_distances(self, module: str) -> tuple[int, ...]:
+        """0 for the head, 1 for the last block, and the number of blocks + 1 for the stem."""
+        stage, _, block = module.partition("_block")
+        if stage not in self.stage_names[1:-1]:
+            return ({"head": 0, "stem": sum(self.stage_sizes) + 1}.get(self.stage_of(module), 1),)
+        index = self.stage_names.index(stage) - 1
+        first = sum(self.stage_sizes[index:])
+        if block == "s":
+            return tuple(range(first - 1, first - self.stage_sizes[index], -1))
+        return (first - int(block) + 1,)
+
+    def frozen(self, stages: tuple[str, ...], norms: bool) -> "ResNet":
+        """Of which ``stages`` are not trained, nor with ``norms`` any batch normalisation; see ``Model``."""
+        return self.clone(frozen_stages=stages, frozen_norms=norms)
+
+    def keeps_statistics(self, module: str) -> bool:
+        """Whether it is frozen, or all batch normalisations are."""
+        return self.frozen_norms or self.stage_of(module) in self.frozen_stages
 
     def unrolled(self) -> "ResNet":
         """The network whose variables have an entry for each block: ``stacking.unstack_blocks`` of this one's."""
@@ -126,19 +158,30 @@ class ResNet(nn.Module):
         conv = partial(self.conv, dtype=self.dtype, kernels=self.kernels)
         x, outputs = images, {}
         if begin == 0:
-            outputs["C1"], x = self.stem.apply(images, self.width, conv, norm, self.activation, self.kernels)
+            of_stem = self._norm_of("stem", norm)
+            outputs["C1"], x = self.stem.apply(images, self.width, conv, of_stem, self.activation, self.kernels)
+            x = self._end(0, x)
         for i in range(max(begin - 1, 0), end):
-            x = self._stage(x, i, conv, norm, self._drop_paths(i) if train and self.drop_path else None)
+            drop = self._drop_paths(i) if train and self.drop_path else None
+            x = self._end(i + 1, self._stage(x, i, conv, self._norm_of(self.stage_names[i + 1], norm), drop))
             outputs[f"C{i + 2}"] = x
         if features or stages is not None:
             return outputs
-        x = self.finish(x, norm)
+        x = self._end(end, self.finish(x, self._norm_of(self.stage_names[-2], norm)))
         x = GlobalMean(name="mean")(x)
         return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x) if self.num_classes else x
 
     def finish(self, x: jax.Array, norm: Factory) -> jax.Array:
         """What the last stage's output goes through before the mean: nothing, since its last block has ended in it."""
         return x
+
+    def _norm_of(self, stage: str, norm: Factory) -> Factory:
+        """What makes a stage's batch normalisations."""
+        return partial(norm, use_running_average=True) if self.has_batch_norm and self.keeps_statistics(stage) else norm
+
+    def _end(self, index: int, x: jax.Array) -> jax.Array:
+        """The output of a stage, through which no gradient goes back where all up to it is frozen."""
+        return jax.lax.stop_gradient(x) if set(self.stage_names[: index + 1]) <= set(self.frozen_stages) else x
 
     def _drop_paths(self, stage: int) -> list[float]:
         """The probability of each block of a stage that its residual branch is left out."""

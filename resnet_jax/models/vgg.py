@@ -25,6 +25,7 @@ class VGG(nn.Module):
     hidden: units of the two fully-connected layers before the classifier.
     dtype: of the computation. Parameters and logits are float32 in any case.
     kernels: how convolutions are computed: the same to rounding.
+    frozen_stages: see ``frozen``.
 
     There is no batch normalisation, so there are no "batch_stats". Weights start as He et al. have them (the paper's
     [13]), which trains these networks from scratch.
@@ -38,6 +39,7 @@ class VGG(nn.Module):
     hidden: int = 4096
     dtype: jnp.dtype = jnp.float32
     kernels: Kernels = PLAIN
+    frozen_stages: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -52,6 +54,30 @@ class VGG(nn.Module):
     def strides(self) -> tuple[int, ...]:
         """Of the feature maps of the stages, before they are pooled."""
         return tuple(2**i for i in range(len(self.stage_sizes)))
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages of convolutions, the fully-connected layers "fc6" and "fc7", and the head."""
+        return *(f"stage{i + 1}" for i in range(len(self.stage_sizes))), "fc6", "fc7", "head"
+
+    def stage_of(self, module: str) -> str:
+        """By the beginning of its name."""
+        return module if module in self.stage_names else f"stage{module.removeprefix('conv').partition('_')[0]}"
+
+    def head_distances(self, module: str) -> tuple[int, ...]:
+        """In layers: 0 for the head, 1 for fc7, 2 for fc6, 3 for the last convolution."""
+        if module in ("head", "fc7", "fc6"):
+            return (("head", "fc7", "fc6").index(module),)
+        stage, conv = map(int, module.removeprefix("conv").split("_"))
+        return (sum(self.stage_sizes[stage - 1 :]) - conv + 3,)
+
+    def frozen(self, stages: tuple[str, ...], norms: bool) -> "VGG":
+        """Of which ``stages`` are not trained; see ``Model``. It has no batch normalisation."""
+        return self.clone(frozen_stages=stages)
+
+    def keeps_statistics(self, module: str) -> bool:
+        """There are none."""
+        return False
 
     def unrolled(self) -> "VGG":
         """Itself: its variables have one layout."""
@@ -91,18 +117,23 @@ class VGG(nn.Module):
                 x = nn.relu(conv(filters, 3, name=f"conv{i + 1}_{j + 1}")(x))
             outputs[f"C{i + 1}"] = x
             if i + 1 < end:
-                x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+                x = self._end(f"stage{i + 1}", nn.max_pool(x, window_shape=(2, 2), strides=(2, 2)))
         if end < last:
             return outputs
         x = adaptive_mean(x, POOLED)
         x = x.reshape(x.shape[0], -1)
         for name in ("fc6", "fc7"):
             x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=he_normal, name=name)(x))
-            x = Dropout(0.5, deterministic=not train)(x)
+            x = self._end(name, Dropout(0.5, deterministic=not train)(x))
         x = x.astype(jnp.float32)
         if stages is not None:
             return outputs | {"fc7": x}
         return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x) if self.num_classes else x
+
+    def _end(self, stage: str, x: jax.Array) -> jax.Array:
+        """The output of a stage, through which no gradient goes back where all up to it is frozen."""
+        before = self.stage_names[: self.stage_names.index(stage) + 1]
+        return jax.lax.stop_gradient(x) if set(before) <= set(self.frozen_stages) else x
 
 
 def adaptive_mean(x: jax.Array, size: int) -> jax.Array:

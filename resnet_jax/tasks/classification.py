@@ -122,7 +122,7 @@ class ClassificationTask:
         else:
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
         error = jnp.mean(jnp.argmax(logits, axis=-1) != batch["label"])
-        return loss, ({"error": error}, updated.get("batch_stats", {}))
+        return loss, ({"error": error}, self._moving(updated.get("batch_stats", {})))
 
     def _soft_loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         if self.loss_kind == "softmax":
@@ -138,7 +138,11 @@ class ClassificationTask:
         model: Any = self.model  # With batch normalisation, or this would not be called: it has a field ``norm``.
         forgetful = model.clone(norm=partial(model.norm, momentum=0.0, group_size=None))
         _, updated = forgetful.apply(variables, batch["image"], train=True, mutable=["batch_stats"], rngs=_streams(key))
-        return updated["batch_stats"]
+        return self._moving(updated["batch_stats"])
+
+    def _moving(self, batch_stats: Any) -> Any:
+        """Those that are not frozen."""
+        return {module: leaves for module, leaves in batch_stats.items() if not self.model.keeps_statistics(module)}
 
     def evaluate(self, variables: Variables) -> dict[str, float]:
         assert self.evaluator is not None

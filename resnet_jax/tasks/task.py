@@ -41,10 +41,16 @@ class Task(Protocol):
     def loss(
         self, variables: Variables, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        """(mean loss, (scalar metrics by name, new batch statistics)) in training; random only in ``key``; traced."""
+        """(mean loss, (scalar metrics by name, new batch statistics)) in training; random only in ``key``; traced.
+
+        Top-level modules that are left out of the statistics keep theirs.
+        """
 
     def statistics(self, variables: Variables, batch: Batch, key: jax.Array) -> Any:
-        """The batch statistics of one prepared batch alone, all of it together, in training; traced."""
+        """The batch statistics of one prepared batch alone, all of it together, in training; traced.
+
+        Without those that training keeps, as in ``loss``.
+        """
 
     def evaluate(self, variables: Variables) -> dict[str, float]:
         """Exact figures over the data set's evaluation split, called by every process of a job."""

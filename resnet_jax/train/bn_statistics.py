@@ -39,7 +39,8 @@ def recompute_batch_stats(
     for step, batches in enumerate(inputs, start=start):
         new = compiled(state.variables, resident, batches, jnp.int32(step))
         total = new if total is None else jax.tree.map(jnp.add, total, new)
-    batch_stats = _second_moments(jax.tree.map(lambda leaf: leaf / count, total), sign=-1)
+    recomputed = _second_moments(jax.tree.map(lambda leaf: leaf / count, total), sign=-1)
+    batch_stats = {**state.variables["batch_stats"], **recomputed}  # Frozen modules keep theirs.
     if state.ema:
         return dataclasses.replace(state, ema=state.ema | {"batch_stats": batch_stats})
     return dataclasses.replace(state, batch_stats=batch_stats)

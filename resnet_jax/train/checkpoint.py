@@ -59,6 +59,11 @@ def open_checkpoints(directory: Path, keep: int, best: str, read_only: bool = Fa
     return manager
 
 
+def exists(directory: Path) -> bool:
+    """Whether any checkpoint was saved there, readable or not."""
+    return any(path.name.isdigit() for path in directory.glob("*"))
+
+
 def save(manager: Checkpoints, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
     """Starts to save ``state`` and returns once it is copied off the devices. Does nothing if ``step`` is saved.
 

@@ -2,11 +2,12 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -53,6 +54,7 @@ def train(
     workdir: Path,
     describe: Callable[[], None] | None = None,
     plot: Callable[[Path, Path, str], None] | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainState:
     """Trains until settings.steps, from the newest checkpoint in ``workdir`` if there is one.
 
@@ -62,6 +64,7 @@ def train(
         plateau: reduces the rate further by the evaluations; None: nothing does.
         describe: writes how the run came about, on the main process, once the checkpoints are found to fit it.
         plot: draws (metrics.jsonl, picture, title) whenever the run ends.
+        given: variables that a run without a checkpoint starts from, as ``init_state`` takes them.
 
     A run stopped or killed anywhere and started again ends with the same parameters to the bit, on the same devices.
 
@@ -87,7 +90,7 @@ def train(
         try:
             state = checkpoint.restore_latest(checkpoints, jax.eval_shape(new_state), mesh, set_aside=True)
             if state is None:
-                state = new_state()
+                state = new_state(given=given)
             start = int(state.step)
             if start % settings.steps_per_dispatch:
                 raise UserError(

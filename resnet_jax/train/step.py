@@ -33,6 +33,7 @@ class StepSettings(NamedTuple):
     log_every: int = 100
     hold_error: float = 0.0  # Until the training error is below it the learning rate is at most hold_rate; 0: off.
     hold_rate: float = 0.01
+    frozen: bool = False  # Some variables are; their moving averages then stay them to the bit.
 
 
 def train_step(
@@ -50,6 +51,7 @@ def train_step(
     steps, as "train_" and their name, the learning rate used, and the state's nonfinite_step.
     """
     loss, metrics, batch_stats, grads = gradients(task, settings, state, batch)
+    batch_stats = {**state.batch_stats, **batch_stats}  # Those of frozen modules are left out.
     if settings.sam_radius:
         grads = uphill_gradients(task, settings, state, batch, grads)
     learning_rate = schedule(state.step) * state.plateau.scale
@@ -134,7 +136,12 @@ def moving_average(settings: StepSettings, state: TrainState, variables: Any) ->
         decay = jnp.where(state.step < settings.ema_start, 0.0, settings.ema_decay)
     if settings.ema_every > 1:
         decay = jnp.where(state.step % settings.ema_every == 0, decay, 1.0)
-    return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state.ema, variables)
+
+    def average(mean: jax.Array, new: jax.Array) -> jax.Array:
+        moved = decay * mean + (1 - decay) * new
+        return jnp.where(new == mean, mean, moved) if settings.frozen else moved
+
+    return jax.tree.map(average, state.ema, variables)
 
 
 # The two random streams of a step, functions of (seed, step), so that a restart repeats them.

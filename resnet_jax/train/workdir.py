@@ -38,12 +38,14 @@ def prepare_workdir(
     save_normalization: Callable[[Path], None],
     class_names: list[str],
     image_shape: tuple[int, int, int],
+    start: dict[str, object] | None = None,
 ) -> None:
     """Writes what tells how the run came about and what using its checkpoints takes.
 
     ``config.json`` with the text ``config`` (an earlier one is kept as ``config.N.json``), ``environment.json``,
     ``class_names.json``, ``image_shape.json`` (height, width and channels of a training image), and
-    ``normalization.npz``, which ``save_normalization`` writes.
+    ``normalization.npz``, which ``save_normalization`` writes. ``init.json`` holds ``start``: which weights a new run
+    starts from; a resumed run, which has None, keeps it.
 
     Raises UserError if the folder cannot be written.
     """
@@ -59,8 +61,19 @@ def prepare_workdir(
         _write(workdir / "class_names.json", json.dumps(class_names, indent=0) + "\n")
         _write(workdir / "image_shape.json", json.dumps(image_shape) + "\n")
         save_normalization(workdir / "normalization.npz")
+        if start is not None:
+            _write(workdir / "init.json", json.dumps(start, indent=2) + "\n")
     except OSError as error:
         raise _not_writable(workdir, error) from None
+
+
+def initial_record(workdir: Path) -> dict[str, object]:
+    """What ``init.json`` says; nothing for a run that started at random. Raises UserError if it cannot be read."""
+    path = workdir / "init.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({one_line(error)}); restore it") from None
 
 
 def refuse_other_classes(workdir: Path, class_names: list[str]) -> None:

@@ -57,7 +57,7 @@ def save_run(random_variables):
         class_names = class_names or [str(digit) for digit in range(10)]
         normalize = normalize or Normalization(np.full(3, 0.4, np.float32), np.full(3, 0.3, np.float32))
         model, mesh = build.make_model(config, len(class_names)), parallel.data_mesh()
-        task, optimizer = config.task.without_data(model), build.make_optimizer(config)
+        task, optimizer = config.task.without_data(model), build.make_optimizer(config, model)
         template = jax.eval_shape(
             lambda: init_state(task, optimizer, 0, config.ema_decay, config.schedule.hold.error, (32, 32, 3), mesh)
         )

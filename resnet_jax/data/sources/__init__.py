@@ -6,7 +6,7 @@ imported by that source when it is used.
 
 from collections.abc import Callable
 
-from resnet_jax.data.sources import digits, folder, packed, tfds
+from resnet_jax.data.sources import digits, folder, huggingface, listed, packed, tfds
 from resnet_jax.data.sources.protocol import Images, Opened
 from resnet_jax.errors import UserError
 
@@ -15,6 +15,9 @@ RESIDENT_SOURCES: dict[str, Callable[[str, str | None], Images]] = {"digits": di
 PHOTOGRAPH_SOURCES: dict[str, Callable[[str, str | None], Opened]] = {
     "folder": folder.open_photographs,
     "packed": packed.open_photographs,
+    "csv": listed.open_photographs,
+    "jsonl": listed.open_photographs,
+    "huggingface": huggingface.open_photographs,
 }
 
 

@@ -1,4 +1,7 @@
-"""Photographs in a folder of class folders: ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg. Imports no jax."""
+"""Photographs in a folder of class folders: ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg.
+
+Imports no jax.
+"""
 
 import os
 from collections.abc import Iterator
@@ -44,6 +47,10 @@ class FolderSource:
             ) from error
         return {"image": image, "label": int(self._labels[i]), "name": name}
 
+    def labels(self) -> np.ndarray:
+        """(N,) int32."""
+        return self._labels
+
     def files(self) -> list[Path]:
         """Every photograph."""
         return [self._root / name for name in self._files]
@@ -54,11 +61,14 @@ def open_photographs(name: str, data_dir: str | None) -> Opened:
     if data_dir is None:
         raise UserError(f"config.data.name={name} needs config.data_dir, the folder that holds the photographs")
     root = Path(data_dir).expanduser()
-    return Opened(("train", "validation"), partial(open_folder, root), class_names(root))
+    splits = tuple(split for split in _SPLITS if _split_folder(root, split) is not None)
+    return Opened(splits, partial(open_folder, root), class_names(root))
 
 
 def open_folder(root: Path, split: str) -> FolderSource:
     """The photographs of ROOT/train, or of ROOT/validation or ROOT/val, at any depth below their class folders.
+
+    Where there is none of these, the folders in ROOT are the classes of train.
 
     Sorted by class, then by path. Hidden files and those without one of ``SUFFIXES`` (in either case) are left out.
     Labels number the sorted class folders of train where there is one, so they mean the same in both splits. Raises
@@ -102,7 +112,10 @@ def _classes(root: Path) -> list[str]:
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
-    return next((root / name for name in _SPLITS[split] if (root / name).is_dir()), None)
+    found = {name: root / name for names in _SPLITS.values() for name in names if (root / name).is_dir()}
+    if not found and split == "train" and root.is_dir() and _class_folders(root):
+        return root
+    return next((found[name] for name in _SPLITS[split] if name in found), None)
 
 
 def _class_folders(folder: Path) -> list[str]:

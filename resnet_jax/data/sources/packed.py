@@ -38,6 +38,10 @@ class PackedSource:
         image = self._pixels[offset : offset + height * width * 3].reshape(height, width, 3)
         return {"image": image, "label": label, "name": self._index["names"][i].decode(errors="surrogateescape")}
 
+    def labels(self) -> np.ndarray:
+        """(N,) int32."""
+        return self._index["labels"].astype(np.int32)
+
     def files(self) -> list[Path]:
         """The pixels, and their places."""
         return list(files(*self._place))

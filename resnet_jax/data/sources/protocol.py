@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 
 class Source(Protocol):
     """Random access to the photographs of a split, from many threads at a time. A source can be pickled.
@@ -23,12 +25,23 @@ class Source(Protocol):
         """The files that hold them: where none of these changes, neither does a photograph."""
 
 
+class LabelledSource(Source, Protocol):
+    """A source that can tell all labels at once."""
+
+    def labels(self) -> np.ndarray:
+        """(N,) int32, without reading the photographs where that is possible."""
+
+
 class Opened(NamedTuple):
-    """Photographs of any size, by split; a split is opened when it is needed. ``class_names`` are in label order."""
+    """Photographs of any size, by split; a split is opened when it is needed. ``class_names`` are in label order.
+
+    ``part`` tells training splits apart that are different parts of the same files; "" for all of them.
+    """
 
     splits: tuple[str, ...]
-    open_split: Callable[[str], Source]
+    open_split: Callable[[str], LabelledSource]
     class_names: list[str]
+    part: str = ""
 
 
 class Split(NamedTuple):

@@ -23,6 +23,7 @@ from resnet_jax.errors import UserError, one_line
 
 _FORMATS = ("array_record", "tfrecord")  # Those read here, the best one first.
 _SPLITS = ("train", "validation", "test")
+_OWN = ("digits", "folder", "packed", "csv", "jsonl", "huggingface")  # Names of other sources.
 Parsed = TypeVar("Parsed")
 _NAME_FIELDS = ("file_name", "filename")  # What data sets call the name of a photograph's file.
 
@@ -163,6 +164,10 @@ class TfdsSource:
         record = self._parse(data)
         named = next((record[key] for key in _NAME_FIELDS if isinstance(record.get(key), bytes)), None)
         return record[self._image_key], int(record[self._label_key]), named
+
+    def labels(self) -> np.ndarray:
+        """(N,) int32; every record is read for them."""
+        return np.array([self._records.read(i, self._fields)[1] for i in range(len(self))], np.int32)
 
     def files(self) -> list[Path]:
         """The files of the split."""
@@ -309,8 +314,8 @@ def _prepare(name: str, folder: Path) -> None:
 
     known = tfds.list_builders(with_community_datasets=False)
     if name.split("/")[0] not in known:
-        close = difflib.get_close_matches(name, [*known, "digits", "folder", "packed"], n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "use digits, folder, packed or one of those"
+        close = difflib.get_close_matches(name, [*known, *_OWN], n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"use {', '.join(_OWN)} or one of those"
         raise UserError(f"config.data.name is {name!r}, which is not a data set of TensorFlow Datasets; {hint}")
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(

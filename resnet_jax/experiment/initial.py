@@ -1,0 +1,174 @@
+"""The weights that a new run starts from: read, checked against the network, and described."""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from resnet_jax import parallel
+from resnet_jax.config import Config
+from resnet_jax.data.normalization import Normalization
+from resnet_jax.errors import UserError
+from resnet_jax.experiment.networks import load_run, note_differences
+from resnet_jax.interop.torch_keys import misfits
+from resnet_jax.interop.torch_weights import load_torch
+from resnet_jax.models.stacking import stack_blocks, unstack_blocks
+from resnet_jax.train.initial import Weights
+
+_HEAD = "head"
+
+
+class Start(NamedTuple):
+    """What a new run begins with.
+
+    variables: {"params", "batch_stats"} on the mesh, without the head where it is a new one; {} for a random start.
+    normalization: that of the weights; None where config.normalization is to be used.
+    record: what ``init.json`` of the workdir says; None for a random start.
+    """
+
+    variables: dict[str, Any]
+    normalization: Normalization | None
+    record: dict[str, object] | None
+
+
+class _Loaded(NamedTuple):
+    """Weights in the unrolled layout, and what is known of them."""
+
+    variables: dict[str, Any]
+    class_names: Sequence[str] | None
+    normalization: Normalization | None
+    record: dict[str, object]
+
+
+RANDOM = Start({}, None, None)
+
+
+def read_start(
+    config: Config, model: Any, class_names: list[str], image_shape: tuple[int, int, int], mesh: Mesh
+) -> Start:
+    """The start that config.init describes, for a network of ``class_names`` on images (H, W, C); says so on stderr.
+
+    Raises UserError where the weights cannot be read, or do not fit the network or its head.
+    """
+    init = config.init
+    if not isinstance(init, Weights):
+        return RANDOM
+    loaded = _load(init, config, len(class_names), image_shape, mesh)
+    kept = _checked(loaded, init, model, config, class_names, image_shape)
+    laid_out = kept if model == model.unrolled() else stack_blocks(kept)
+    normalization = None
+    if init.normalization == "weights" and loaded.normalization is not None:
+        normalization = fitted(loaded.normalization, image_shape)
+    head = f"a new head for {len(class_names)} classes" if init.head == "new" else "their head"
+    normalized = "config.normalization" if normalization is None else "the normalisation of the weights"
+    if parallel.is_main_process():
+        print(f"starting from {init.path}, with {head} and {normalized}", file=sys.stderr)
+    record = loaded.record | {"head": init.head, "normalization": "config" if normalization is None else "weights"}
+    variables = parallel.to_global(jax.device_get(laid_out), parallel.replicated(mesh))
+    return Start(variables, normalization, record)
+
+
+def fitted(normalization: Normalization, image_shape: tuple[int, int, int]) -> Normalization:
+    """It, for images of another size than that of its mean image, whose mean over the pixels then takes its place."""
+    if normalization.mean.ndim == 3 and normalization.mean.shape != image_shape:
+        return normalization._replace(mean=normalization.mean.mean(axis=(0, 1)))
+    return normalization
+
+
+def _load(init: Weights, config: Config, num_classes: int, image_shape: tuple[int, int, int], mesh: Mesh) -> _Loaded:
+    path = Path(init.path).expanduser()
+    if path.is_dir():
+        return _of_workdir(path, init, mesh)
+    if path.is_file():
+        return _of_file(path, init, config, num_classes, image_shape)
+    raise UserError(f"config.init.path is {init.path!r}, and there is no such file of weights or workdir; correct it")
+
+
+def _of_workdir(path: Path, init: Weights, mesh: Mesh) -> _Loaded:
+    run = load_run(path, init.checkpoint, mesh=mesh)
+    record: dict[str, object] = {
+        "kind": "workdir",
+        "path": str(path.resolve()),
+        "checkpoint": init.checkpoint,
+        "step": run.step,
+        "model": run.config.model.name,
+    }
+    return _Loaded(unstack_blocks(run.variables), run.class_names, run.normalize, record)
+
+
+def _of_file(path: Path, init: Weights, config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> _Loaded:
+    note_differences(config)
+    new = init.head == "new"
+    variables = load_torch(
+        config.model.name,
+        path,
+        num_classes if new else None,
+        new_head=new,
+        greyscale=image_shape[-1] == 1,
+        **config.model.overrides,
+    )
+    record: dict[str, object] = {"kind": "file", "path": str(path.resolve()), "sha256": _sha256(path)}
+    return _Loaded(unstack_blocks(variables), None, None, record)
+
+
+def _checked(
+    loaded: _Loaded,
+    init: Weights,
+    model: Any,
+    config: Config,
+    class_names: list[str],
+    image_shape: tuple[int, int, int],
+) -> dict[str, Any]:
+    """The variables that are kept. Raises UserError where they are not those of ``model``."""
+    task, kept = config.task.without_data(model.scanned()), dict(loaded.variables)
+    template = jax.eval_shape(lambda: task.init(jax.random.key(0), image_shape))
+    views = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), template)
+    expected = _shapes(views if model.scanned() == model.unrolled() else unstack_blocks(views))
+    given = _shapes(kept)
+    if init.head == "new":
+        kept["params"] = {module: leaves for module, leaves in kept["params"].items() if module != _HEAD}
+        given, expected = (
+            {name: shape for name, shape in shapes.items() if not name.startswith(f"params/{_HEAD}/")}
+            for shapes in (given, expected)
+        )
+    else:
+        _refuse_other_classes(loaded, given, class_names, init.path)
+    problems = misfits(given, expected, "config.model")
+    if problems:
+        raise UserError(
+            f"{init.path} does not fit config.model {config.model.name}: {'; '.join(problems)}; set config.model to "
+            f"the network that they were trained as"
+        )
+    return kept
+
+
+def _refuse_other_classes(
+    loaded: _Loaded, given: dict[str, tuple[int, ...]], class_names: list[str], path: str
+) -> None:
+    classes, fix = given.get(f"params/{_HEAD}/kernel", (0,))[-1], "use --config.init.head=new"
+    if classes != len(class_names):
+        raise UserError(
+            f"config.init.head is 'keep', but {path} has a head for {classes} classes and the data have "
+            f"{len(class_names)}; {fix}"
+        )
+    for theirs, ours in zip(loaded.class_names or class_names, class_names, strict=True):
+        if theirs != ours:
+            raise UserError(
+                f"config.init.head is 'keep', but the run in {path} has the class {theirs!r} where the data have "
+                f"{ours!r}; {fix}"
+            )
+
+
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    return {"/".join(path): np.shape(leaf) for path, leaf in flax.traverse_util.flatten_dict(variables).items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,114 @@
+"""Which parameters are trained, and how fast: frozen stages, frozen batch normalisation, and a rate for each layer."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from pydantic import Field
+
+from resnet_jax.errors import UserError
+from resnet_jax.models import Model
+from resnet_jax.parts import Part
+
+
+class FineTune(Part):
+    """What of the network is trained; by default all of it, at one rate.
+
+    freeze: stages that stay as they are: "stem", "stage1", ..., "head" (``Model.stage_names``). Their batch
+        normalisations use their running averages in training, too, and keep them.
+    freeze_bn: the same for all batch normalisations, with their scales and biases; the rest is trained.
+    layer_decay: the learning rate of a block is multiplied by this to the power of its distance from the head, which is
+        0 for the head itself, 1 for the last block, and so on to the stem (Clark et al., arXiv 2003.10555, appendix A).
+    head_rate: what the learning rate of the head is multiplied by.
+    """
+
+    freeze: tuple[str, ...] = ()
+    freeze_bn: bool = False
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    head_rate: Annotated[float, Field(gt=0)] = 1.0
+
+    @property
+    def freezes(self) -> bool:
+        """Whether anything is frozen."""
+        return bool(self.freeze) or self.freeze_bn
+
+    def check(self, model: Model) -> None:
+        """Raises UserError for stages that a network does not have, and where nothing would be trained."""
+        for stage in self.freeze:
+            if stage not in model.stage_names:
+                raise UserError(
+                    f"config.finetune.freeze names {stage!r}, which the network does not have; its stages are "
+                    f"{', '.join(model.stage_names)}"
+                )
+        if set(self.freeze) == set(model.stage_names):
+            raise UserError("config.finetune.freeze names every stage, so nothing is trained; leave out the head")
+        if self.freeze_bn and not model.has_batch_norm:
+            raise UserError("config.finetune.freeze_bn is set, but the network has no batch normalisation; remove it")
+
+    def model(self, model: Model) -> Model:
+        """The network, of which what is frozen uses running averages and gets no gradient."""
+        return model.frozen(self.freeze, self.freeze_bn) if self.freezes else model
+
+    def optimizer(
+        self, optimizer: optax.GradientTransformationExtraArgs, model: Model
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer with the rate of each parameter of ``model`` scaled, and what is frozen left alone."""
+        if self == FineTune():
+            return optimizer
+        return scaled(optimizer, lambda params: rate_scales(self, model, params))
+
+
+def rate_scales(settings: FineTune, model: Model, params: Any) -> Any:
+    """What the learning rate of each parameter is multiplied by: a tree of floats, 0 for what is frozen.
+
+    Of stacked blocks it is an array that broadcasts against the parameter, unless it is the same for all of them.
+    ``params`` are those of ``model``, in its layout; only their names and shapes count.
+    """
+    norms = {path[:-1] for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "scale"}
+
+    def scale(path: Sequence[Any], leaf: Any) -> float | np.ndarray:
+        module, stage = path[0].key, model.stage_of(path[0].key)
+        if stage in settings.freeze or (settings.freeze_bn and path[:-1] in norms):
+            return 0.0
+        scales = [settings.layer_decay**distance for distance in model.head_distances(module)]
+        if stage == "head":
+            return scales[0] * settings.head_rate
+        if len(set(scales)) == 1:
+            return scales[0]
+        return np.array(scales, np.float32).reshape(-1, *[1] * (leaf.ndim - 1))
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def scaled(optimizer: optax.GradientTransformationExtraArgs, scales_of: Any) -> optax.GradientTransformationExtraArgs:
+    """The optimizer with its updates multiplied by ``scales_of(params)``, a tree of floats and arrays.
+
+    Every optimizer's update is proportional to its learning rate, so this scales the rate. Where a scale is the float
+    0, the optimizer sees a parameter and a gradient of zeros, so that it has no weight decay, no momentum and no part
+    in any norm, and the parameter keeps its bits. The form of the state is that of ``optimizer``.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        scales = scales_of(params)
+        updates, seen = (jax.tree.map(_zero_if_frozen, scales, tree) for tree in (updates, params))
+        updates, state = optimizer.update(updates, state, seen, **extra)
+        return jax.tree.map(_scale, scales, updates), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def _frozen(scale: float | np.ndarray) -> bool:
+    return isinstance(scale, float) and scale == 0
+
+
+def _zero_if_frozen(scale: float | np.ndarray, leaf: jax.Array) -> jax.Array:
+    return jnp.zeros_like(leaf) if _frozen(scale) else leaf
+
+
+def _scale(scale: float | np.ndarray, update: jax.Array) -> jax.Array:
+    if _frozen(scale):
+        return jnp.full_like(update, -0.0)  # Which changes no number that it is added to; 0.0 would change -0.0.
+    return update if isinstance(scale, float) and scale == 1 else update * scale

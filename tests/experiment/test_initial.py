@@ -1,0 +1,146 @@
+"""Runs that start from weights: a workdir, PyTorch files; the head; normalisation; and resuming without them."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax import build, parallel
+from resnet_jax.config import override
+from resnet_jax.data.normalization import Normalization
+from resnet_jax.errors import UserError
+from resnet_jax.experiment.initial import RANDOM, fitted, read_start
+from resnet_jax.experiment.training import train
+from resnet_jax.models.stacking import unstack_blocks
+
+DIGITS = [str(digit) for digit in range(10)]
+SHAPE = (32, 32, 3)
+
+
+def start_of(config, class_names=DIGITS, shape=SHAPE):
+    model = build.make_model(config, len(class_names))
+    return read_start(config, model, class_names, shape, parallel.data_mesh(jax.devices()[:2]))
+
+
+def assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, digits_config, save_run):
+    """(workdir, its variables by step) of a run with three blocks in a stage."""
+    folder = tmp_path_factory.mktemp("runs") / "before"
+    return folder, save_run(folder, digits_config(**{"model.stage_sizes": (3,)}), {1: 2.0, 2: 3.0})
+
+
+def tuned(digits_config, path, **changes):
+    return digits_config(**{"model.stage_sizes": (3,), "init.name": "weights", "init.path": str(path)} | changes)
+
+
+def test_without_init_a_run_starts_at_random(digits_config):
+    assert start_of(digits_config()) is RANDOM
+
+
+@pytest.mark.parametrize("which", ["latest", "best"])
+def test_a_workdir_gives_exactly_its_variables_and_its_normalisation(workdir, digits_config, which):
+    folder, used = workdir
+    start = start_of(tuned(digits_config, folder, **{"init.head": "keep", "init.checkpoint": which}))
+    assert_equal(start.variables, used[1 if which == "best" else 2])
+    np.testing.assert_array_equal(start.normalization.std, np.full(3, 0.3, np.float32))
+    assert start.record["kind"] == "workdir" and start.record["path"] == str(folder.resolve())
+
+
+def test_blocks_may_be_scanned_although_the_weights_were_not(workdir, digits_config):
+    start = start_of(tuned(digits_config, workdir[0], **{"model.scan_blocks": True, "init.head": "keep"}))
+    assert "stage1_blocks" in start.variables["params"]
+    assert_equal(unstack_blocks(start.variables), workdir[1][2])
+
+
+def test_a_new_head_is_that_of_the_run_s_own_seed(workdir, digits_config, tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (32, 32, 32, 3), dtype=np.uint8), np.arange(32) % 4
+    data = resnet_jax.ResidentDataset.from_arrays(images, labels, images[:8], labels[:8])
+    config = tuned(digits_config, workdir[0], steps=0, batch_size=16)
+    # No step is done with a rate of 0 that changes a parameter.
+    still = {"steps": 1, "optimizer.learning_rate": 0.0, "schedule.name": "constant", "optimizer.weight_decay": 0.0}
+    config = override(config, still)
+    after = jax.device_get(train(config, tmp_path / "tuned", data=data).params)
+    fresh = jax.device_get(train(override(config, {"init.name": "none"}), tmp_path / "fresh", data=data).params)
+    assert_equal(after["head"], fresh["head"])
+    body = {name: leaves for name, leaves in workdir[1][2]["params"].items() if name != "head"}
+    assert_equal({name: leaves for name, leaves in after.items() if name != "head"}, body)
+    assert json.loads((tmp_path / "tuned" / "init.json").read_text())["normalization"] == "weights"
+    stored = Normalization.load(tmp_path / "tuned" / "normalization.npz")
+    np.testing.assert_array_equal(stored.mean, np.full(3, 0.4, np.float32))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_of_pytorch_weights_gives_what_was_saved(workdir, digits_config, tmp_path, suffix):
+    model = build.make_model(digits_config(**{"model.stage_sizes": (3,)}), 10)
+    path = tmp_path / f"weights{suffix}"
+    resnet_jax.save_torch(workdir[1][2], path, model=model)
+    kept = start_of(tuned(digits_config, path, **{"init.head": "keep"}))
+    assert_equal(kept.variables, workdir[1][2])
+    assert kept.normalization is None and len(kept.record["sha256"]) == 64
+    new = start_of(tuned(digits_config, path), class_names=["cat", "dog"])
+    assert "head" not in new.variables["params"]
+    assert_equal(new.variables["batch_stats"], workdir[1][2]["batch_stats"])
+
+
+def test_a_mean_image_of_another_size_is_averaged():
+    mean = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    normalization = Normalization(mean, np.ones(3, np.float32))
+    assert fitted(normalization, (2, 2, 3)) is normalization
+    np.testing.assert_array_equal(fitted(normalization, (4, 4, 3)).mean, [4.5, 5.5, 6.5])
+
+
+def error_of(config, class_names=DIGITS):
+    with pytest.raises(UserError) as caught:
+        start_of(config, class_names)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_head_that_does_not_fit_is_a_user_error_that_names_the_fix(workdir, digits_config):
+    keep = tuned(digits_config, workdir[0], **{"init.head": "keep"})
+    assert error_of(keep, ["cat", "dog"]).endswith("for 10 classes and the data have 2; use --config.init.head=new")
+    renamed = error_of(keep, [*DIGITS[:9], "nine"])
+    assert "'9'" in renamed and "'nine'" in renamed and renamed.endswith("use --config.init.head=new")
+
+
+def test_weights_that_do_not_fit_are_a_user_error(workdir, digits_config, tmp_path):
+    assert "does not fit config.model resnet20" in error_of(tuned(digits_config, workdir[0], **{"model.width": 8}))
+    assert "no such file of weights or workdir" in error_of(tuned(digits_config, tmp_path / "none.pth"))
+    (tmp_path / "empty").mkdir()
+    assert error_of(tuned(digits_config, tmp_path / "empty")).startswith("there is no run in")
+    with pytest.raises(UserError, match=r"config.init.path is missing"):
+        build.check(digits_config(**{"init.name": "weights"}), 1)
+
+
+def test_a_refused_start_leaves_no_workdir(workdir, digits_config, tmp_path):
+    with pytest.raises(UserError, match="does not fit"):
+        train(tuned(digits_config, workdir[0], **{"model.width": 8}), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_run_resumes_without_its_weights_and_ends_with_the_same_bits(workdir, digits_config, tmp_path):
+    copy = tmp_path / "weights"
+    shutil.copytree(workdir[0], copy)
+    changes = {
+        "batch_size": 16, "steps": 6, "log_every": 2, "eval_every": 3, "checkpoint_every": 3, "ema_decay": 0.9,
+        "finetune.freeze": ("stem",), "finetune.layer_decay": 0.8, "finetune.head_rate": 5.0,
+    }  # fmt: skip
+    config = tuned(digits_config, copy, **changes)
+    whole = jax.device_get(train(config, tmp_path / "whole"))
+    train(override(config, {"steps": 3}), tmp_path / "parts")
+    record = (tmp_path / "parts" / "init.json").read_text()
+    shutil.rmtree(copy)
+    parts = jax.device_get(train(config, tmp_path / "parts", allow_config_change=True))
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+    assert (tmp_path / "parts" / "init.json").read_text() == record
+    stored = Normalization.load(tmp_path / "parts" / "normalization.npz")
+    np.testing.assert_array_equal(stored.std, np.full(3, 0.3, np.float32))
