@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.errors import UserError
-from resnet_jax.models import Model
+from resnet_jax.models import Model, Variant
 from resnet_jax.models.stacking import unstack_blocks
 from resnet_jax.models.vgg import POOLED
 
@@ -50,7 +50,6 @@ _PREACTIVATION_MODULES = {
 }
 _VGG_CLASSIFIER = {"fc6": "classifier.0", "fc7": "classifier.3", "head": "classifier.6"}
 HEADS = ("fc", "linear")  # What ResNets call their classifier.
-ALL_HEADS = (*HEADS, "head.fc", "classifier.6")
 _FILTER = np.outer([1, 2, 1], [1, 2, 1]) / 16  # Of ``pooling.BlurPool``.
 # Problems of a kind in one message: weights of a wholly different network have hundreds, and a few then tell as much.
 _LISTED, _FEW = 8, 3
@@ -73,7 +72,12 @@ def is_constant(key: str, array: np.ndarray) -> bool:
     return key.endswith(".filt") and len(filters) > 0 and np.allclose(filters, _FILTER)
 
 
-def _family(model: Model) -> "_Family":
+def heads(network: Model | Variant) -> tuple[str, ...]:
+    """What the classifier may be called."""
+    return _family(network).heads
+
+
+def _family(model: Model | Variant) -> "_Family":
     if model.family not in _FAMILIES:
         raise UserError(
             f"no PyTorch keys are known for networks of the family {model.family!r}; "
@@ -123,20 +127,22 @@ def _vgg_key(place: Place, model: Any, head: str) -> str:
 class _Family(NamedTuple):
     """How the networks of a family are keyed.
 
+    heads: what the classifier may be called.
     stems: the modules of which a network has one, which reads the images.
     key: of a place.
     pointwise: fully-connected layers that are 1x1 convolutions in PyTorch.
     """
 
+    heads: tuple[str, ...]
     stems: tuple[str, ...]
     key: Callable[[Place, Any, str], str]
     pointwise: tuple[str, ...] = ()
 
 
 _FAMILIES = {
-    "resnet": _Family(("stem_conv", "stem_conv1"), _resnet_key, ("fc1", "fc2")),
-    "preactivation": _Family(("stem_conv", "stem_conv1"), _preactivation_key, ("fc1", "fc2", "head")),
-    "vgg": _Family(("conv1_1",), _vgg_key),
+    "resnet": _Family(HEADS, ("stem_conv", "stem_conv1"), _resnet_key, ("fc1", "fc2")),
+    "preactivation": _Family(("head.fc",), ("stem_conv", "stem_conv1"), _preactivation_key, ("fc1", "fc2", "head")),
+    "vgg": _Family(("classifier.6",), ("conv1_1",), _vgg_key),
 }
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.interop.torch_files import read_torch_file, write_torch_file
 from resnet_jax.interop.torch_keys import (
-    ALL_HEADS,
     HEAD_KERNEL,
     HEADS,
+    heads,
     is_constant,
     misfits,
     stem_kernel,
@@ -23,7 +23,7 @@ from resnet_jax.interop.torch_keys import (
     torch_keys,
     variable_shapes,
 )
-from resnet_jax.models import Model, create_model
+from resnet_jax.models import Model, create_model, variant
 from resnet_jax.models.layers import he_normal
 from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 
@@ -72,7 +72,8 @@ def load_torch(
     origin = source if isinstance(source, (str, Path)) else "the state dict"
     weights = arrays_of(read_torch_file(Path(source)) if isinstance(source, (str, Path)) else source, f"{origin}")
     weights = {key: array for key, array in weights.items() if not is_constant(key, array)}
-    head = next((head for head in ALL_HEADS if f"{head}.weight" in weights), "fc")
+    names = heads(variant(name))
+    head = next((head for head in names if f"{head}.weight" in weights), names[0])
     if num_classes is None and f"{head}.weight" in weights:
         num_classes = max(1, len(np.atleast_1d(weights[f"{head}.weight"])))
     model = create_model(name, num_classes, **overrides)

@@ -242,7 +242,7 @@ def _relatives() -> dict[str, Variant]:
     variants["ecaresnetlight"] = _timm(50, stage_sizes=(1, 1, 11, 3), shortcut="D", **_ECA)
     variants["senet154"] = _timm(  # Hu et al., arXiv 1709.01507, appendix.
         152, "s", shortcut="3x3", cardinality=64, base_width=4, reduce_first=2, **_SE
-    )
+    )._replace(depth=154)
     for depth, stage_sizes in _RS_STAGES.items():
         attention = _partial(SqueezeExcitation, ratio=0.25)
         fields = {"stage_sizes": stage_sizes, "stem": "deep_strided", "attention": attention}

@@ -276,7 +276,7 @@ class OneModule(nn.Module):
 )
 def test_each_module_computes_on_a_canvas_what_it_does_on_the_photograph_alone(module, random_variables):
     model = OneModule(module)
-    sizes = [(10, 8), (7, 8), (10, 5), (3, 3), (1, 2), (2, 1), (12, 12)]
+    sizes = [(10, 7), (3, 8), (1, 2), (12, 12)]
     x = np.random.default_rng(1).normal(size=(len(sizes), 12, 12, 3)).astype(np.float32)
     variables = random_variables(model, image_shape=(12, 12, 3))
     found = jax.jit(partial(dense_logits, model))(variables, x, np.array(sizes, np.int32))
