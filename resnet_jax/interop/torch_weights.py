@@ -65,7 +65,7 @@ def load_torch(
     are listed, or the first few of a kind where there are many.
     """
     origin = source if isinstance(source, (str, Path)) else "the state dict"
-    weights = _arrays(read_torch_file(Path(source)) if isinstance(source, (str, Path)) else source, f"{origin}")
+    weights = arrays_of(read_torch_file(Path(source)) if isinstance(source, (str, Path)) else source, f"{origin}")
     head = next((head for head in ("linear", "classifier.6") if f"{head}.weight" in weights), "fc")
     if num_classes is None and f"{head}.weight" in weights:
         num_classes = max(1, len(np.atleast_1d(weights[f"{head}.weight"])))
@@ -138,7 +138,7 @@ def save_torch(variables: Mapping[str, Any], destination: str | Path, *, model: 
     write_torch_file(Path(destination), state_dict)
 
 
-def _arrays(state_dict: Mapping[str, Any], origin: str) -> dict[str, np.ndarray]:
+def arrays_of(state_dict: Mapping[str, Any], origin: str) -> dict[str, np.ndarray]:
     """Float32 arrays by torchvision's keys, without the counters of batches."""
     nested = [state_dict[key] for key in _NESTED if isinstance(state_dict.get(key), Mapping)]
     weights = {str(key): value for key, value in (nested[0] if nested else state_dict).items()}

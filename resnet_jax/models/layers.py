@@ -48,11 +48,12 @@ class Conv(nn.Module):
     dtype: jnp.dtype = jnp.float32
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     kernels: Kernels = PLAIN
+    kernel_init: nn.initializers.Initializer = he_normal
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.filters)
-        kernel = self.param("kernel", he_normal, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         pad = (self.dilation * (self.size // 2),) * 2
         y = self.kernels.convolution(
             x.astype(self.dtype), kernel.astype(self.dtype), self.strides, (pad, pad), self.groups, self.dilation

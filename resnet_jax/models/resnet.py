@@ -94,22 +94,34 @@ class ResNet(nn.Module):
         return layers
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> jax.Array | dict:
+    def __call__(
+        self,
+        images: jax.Array,
+        train: bool = False,
+        features: bool = False,
+        stages: tuple[int, int] | None = None,
+    ) -> jax.Array | dict:
         """Maps normalised images (N, H, W, 3) to logits (N, num_classes), float32; with 0 classes to (N, channels).
 
         With ``train`` batch statistics are those of the batch, "batch_stats" must be mutable, and ``drop_path`` needs
         an rng of that name. With ``features`` the result is a dict of each stage's output instead: "C1" is the stem's
         (before the max-pool), "C2" the first stage's, and so on to "C5" (ImageNet) or "C4" (CIFAR), each
         (N, H', W', channels) in ``dtype``.
+
+        With ``stages`` only those from the first to the second number are computed, both included, and the result is
+        the dict of their outputs; 0 is the stem. ``images`` then stands for what the first of them reads. The variables
+        have the same names, so those of the whole network fit.
         """
+        begin, end = (0, len(self.stage_sizes)) if stages is None else stages
         norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
         conv = partial(Conv, dtype=self.dtype, kernels=self.kernels)
-        first, x = self.stem.apply(images, self.width, conv, norm, self.activation, self.kernels)
-        outputs = {"C1": first}
-        for i in range(len(self.stage_sizes)):
+        x, outputs = images, {}
+        if begin == 0:
+            outputs["C1"], x = self.stem.apply(images, self.width, conv, norm, self.activation, self.kernels)
+        for i in range(max(begin - 1, 0), end):
             x = self._stage(x, i, conv, norm, self._drop_paths(i) if train and self.drop_path else None)
             outputs[f"C{i + 2}"] = x
-        if features:
+        if features or stages is not None:
             return outputs
         x = GlobalMean(name="mean")(x)
         return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x) if self.num_classes else x

@@ -66,25 +66,42 @@ class VGG(nn.Module):
         return {}
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, train: bool = False, stages: tuple[int, int] | None = None
+    ) -> jax.Array | dict:
         """Maps normalised images (N, H, W, 3) to logits (N, num_classes), float32; with 0 classes to (N, hidden).
 
         H and W are at least 32. With ``train`` half of the units are dropped, by an rng called "dropout". Maps of
         images that are not 224 x 224 are averaged to 7 x 7, as torchvision does.
+
+        With ``stages`` only those from the first to the second number are computed, both included, and the result is
+        a dict of their outputs: "C1", "C2", ... to "C5", before they are pooled, and "fc7" (N, hidden) of one stage
+        more (6), which is the two fully-connected layers. ``images`` then stands for what the first of them reads. The
+        variables have the same names, so those of the whole network fit.
         """
-        x = images
+        last = len(self.stage_sizes) + 1
+        begin, end = (1, last) if stages is None else stages
+        x, outputs = images, {}
         conv = partial(Conv, use_bias=True, dtype=self.dtype, kernels=self.kernels)
         for i, num_convs in enumerate(self.stage_sizes):
+            if not begin <= i + 1 <= end:
+                continue
             for j in range(num_convs):
                 filters = self.width * min(2**i, 8)
                 x = nn.relu(conv(filters, 3, name=f"conv{i + 1}_{j + 1}")(x))
-            x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+            outputs[f"C{i + 1}"] = x
+            if i + 1 < end:
+                x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+        if end < last:
+            return outputs
         x = adaptive_mean(x, POOLED)
         x = x.reshape(x.shape[0], -1)
         for name in ("fc6", "fc7"):
             x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=he_normal, name=name)(x))
             x = Dropout(0.5, deterministic=not train)(x)
         x = x.astype(jnp.float32)
+        if stages is not None:
+            return outputs | {"fc7": x}
         return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x) if self.num_classes else x
 
 

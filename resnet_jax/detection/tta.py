@@ -1,0 +1,103 @@
+"""What Table 9 adds at test time: box refinement, multi-scale testing and ensembles (appendix B).
+
+Each gives ``Predictions`` for ``detect``. Global context, which is trained, is a field of ``FasterRCNN``. For the
+paper's box voting set ``BoxSettings.vote``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.detection.boxes import area, at_least, clip, decode
+from resnet_jax.detection.faster_rcnn import FasterRCNN, Predictions
+from resnet_jax.detection.rpn import Proposals
+
+Maps = tuple[jax.Array, ...]
+
+
+def refine(model: FasterRCNN, variables: Any, maps: Maps, predictions: Predictions, image_hw: jax.Array) -> Predictions:
+    """Box refinement: the predictions for the proposals together with those for the boxes that came of them.
+
+    Args:
+        model: the detector.
+        variables: its variables.
+        maps: its ``features`` of the images.
+        predictions: its ``predict`` of R proposals.
+        image_hw: (B, 2).
+
+    Each proposal gives one new region, its box for the class, other than the background, that is the most likely; the
+    paper does not say which. ``detect`` then has the 2 R predictions of both: suppression at 0.3 and voting, as the
+    paper has it.
+    """
+    best = jnp.argmax(predictions.probabilities[..., 1:], axis=-1)[..., None, None]
+    deltas = jnp.take_along_axis(predictions.deltas, best, axis=2)[:, :, 0]
+    boxes = clip(decode(deltas, predictions.boxes, model.box.weights), image_hw)
+    valid = predictions.valid & at_least(boxes, model.box.min_size)
+    proposals = Proposals(boxes, jnp.zeros(boxes.shape[:2]), valid)
+    again: Any = model.apply(variables, maps, proposals, image_hw, method="predict")
+    return union(predictions, again)
+
+
+def union(*predictions: Predictions) -> Predictions:
+    """All predictions for each image."""
+    return Predictions(*(jnp.concatenate(parts, axis=1) for parts in zip(*predictions, strict=True)))
+
+
+def multi_scale(
+    model: FasterRCNN,
+    variables: Any,
+    pyramid: Sequence[tuple[Maps, jax.Array]],
+    proposals: Proposals,
+    image_hw: jax.Array,
+    canonical: float = 224.0,
+) -> Predictions:
+    """Multi-scale testing of the second stage: the larger of each feature at two adjacent scales (maxout).
+
+    Args:
+        model: the detector.
+        variables: its variables.
+        pyramid: of two or more sizes of the images, the smallest first: ``features``, and how large these images are
+            against those of ``proposals`` and ``image_hw``, (B,). The paper has shorter sides of 200, 400, 600, 800 and
+            1000.
+        proposals: of one size, which the boxes of the result are in.
+        image_hw: (B, 2), of that size.
+        canonical: side in pixels. Each region reads the two adjacent scales between which it has the side nearest to
+            this, which is what the networks were trained on as ImageNet classifiers (He et al., arXiv 1406.4729).
+
+    Features are merged between the layers that follow pooling and the two sibling layers. All regions are computed at
+    all scales and the two of each are chosen afterwards, because how many regions a scale gets is not static.
+    """
+    scales = jnp.stack([jnp.asarray(scale, jnp.float32) for _, scale in pyramid])  # (S, B)
+    # Of the scales i and i + 1, the side of each region at their geometric mean, against the canonical one.
+    between = jnp.sqrt(scales[:-1] * scales[1:])[..., None]
+    side = jnp.sqrt(jnp.maximum(area(proposals.boxes), 1e-6))
+    lower = jnp.argmin(jnp.abs(jnp.log(side * between / canonical)), axis=0)  # (B, R)
+
+    features: jax.Array | None = None
+    context: jax.Array | None = None
+    for i, (maps, scale) in enumerate(pyramid):
+        scaled = proposals.boxes * jnp.asarray(scale, jnp.float32)[:, None, None]
+        each: Any = model.apply(variables, maps, scaled, method="box_features")
+        used = ((lower == i) | (lower + 1 == i))[..., None]
+        each = jnp.where(used, each, -jnp.inf)
+        features = each if features is None else jnp.maximum(features, each)
+        if model.context:
+            hw = jnp.asarray(image_hw, jnp.float32) * jnp.asarray(scale, jnp.float32)[:, None]
+            whole: Any = model.apply(variables, maps, hw, method="context_features")
+            context = whole if context is None else jnp.maximum(context, whole)
+    classified: Any = model.apply(variables, features, context, method="classify")
+    return model.predictions(proposals, *classified)
+
+
+def ensemble_proposals(proposals: Sequence[Proposals]) -> Proposals:
+    """The union of the proposals of several detectors, or of several settings of one."""
+    return Proposals(*(jnp.concatenate(parts, axis=1) for parts in zip(*proposals, strict=True)))
+
+
+def ensemble(predictions: Sequence[Predictions]) -> Predictions:
+    """The means of the probabilities and of the deltas that several detectors predict for the same proposals."""
+    first = predictions[0]
+    mean = lambda field: sum(getattr(each, field) for each in predictions) / len(predictions)  # noqa: E731
+    return first._replace(probabilities=mean("probabilities"), deltas=mean("deltas"))
