@@ -27,6 +27,10 @@ class Resident(Part):
     holdout: NonNegativeInt = 0
     """Training examples held out for validation; the evaluations in training then use those."""
 
+    def view_size(self, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+        """(shorter side that a photograph is resized to, side of its central crop) in pixels, as in evaluation."""
+        return min(image_shape[:2]), min(image_shape[:2])
+
     def load(self, data_dir: str | None = None) -> "ResidentDataset":
         """Loads it into host memory. Raises UserError where it is not found, or of another kind."""
         images = load_images(self.name, data_dir)

@@ -8,6 +8,7 @@ from resnet_jax.analysis.curves import plot_errors
 from resnet_jax.config import Config, refuse_change, to_json
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
+from resnet_jax.experiment.networks import starting_weights
 from resnet_jax.train import loop
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.workdir import prepare_workdir, refuse_other_classes
@@ -42,10 +43,11 @@ def train(
     stored = workdir / "normalization.npz"
     restored = stored.exists() and not allow_config_change
     normalize = Normalization.load(stored) if restored else build.make_normalization(config, dataset)
+    task = build.make_task(config, model, dataset, normalize, mesh)
     return loop.train(
-        build.make_task(config, model, dataset, normalize, mesh),
+        task,
         dataset,
-        build.make_optimizer(config),
+        build.make_optimizer(config, task.trained(dataset.image_shape)),
         schedule,
         config.schedule.plateau,
         build.step_settings(config, intervals),
@@ -54,4 +56,5 @@ def train(
         workdir,
         partial(prepare_workdir, workdir, to_json(config), normalize.save, dataset.class_names, dataset.image_shape),
         plot_errors,
+        starting_weights(config, mesh),
     )

@@ -16,13 +16,13 @@ from resnet_jax import parallel
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.feed import training_inputs
 from resnet_jax.errors import UserError
-from resnet_jax.tasks.task import Task
+from resnet_jax.tasks.task import Task, Variables
 from resnet_jax.train import checkpoint
 from resnet_jax.train.bn_statistics import recompute_batch_stats
 from resnet_jax.train.metrics_log import MetricsLog, check_finite
 from resnet_jax.train.schedules import Plateau, Schedule
 from resnet_jax.train.signals import Stopped, stop_signals
-from resnet_jax.train.state import TrainState, init_state, step_plateau
+from resnet_jax.train.state import TrainState, init_state, replace_variables, step_plateau
 from resnet_jax.train.step import StepSettings, TrainStep, make_train_step
 from resnet_jax.train.workdir import locked
 from resnet_jax.train.writers import MetricsWriter
@@ -52,7 +52,8 @@ def train(
     mesh: Mesh,
     workdir: Path,
     describe: Callable[[], None] | None = None,
-    plot: Callable[[Path, Path, str], None] | None = None,
+    plot: Callable[[Path, Path, str, tuple[str, ...]], None] | None = None,
+    starting_weights: Callable[[], Variables] | None = None,
 ) -> TrainState:
     """Trains until settings.steps, from the newest checkpoint in ``workdir`` if there is one.
 
@@ -61,7 +62,8 @@ def train(
         schedule: learning rate by step.
         plateau: reduces the rate further by the evaluations; None: nothing does.
         describe: writes how the run came about, on the main process, once the checkpoints are found to fit it.
-        plot: draws (metrics.jsonl, picture, title) whenever the run ends.
+        plot: draws (metrics.jsonl, picture, title, names of figures) whenever the run ends.
+        starting_weights: what ``task.with_weights`` starts a run with; not called where a run resumes.
 
     A run stopped or killed anywhere and started again ends with the same parameters to the bit, on the same devices.
 
@@ -88,6 +90,9 @@ def train(
             state = checkpoint.restore_latest(checkpoints, jax.eval_shape(new_state), mesh, set_aside=True)
             if state is None:
                 state = new_state()
+                if starting_weights:
+                    given = starting_weights()
+                    state = replace_variables(state, lambda variables: task.with_weights(variables, given), mesh)
             start = int(state.step)
             if start % settings.steps_per_dispatch:
                 raise UserError(
@@ -108,11 +113,11 @@ def train(
                 if writer:
                     writer.close()
                     if plot:
-                        plot(workdir / "metrics.jsonl", workdir / "errors.png", task.title)
+                        plot(workdir / "metrics.jsonl", workdir / task.picture, task.title, task.drawn)
         finally:
             checkpoint.close(checkpoints)
     if main_process:
-        curves = f"; the error curves are in {workdir / 'errors.png'}" if plot else ""
+        curves = f"; the {' and '.join(task.drawn)} curves are in {workdir / task.picture}" if plot else ""
         print(f"trained to step {int(state.step)}{curves}", file=sys.stderr)
     return state
 

@@ -1,6 +1,7 @@
 """Everything a training run is, at one step."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -74,9 +75,16 @@ def init_state(
             nonfinite_step=jnp.int32(-1),
         )
 
-    # LLVM's higher levels take several times as long over random numbers, and give the same ones.
-    options = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
-    return jax.jit(init, out_shardings=parallel.replicated(mesh), compiler_options=options)()
+    return jax.jit(init, out_shardings=parallel.replicated(mesh))()
+
+
+def replace_variables(state: TrainState, replaced: Callable[[Any], Any], mesh: Mesh) -> TrainState:
+    """The state at step 0 with other variables, of the same shapes, than the random ones that ``replaced`` is given."""
+    variables = replaced({"params": state.params, "batch_stats": state.batch_stats})
+    variables = parallel.to_global(jax.device_get(variables), parallel.replicated(mesh))
+    # A copy, because the state is donated.
+    ema = jax.tree.map(jnp.copy, variables) if state.ema else state.ema
+    return dataclasses.replace(state, params=variables["params"], batch_stats=variables["batch_stats"], ema=ema)
 
 
 def step_plateau(plateau: Plateau, state: TrainState, error: float, mesh: Mesh) -> TrainState:
