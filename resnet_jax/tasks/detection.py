@@ -189,6 +189,12 @@ class Detection(Part):
         """The task for a detector on a data set, evaluated on its evaluation split. Raises UserError."""
         if transforms != Transforms():
             raise UserError("config.transforms are for classification; photographs are mirrored by config.data.flip")
+        freezes_norm = self.freeze_norm and model.backbone.network.has_batch_norm
+        if self.backbone_weights is None and (self.frozen_stages or freezes_norm):
+            raise UserError(
+                "layers are frozen, and config.task.backbone_weights is not set, so that they would stay random; give "
+                "weights, or set config.task.frozen_stages=0 and config.task.freeze_norm=False"
+            )
         evaluate = self._evaluator([model], [normalization], dataset, dataset.evaluation_split, mesh, eval_batch_size)
         return DetectionTask(
             model,
@@ -205,7 +211,7 @@ class Detection(Part):
 
     def updates_statistics(self, model: FasterRCNN) -> bool:
         """Whether training changes batch statistics."""
-        return not self.freeze_norm and getattr(model.backbone.network, "has_batch_norm", False)
+        return not self.freeze_norm and model.backbone.network.has_batch_norm
 
     @property
     def starting_weights(self) -> str | None:

@@ -6,9 +6,9 @@ With two members or more the table is ``Annotated[SGD | Other, Field(discriminat
 from typing import TypeAlias
 
 from resnet_jax.train.optimizers.base import Optimizer
-from resnet_jax.train.optimizers.masked import only
+from resnet_jax.train.optimizers.masked import apply_updates, only
 from resnet_jax.train.optimizers.sgd import SGD
 
 AnyOptimizer: TypeAlias = SGD
 
-__all__ = ["SGD", "AnyOptimizer", "Optimizer", "only"]
+__all__ = ["SGD", "AnyOptimizer", "Optimizer", "apply_updates", "only"]

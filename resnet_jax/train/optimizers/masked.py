@@ -10,8 +10,8 @@ import optax
 def only(optimizer: optax.GradientTransformationExtraArgs, mask: Any) -> optax.GradientTransformationExtraArgs:
     """``optimizer`` for the parameters whose leaf in ``mask``, a tree of bools, is true; None: for all of them.
 
-    The others stay as they are to the bit: no gradient, no weight decay and no momentum of theirs reaches them or a
-    norm over all parameters. The state has the form that it has without a mask.
+    The others have None for an update and keep every bit (``apply_updates``): no gradient, weight decay or momentum of
+    theirs reaches them, or a norm over all parameters. The state has the form that it has without a mask.
     """
     if mask is None:
         return optimizer
@@ -21,6 +21,14 @@ def only(optimizer: optax.GradientTransformationExtraArgs, mask: Any) -> optax.G
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         updates, state = optimizer.update(masked(updates), state, masked(params), **extra)
-        return masked(updates), state
+        return jax.tree.map(lambda leaf, kept: leaf if kept else None, updates, mask), state
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    """The sum of both; where an update is None, the parameter itself.
+
+    Adding 0 would not do: XLA makes 0 of numbers too small to be normal, which trained networks have.
+    """
+    return jax.tree.map(lambda p, u: p if u is None else optax.apply_updates(p, u), params, updates)
