@@ -55,6 +55,6 @@ def train(
         mesh,
         workdir,
         partial(prepare_workdir, workdir, to_json(config), normalize.save, dataset.class_names, dataset.image_shape),
-        plot_errors,
+        partial(plot_errors, figures=task.drawn),
         starting_weights(config, mesh),
     )

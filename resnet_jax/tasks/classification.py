@@ -26,44 +26,15 @@ from resnet_jax.parts import Fraction, Part
 from resnet_jax.tasks.task import Batch, Described, Member, Score, Variables
 
 
-class Classification(Part):
-    """One class for each image.
-
-    label_smoothing: the part of the target that is spread evenly over all classes (Szegedy et al. 2016, section 7).
-    """
-
-    name: Literal["classification"] = "classification"
-    label_smoothing: Fraction = 0.0
+class ClassificationPart(Part):
+    """What all tasks with one class for each image have in common; ``tasks.task`` says what it is for."""
 
     data_kinds: ClassVar[tuple[str, ...]] = ("resident", "photographs")
+    has_responses: ClassVar[bool] = True
 
     def network(self, create: Callable[[int], Model], num_classes: int) -> Model:
         """The network itself."""
         return create(num_classes)
-
-    def make(
-        self,
-        model: Model,
-        dataset: Dataset,
-        normalization: Normalization,
-        transforms: Transforms,
-        mesh: Mesh,
-        eval_batch_size: int,
-        title: str = "",
-    ) -> "ClassificationTask":
-        """The task for a network on a data set, evaluated on its evaluation split. Compiles nothing yet."""
-        return ClassificationTask(
-            model,
-            normalization,
-            transforms,
-            make_evaluator(model, normalization, dataset, dataset.evaluation_split, mesh, eval_batch_size),
-            self.label_smoothing,
-            title or f"{model.family} on {dataset.name}",
-        )
-
-    def without_data(self, model: Model) -> "ClassificationTask":
-        """The task with no data to train or evaluate on: enough for ``init``."""
-        return ClassificationTask(model)
 
     def updates_statistics(self, model: Model) -> bool:
         """Whether training changes batch statistics."""
@@ -119,6 +90,40 @@ class Classification(Part):
                 for name, probability in zip(found.classes, found.probabilities, strict=True)
             ]
             yield Described(found.path, lines, partial(draw, found))
+
+
+class Classification(ClassificationPart):
+    """One class for each image.
+
+    label_smoothing: the part of the target that is spread evenly over all classes (Szegedy et al. 2016, section 7).
+    """
+
+    name: Literal["classification"] = "classification"
+    label_smoothing: Fraction = 0.0
+
+    def make(
+        self,
+        model: Model,
+        dataset: Dataset,
+        normalization: Normalization,
+        transforms: Transforms,
+        mesh: Mesh,
+        eval_batch_size: int,
+        title: str = "",
+    ) -> "ClassificationTask":
+        """The task for a network on a data set, evaluated on its evaluation split. Compiles nothing yet."""
+        return ClassificationTask(
+            model,
+            normalization,
+            transforms,
+            make_evaluator(model, normalization, dataset, dataset.evaluation_split, mesh, eval_batch_size),
+            self.label_smoothing,
+            title or f"{model.family} on {dataset.name}",
+        )
+
+    def without_data(self, model: Model) -> "ClassificationTask":
+        """The task with no data to train or evaluate on: enough for ``init``."""
+        return ClassificationTask(model)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,6 +141,7 @@ class Detection(Part):
     test_vote: Unit = 0.5
 
     data_kinds: ClassVar[tuple[str, ...]] = ("detection",)
+    has_responses: ClassVar[bool] = False
 
     # Building.
 

@@ -52,7 +52,7 @@ def train(
     mesh: Mesh,
     workdir: Path,
     describe: Callable[[], None] | None = None,
-    plot: Callable[[Path, Path, str, tuple[str, ...]], None] | None = None,
+    plot: Callable[[Path, Path, str], None] | None = None,
     starting_weights: Callable[[], Variables] | None = None,
 ) -> TrainState:
     """Trains until settings.steps, from the newest checkpoint in ``workdir`` if there is one.
@@ -62,7 +62,7 @@ def train(
         schedule: learning rate by step.
         plateau: reduces the rate further by the evaluations; None: nothing does.
         describe: writes how the run came about, on the main process, once the checkpoints are found to fit it.
-        plot: draws (metrics.jsonl, picture, title, names of figures) whenever the run ends.
+        plot: draws (metrics.jsonl, picture, title) whenever the run ends.
         starting_weights: what ``task.with_weights`` starts a run with; not called where a run resumes.
 
     A run stopped or killed anywhere and started again ends with the same parameters to the bit, on the same devices.
@@ -113,7 +113,7 @@ def train(
                 if writer:
                     writer.close()
                     if plot:
-                        plot(workdir / "metrics.jsonl", workdir / task.picture, task.title, task.drawn)
+                        plot(workdir / "metrics.jsonl", workdir / task.picture, task.title)
         finally:
             checkpoint.close(checkpoints)
     if main_process:
