@@ -3,6 +3,7 @@
 Parts take values and other parts. A part of a new kind is assembled here, and nothing below this module changes for it.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import optax
@@ -17,6 +18,7 @@ from resnet_jax.models import create_model
 from resnet_jax.parts import in_steps
 from resnet_jax.tasks.task import Task
 from resnet_jax.train.loop import LoopSettings
+from resnet_jax.train.optimizers import only
 from resnet_jax.train.schedules import Schedule
 from resnet_jax.train.step import StepSettings
 
@@ -32,12 +34,15 @@ class Intervals(NamedTuple):
 
 
 def make_model(config: Config, num_classes: int, mesh: Mesh | None = None) -> Any:
-    """The network of config.model, on the fastest kernels for ``mesh``; on JAX's plain operations without one.
+    """What config.task makes of the network of config.model, on the fastest kernels for ``mesh``.
+
+    Without a mesh on JAX's plain operations.
 
     Raises UserError as ``create_model`` does.
     """
     kernels = PLAIN if mesh is None else fast_kernels(mesh.devices.flat[0].platform, mesh.size)
-    return create_model(config.model.name, num_classes, kernels=kernels, **config.model.overrides)
+    create = partial(create_model, config.model.name, kernels=kernels, **config.model.overrides)
+    return config.task.network(create, num_classes)
 
 
 def make_dataset(config: Config) -> Dataset:
@@ -57,9 +62,12 @@ def make_task(config: Config, model: Any, dataset: Dataset, normalization: Norma
     return config.task.make(model, dataset, normalization, config.transforms, mesh, config.eval_batch_size, title)
 
 
-def make_optimizer(config: Config, model: Any) -> optax.GradientTransformationExtraArgs:
-    """config.optimizer, whose learning rate the training step sets, with the rates of config.finetune for ``model``."""
-    return config.finetune.optimizer(config.optimizer.make(), model)
+def make_optimizer(config: Config, model: Any, trained: Any = None) -> optax.GradientTransformationExtraArgs:
+    """config.optimizer, whose learning rate the training step sets, for the parameters of ``Task.trained``.
+
+    With the rates of config.finetune for ``model``.
+    """
+    return only(config.finetune.optimizer(config.optimizer.make(), model), trained)
 
 
 def make_schedule(config: Config, intervals: Intervals) -> Schedule:
@@ -160,9 +168,15 @@ def check(config: Config, num_devices: int) -> None:
         raise UserError(
             "config.ema_every or config.ema_start is set but not read, because config.ema_decay is 0; set it too"
         )
-    if config.bn_recompute_batches and not model.has_batch_norm:
+    if config.bn_recompute_batches and not config.task.updates_statistics(model):
         raise UserError(
-            f"config.bn_recompute_batches is set, but {config.model.name} has no batch normalisation; remove it"
+            f"config.bn_recompute_batches is set, but {config.model.name} has no batch normalisation that is trained; "
+            f"remove it"
+        )
+    if config.data.kind not in config.task.data_kinds:
+        raise UserError(
+            f"config.task.name is {config.task.name!r} and config.data.kind {config.data.kind!r}; this task needs "
+            f"{' or '.join(map(repr, config.task.data_kinds))}"
         )
     config.finetune.check(model)
     if config.bn_recompute_batches and config.finetune.freeze_bn:
@@ -178,10 +192,3 @@ def check(config: Config, num_devices: int) -> None:
 def _power_of_two(limit: int) -> int:
     """The largest that is at most ``limit``."""
     return 1 << (limit.bit_length() - 1)
-
-
-def central_crop(config: Config, image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """(shorter side that a photograph is resized to, side of its central crop) in pixels, as in evaluation."""
-    if config.data.kind == "photographs":
-        return config.data.eval_shorter_side, config.data.crop_size
-    return min(image_shape[:2]), min(image_shape[:2])

@@ -340,7 +340,7 @@ _PLAINER = {
 
 def unknown_key(key: str, picked: str = "") -> str:
     """The message for a key that no part has, or that the ``picked`` part of its section does not have."""
-    if key in _all_keys():
+    if any(known == key or known.startswith(f"{key}.") for known in _all_keys()):
         section = key.rpartition(".")[0]
         return f"config.{key} is set, but {section} {picked!r} has no such key; remove it, or choose another {section}"
     close = difflib.get_close_matches(key, _all_keys(), n=1)

@@ -18,6 +18,7 @@ import pytest
 from jax.sharding import Mesh
 
 from resnet_jax import parallel
+from resnet_jax.data.sources.detection.shapes import CLASSES, ShapesSource
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -126,3 +127,23 @@ def photograph_folder(tmp_path_factory) -> Folder:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(rng.integers(256, size=(*size, 3), dtype=np.uint8)).save(root / name, quality=95)
     return Folder(root, ["ant", "bee", "cat"], list(sizes.values()), [0, 0, 1, 2])
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory) -> Path:
+    """A folder in VOC's layout with 12 and 4 drawn photographs."""
+    root, source = tmp_path_factory.mktemp("shapes"), ShapesSource("train")
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for index in range(16):
+        PIL.Image.fromarray(source[index]["image"]).save(root / "JPEGImages" / f"{index:02}.jpg", quality=95)
+        found = source.objects(index)
+        objects = "".join(
+            f"<object><name>{CLASSES[label]}</name><bndbox><xmin>{x1 + 1:.2f}</xmin><ymin>{y1 + 1:.2f}</ymin>"
+            f"<xmax>{x2:.2f}</xmax><ymax>{y2:.2f}</ymax></bndbox></object>"
+            for (x1, y1, x2, y2), label in zip(found.boxes, found.labels, strict=True)
+        )
+        (root / "Annotations" / f"{index:02}.xml").write_text(f"<annotation>{objects}</annotation>")
+    for split, numbers in (("train", range(12)), ("val", range(12, 16))):
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{number:02}\n" for number in numbers))
+    return root

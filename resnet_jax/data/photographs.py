@@ -61,6 +61,10 @@ class Photographs(Part):
         """Whether training batches have images of several sizes."""
         return self.progressive.start_size is not None
 
+    def view_size(self, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+        """(shorter side that a photograph is resized to, side of its central crop) in pixels, as in evaluation."""
+        return self.eval_shorter_side, self.crop_size
+
     def load(self, data_dir: str | None = None) -> "StreamedDataset":
         """Opens it. Raises UserError where it is not found, or of another kind."""
         from resnet_jax.data.sources import open_photographs

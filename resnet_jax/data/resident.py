@@ -34,6 +34,10 @@ class Resident(Part):
         """Whether training batches have images of several sizes: never."""
         return False
 
+    def view_size(self, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+        """(shorter side that a photograph is resized to, side of its central crop) in pixels, as in evaluation."""
+        return min(image_shape[:2]), min(image_shape[:2])
+
     def load(self, data_dir: str | None = None) -> "ResidentDataset":
         """Loads it into host memory. Raises UserError where it is not found, or of another kind."""
         images = load_images(self.name, data_dir)

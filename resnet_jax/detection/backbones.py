@@ -257,6 +257,13 @@ def stop_frozen(backbone: Backbone, variables: Variables) -> dict[str, Any]:
     return {**variables, "params": params}
 
 
+def c4(network: Any, frozen_stages: int = 2, freeze_norm: bool = True) -> ResNetC4 | VGGBackbone:
+    """The backbone of one map that a network with ``num_classes`` 0 makes; VGG has no batch normalisation to freeze."""
+    if network.family == VGG.family:
+        return VGGBackbone(network, frozen_stages)
+    return ResNetC4(network, frozen_stages, freeze_norm)
+
+
 def with_weights(variables: Variables, weights: Variables) -> dict[str, Any]:
     """A detector's variables with those of a classification network in its backbone.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.detection.boxes import area, at_least, clip, decode
-from resnet_jax.detection.faster_rcnn import FasterRCNN, Predictions
+from resnet_jax.detection.faster_rcnn import BoxSettings, FasterRCNN, Predictions
 from resnet_jax.detection.rpn import Proposals
 
 Maps = tuple[jax.Array, ...]
@@ -27,17 +27,24 @@ def refine(model: FasterRCNN, variables: Any, maps: Maps, predictions: Predictio
         predictions: its ``predict`` of R proposals.
         image_hw: (B, 2).
 
-    Each proposal gives one new region, its box for the class, other than the background, that is the most likely; the
-    paper does not say which. ``detect`` then has the 2 R predictions of both: suppression at 0.3 and voting, as the
-    paper has it.
+    ``detect`` then has the 2 R predictions of both: suppression at 0.3 and voting, as the paper has it.
+    """
+    proposals = refined_regions(predictions, image_hw, model.box)
+    again: Any = model.apply(variables, maps, proposals, image_hw, method="predict")
+    return union(predictions, again)
+
+
+def refined_regions(predictions: Predictions, image_hw: jax.Array, settings: BoxSettings) -> Proposals:
+    """The regions that ``refine`` pools anew.
+
+    Each proposal gives one, its box for the class, other than the background, that is the most likely; the paper does
+    not say which.
     """
     best = jnp.argmax(predictions.probabilities[..., 1:], axis=-1)[..., None, None]
     deltas = jnp.take_along_axis(predictions.deltas, best, axis=2)[:, :, 0]
-    boxes = clip(decode(deltas, predictions.boxes, model.box.weights), image_hw)
-    valid = predictions.valid & at_least(boxes, model.box.min_size)
-    proposals = Proposals(boxes, jnp.zeros(boxes.shape[:2]), valid)
-    again: Any = model.apply(variables, maps, proposals, image_hw, method="predict")
-    return union(predictions, again)
+    boxes = clip(decode(deltas, predictions.boxes, settings.weights), image_hw)
+    valid = predictions.valid & at_least(boxes, settings.min_size)
+    return Proposals(boxes, jnp.zeros(boxes.shape[:2]), valid)
 
 
 def union(*predictions: Predictions) -> Predictions:

@@ -4,15 +4,13 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from resnet_jax import build, parallel
 from resnet_jax.config import Config, override, refuse_change
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation.classify import Scores, error_rates, log_add, make_evaluator
 from resnet_jax.experiment.networks import Network, load_run, load_weights, refuse_missing_run
 from resnet_jax.models import list_models
+from resnet_jax.tasks.task import Member
 
 # What a run's config and the one it is scored with must agree in; how photographs are read may differ.
 _MUST_AGREE = ("model.", "data.kind", "data.name", "data.holdout", "normalization.", "ema_decay")
@@ -21,14 +19,16 @@ _MUST_AGREE = ("model.", "data.kind", "data.name", "data.holdout", "normalizatio
 class Scored(NamedTuple):
     """The result of ``score``.
 
-    record: {"model", "data", "split", "protocol", "weights", "checkpoint", "step", "num_examples", "top1_error",
-    "top5_error" (with more than 5 classes), "loss", "compilations", "seconds"}.
+    record: {"model", "data", "split", "protocol", "weights", "checkpoint", "step", "num_examples", figures of the task
+    ("top1_error", "top5_error" with more than 5 classes, "loss"; or "mAP", ...), "compilations", "seconds"}.
+    scores: what they came of, ``evaluation.classify.Scores`` or the task's own. summary: the main figures, to read.
     """
 
     record: dict[str, Any]
-    scores: Scores
+    scores: Any
     dataset: Dataset
     networks: list[Network]
+    summary: str
 
 
 def score(
@@ -41,7 +41,7 @@ def score(
     allow_config_change: bool = False,
     data: Dataset | None = None,
 ) -> Scored:
-    """Evaluates an ensemble, by default of one, on a split under a protocol of ``evaluation.protocols.PROTOCOLS``.
+    """Evaluates an ensemble, by default of one, on a split under one of the task's protocols.
 
     Args:
         config: the data, and the model of ``torch_weights`` and of a single run.
@@ -52,6 +52,7 @@ def score(
         data: scored on instead of config.data.
 
     The probabilities of all members are averaged.
+
     Raises UserError if there are no members, or if one does not fit.
     """
     workdirs, torch_weights = workdirs or [], torch_weights or []
@@ -72,21 +73,20 @@ def score(
         named, path = _named_weights(config, text)
         normalize = build.make_normalization(config, dataset)
         members.append(load_weights(path, named, dataset.class_names, normalize, mesh, dataset.image_shape))
-    total: Any = None
-    compilations = 0
     for network in members:
         if network.class_names != dataset.class_names:
             raise UserError(
                 f"a network for {len(network.class_names)} classes cannot be scored on {dataset.name}, which has "
                 f"{len(dataset.class_names)}, or others; use the data that it was trained on"
             )
-        evaluate = make_evaluator(
-            network.model, network.normalize, dataset, chosen, mesh, config.eval_batch_size, protocol
-        )
-        scores = evaluate(network.variables)
-        compilations += len(scores.shapes)
-        total = scores.log_probs if total is None else log_add(total, scores.log_probs)
-    ensemble = scores._replace(log_probs=total - np.float32(np.log(len(members))))
+    found = config.task.score(
+        [Member(network.model, network.normalize, network.variables) for network in members],
+        dataset,
+        chosen,
+        mesh,
+        config.eval_batch_size,
+        protocol,
+    )
     result: dict[str, Any] = {
         "model": " + ".join(network.config.model.name for network in members),
         "data": dataset.name,
@@ -96,9 +96,9 @@ def score(
         "checkpoint": which if workdirs else None,
         "step": _steps(members),
     }
-    result |= error_rates(ensemble)
-    result |= {"compilations": compilations, "seconds": round(time.perf_counter() - start, 1)}
-    return Scored(result, ensemble, dataset, members)
+    result |= found.figures
+    result |= {"seconds": round(time.perf_counter() - start, 1)}
+    return Scored(result, found.details, dataset, members, found.summary)
 
 
 def _named_weights(config: Config, text: str) -> tuple[Config, Path]:

@@ -9,6 +9,7 @@ from resnet_jax.config import Config, refuse_change, to_json
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.experiment.initial import RANDOM, read_start
+from resnet_jax.experiment.networks import starting_weights
 from resnet_jax.train import checkpoint, loop
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.workdir import initial_record, prepare_workdir, refuse_other_classes
@@ -44,10 +45,11 @@ def train(
     begun = checkpoint.exists(workdir / "checkpoints")
     start = RANDOM if begun else read_start(config, model, dataset.class_names, dataset.image_shape, mesh)
     normalize = _normalization(config, dataset, workdir, begun, allow_config_change, start.normalization)
+    task = build.make_task(config, model, dataset, normalize, mesh)
     return loop.train(
-        build.make_task(config, model, dataset, normalize, mesh),
+        task,
         dataset,
-        build.make_optimizer(config, model),
+        build.make_optimizer(config, model, task.trained(dataset.image_shape)),
         schedule,
         config.schedule.plateau,
         build.step_settings(config, intervals),
@@ -63,8 +65,9 @@ def train(
             dataset.image_shape,
             start.record,
         ),
-        plot_errors,
+        partial(plot_errors, figures=task.drawn),
         start.variables,
+        starting_weights(config, mesh),
     )
 
 

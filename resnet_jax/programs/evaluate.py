@@ -16,10 +16,11 @@ from resnet_jax import parallel
 from resnet_jax.config import Config, read_config
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.protocols import PROTOCOLS
-from resnet_jax.evaluation.records import append_result, write_scores
+from resnet_jax.evaluation.records import append_result
 from resnet_jax.experiment.networks import refuse_missing_run
 from resnet_jax.experiment.scoring import score
 from resnet_jax.programs import cli
+from resnet_jax.tasks import detection
 from resnet_jax.train.writers import to_json
 
 flags.adopt_module_key_flags(cli)
@@ -27,10 +28,19 @@ WORKDIR = flags.DEFINE_multi_string("workdir", [], "Score a checkpoint of this r
 TORCH_WEIGHTS = flags.DEFINE_multi_string("torch_weights", [], "Score PyTorch weights: FILE, or MODEL=FILE.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which checkpoint of each --workdir.")
 SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Which examples.")
-PROTOCOL = flags.DEFINE_enum("protocol", "single", list(PROTOCOLS), "The views of each photograph.")
+PROTOCOL = flags.DEFINE_enum(
+    "protocol",
+    "single",
+    list(dict.fromkeys([*PROTOCOLS, *detection.PROTOCOLS])),
+    f"The views of each photograph. Of detectors: {', '.join(detection.PROTOCOLS)}.",
+)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data are now; for runs scored without --config.")
 RESULTS_CSV = flags.DEFINE_string("results_csv", None, "Add a line to this table of results.")
-SCORES_CSV = flags.DEFINE_string("scores_csv", None, "Write the best classes of each image here.")
+SCORES_CSV = flags.DEFINE_string(
+    "scores_csv",
+    None,
+    "Write the best classes of each image here; of a detector each class's figures, and draw its curves beside it.",
+)
 RESPONSES_CSV = flags.DEFINE_string(
     "responses_csv", None, "Write the standard deviation of each 3x3 layer's response here, and draw it beside it."
 )
@@ -45,7 +55,9 @@ def run(config: Config | None) -> None:
         config = _config_of_run(workdirs)
     elif DATA_DIR.value:
         raise UserError("--data_dir is for runs scored without --config; use --config.data_dir")
-    record, scores, dataset, networks = score(
+    if RESPONSES_CSV.value and not config.task.has_responses:
+        raise UserError(f"--responses_csv is not for config.task.name {config.task.name!r}; leave it out")
+    record, scores, dataset, networks, summary = score(
         config,
         workdirs,
         TORCH_WEIGHTS.value,
@@ -56,17 +68,12 @@ def run(config: Config | None) -> None:
     )
     if not parallel.is_main_process():
         return
-    top5 = f"top-5 error {record['top5_error']:.2f} %, " if "top5_error" in record else ""
-    print(
-        f"{record['model']} on {record['data']} {record['split']}, {record['protocol']}: "
-        f"top-1 error {record['top1_error']:.2f} %, {top5}"
-        f"loss {record['loss']:.4f}, {record['num_examples']} examples"
-    )
+    print(f"{record['model']} on {record['data']} {record['split']}, {record['protocol']}: {summary}")
     print(to_json(record))
     if RESULTS_CSV.value:
         append_result(Path(RESULTS_CSV.value), record)
     if SCORES_CSV.value:
-        write_scores(Path(SCORES_CSV.value), scores, dataset, record["split"])
+        config.task.write_scores(Path(SCORES_CSV.value), scores, dataset, record["split"])
     if RESPONSES_CSV.value:
         from resnet_jax.analysis.responses import layer_responses, plot_responses, write_responses
 

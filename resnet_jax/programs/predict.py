@@ -1,6 +1,7 @@
 """Names what is in photographs: python predict.py (--workdir DIR | --config FILE --torch_weights WEIGHTS) IMAGE...
 
-An IMAGE is a file or a folder. Prints the five best classes and their probabilities; --save_dir draws them, too.
+An IMAGE is a file or a folder. Prints the five best classes and their probabilities, or a detector's boxes (x1, y1, x2,
+y2) in pixels with theirs; --save_dir draws them, too.
 """
 
 import signal
@@ -11,30 +12,30 @@ from pathlib import Path
 
 from absl import flags
 
-from resnet_jax import build
 from resnet_jax.config import Config
-from resnet_jax.evaluation.predict import draw, find_images, picture_name, predict
+from resnet_jax.evaluation.predict import find_images, picture_name
 from resnet_jax.experiment.networks import load_network
 from resnet_jax.programs import cli
+from resnet_jax.tasks.task import Member
 
 flags.adopt_module_key_flags(cli)
 WORKDIR = flags.DEFINE_string("workdir", None, "Use a checkpoint of this run.")
 TORCH_WEIGHTS = flags.DEFINE_string("torch_weights", None, "Use the PyTorch weights in this file.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which checkpoint of --workdir.")
-SAVE_DIR = flags.DEFINE_string("save_dir", None, "Write a picture of each photograph with its classes here.")
+SAVE_DIR = flags.DEFINE_string("save_dir", None, "Write a picture of each photograph with what is in it here.")
 
 
 def run(config: Config | None, images: list[str]) -> None:
     paths = find_images([Path(image) for image in images])
     network = load_network(config, WORKDIR.value, TORCH_WEIGHTS.value, CHECKPOINT.value)
-    shorter_side, crop = build.central_crop(network.config, network.image_shape)
-    found = predict(network.model, network.variables, network.normalize, network.class_names, paths, shorter_side, crop)
-    for prediction in found:
-        print(prediction.path)
-        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
-            print(f"  {100 * probability:6.2f} %  {name}")
+    member = Member(network.model, network.normalize, network.variables)
+    size = network.config.data.view_size(network.image_shape)
+    for described in network.config.task.predict(member, network.class_names, paths, size):
+        print(described.path)
+        for line in described.lines:
+            print(f"  {line}")
         if SAVE_DIR.value:
-            draw(prediction, Path(SAVE_DIR.value) / picture_name(prediction.path))
+            described.draw(Path(SAVE_DIR.value) / picture_name(described.path))
 
 
 def main() -> None:

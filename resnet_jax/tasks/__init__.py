@@ -1,13 +1,13 @@
-"""What networks are trained for. A new task is a file of its own here and a member of ``AnyTask``.
+"""What networks are trained for. A new task is a file of its own here and a member of ``AnyTask``."""
 
-With two members or more the table is ``Annotated[Classification | Other, Field(discriminator="name")]``.
-"""
+from typing import Annotated, TypeAlias
 
-from typing import TypeAlias
+from pydantic import Field
 
 from resnet_jax.tasks.classification import Classification, ClassificationTask
+from resnet_jax.tasks.detection import Detection, DetectionTask
 from resnet_jax.tasks.task import Task
 
-AnyTask: TypeAlias = Classification
+AnyTask: TypeAlias = Annotated[Classification | Detection, Field(discriminator="name")]
 
-__all__ = ["AnyTask", "Classification", "ClassificationTask", "Task"]
+__all__ = ["AnyTask", "Classification", "ClassificationTask", "Detection", "DetectionTask", "Task"]

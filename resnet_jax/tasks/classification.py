@@ -2,13 +2,15 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from pydantic import model_validator
@@ -16,15 +18,84 @@ from pydantic import model_validator
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import Transforms
-from resnet_jax.evaluation.classify import Scores, error_rates, make_evaluator
+from resnet_jax.evaluation.classify import Scores, error_rates, log_add, make_evaluator
+from resnet_jax.evaluation.predict import draw, predict
+from resnet_jax.evaluation.records import write_scores
+from resnet_jax.interop.torch_weights import load_torch
 from resnet_jax.models.model import Model
 from resnet_jax.parts import Fraction, Part
-from resnet_jax.tasks.task import Batch, Variables
+from resnet_jax.tasks.task import Batch, Described, Member, Score, Variables
 
 Loss: TypeAlias = Literal["softmax", "bce"]
 
 
-class Classification(Part):
+class ClassificationPart(Part):
+    """What all tasks with one class for each image have in common; ``tasks.task`` says what it is for."""
+
+    data_kinds: ClassVar[tuple[str, ...]] = ("resident", "photographs")
+    has_responses: ClassVar[bool] = True
+
+    def network(self, create: Callable[[int], Model], num_classes: int) -> Model:
+        """The network itself."""
+        return create(num_classes)
+
+    def updates_statistics(self, model: Model) -> bool:
+        """Whether training changes batch statistics."""
+        return model.has_batch_norm
+
+    @property
+    def starting_weights(self) -> str | None:
+        """None: everything starts at random."""
+        return None
+
+    def load_torch(self, name: str, path: Path, model: Model, overrides: Mapping[str, Any]) -> Variables:
+        """Variables of the network ``name`` from PyTorch weights. Raises UserError."""
+        return load_torch(name, source=path, num_classes=model.num_classes, **overrides)
+
+    def score(
+        self,
+        members: Sequence[Member],
+        dataset: Dataset,
+        split: str,
+        mesh: Mesh,
+        batch_size: int,
+        protocol: str = "single",
+    ) -> Score:
+        """The error rates of an ensemble, whose probabilities are averaged; the details are its ``Scores``."""
+        total: Any = None
+        compilations = 0
+        for model, normalization, variables in members:
+            evaluate = make_evaluator(model, normalization, dataset, split, mesh, batch_size, protocol)
+            scores = evaluate(variables)
+            compilations += len(scores.shapes)
+            total = scores.log_probs if total is None else log_add(total, scores.log_probs)
+        ensemble = scores._replace(log_probs=total - np.float32(np.log(len(members))))
+        figures: dict[str, Any] = dict(error_rates(ensemble))
+        top5 = f"top-5 error {figures['top5_error']:.2f} %, " if "top5_error" in figures else ""
+        summary = (
+            f"top-1 error {figures['top1_error']:.2f} %, {top5}"
+            f"loss {figures['loss']:.4f}, {figures['num_examples']} examples"
+        )
+        return Score(figures | {"compilations": compilations}, summary, ensemble)
+
+    def write_scores(self, path: Path, details: Scores, dataset: Dataset, split: str) -> None:
+        """A CSV file with a line for each image."""
+        write_scores(path, details, dataset, split)
+
+    def predict(
+        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], size: tuple[int, int]
+    ) -> Iterator[Described]:
+        """The best classes of files; ``size`` is the shorter side to resize to and that of the central crop."""
+        model, normalization, variables = member
+        for found in predict(model, variables, normalization, class_names, paths, *size):
+            lines = [
+                f"{100 * probability:6.2f} %  {name}"
+                for name, probability in zip(found.classes, found.probabilities, strict=True)
+            ]
+            yield Described(found.path, lines, partial(draw, found))
+
+
+class Classification(ClassificationPart):
     """One class for each image.
 
     loss: "softmax" cross-entropy, or "bce", binary cross-entropies of each class (Wightman et al., arXiv 2110.00476,
@@ -98,11 +169,19 @@ class ClassificationTask:
     metrics: ClassVar[tuple[str, ...]] = ("error",)
     percentages: ClassVar[frozenset[str]] = frozenset({"error"})
     best: ClassVar[str] = "top1_error"
+    drawn: ClassVar[tuple[str, ...]] = ("error",)
+    picture: ClassVar[str] = "errors.png"
     recorded: ClassVar[Mapping[str, str]] = MappingProxyType({"top1_error": "error", "loss": "loss"})
 
     def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> Variables:
         variables = self.model.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False)
         return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}  # VGG has none.
+
+    def trained(self, image_shape: tuple[int, ...]) -> None:
+        return None
+
+    def with_weights(self, variables: Variables, weights: Variables) -> Variables:
+        return dict(weights)
 
     def prepare(self, key: jax.Array, batch: Batch) -> Batch:
         assert self.normalization is not None

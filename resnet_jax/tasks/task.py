@@ -1,12 +1,52 @@
-"""What a network is trained for: everything that the training step and loop ask of it."""
+"""What a network is trained for: everything that the training step and loop ask of it, and the programs of its part.
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+The part of a config that makes a task has, besides its keys:
+
+- ``data_kinds``: the kinds of config.data that it takes; ``has_responses``: whether Figure 7 can be drawn of it;
+- ``network(create, num_classes)``: what is trained, out of ``create(num_classes)``, the network of config.model;
+- ``make(...)`` and ``without_data(network)``: the ``Task``;
+- ``updates_statistics(network)``: whether training changes batch statistics;
+- ``starting_weights``: where the variables of a part of it come from at first, or None;
+- ``load_torch(name, path, network, overrides)``: variables out of a file of PyTorch weights;
+- ``score(members, dataset, split, mesh, batch_size, protocol)``: the ``Score`` of an ensemble;
+- ``write_scores(path, details, dataset, split)``: the details of a ``Score`` as a CSV file;
+- ``predict(member, class_names, paths, size)``: what is in photographs, each ``Described``.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from resnet_jax.data.normalization import Normalization
+
 Batch = dict[str, Any]
 Variables = dict[str, Any]
+
+
+class Member(NamedTuple):
+    """A trained network: what a task's part made of config.model, what its images go through, and its variables."""
+
+    model: Any
+    normalization: Normalization
+    variables: Any
+
+
+class Score(NamedTuple):
+    """figures: those of a line of results, by name. summary: the main ones, to read. details: what they came of."""
+
+    figures: dict[str, Any]
+    summary: str
+    details: Any
+
+
+class Described(NamedTuple):
+    """What is in a photograph, in lines to read; ``draw(path)`` writes it as a PNG file."""
+
+    path: Path
+    lines: list[str]
+    draw: Callable[[Path], None]
 
 
 class Task(Protocol):
@@ -32,8 +72,22 @@ class Task(Protocol):
     def recorded(self) -> Mapping[str, str]:
         """The figures of ``evaluate`` that are recorded, each with its name there, to which the split's is prefixed."""
 
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Names of figures in percent whose curves are drawn: those in training and in evaluation."""
+
+    @property
+    def picture(self) -> str:
+        """The file of that drawing in the workdir."""
+
     def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> Variables:
         """{"params", "batch_stats"} for images (H, W, C), a function of ``key``; traced."""
+
+    def trained(self, image_shape: tuple[int, ...]) -> Any:
+        """A tree like the parameters of bools, false for those that are never changed; None: all are trained."""
+
+    def with_weights(self, variables: Variables, weights: Variables) -> Variables:
+        """``init``'s variables with those of the part's ``starting_weights`` in their place."""
 
     def prepare(self, key: jax.Array, batch: Batch) -> Batch:
         """What ``loss`` takes, out of a batch with uint8 images (B, H, W, C); random only in ``key``; traced."""

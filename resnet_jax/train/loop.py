@@ -17,13 +17,13 @@ from resnet_jax import parallel
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.feed import training_inputs
 from resnet_jax.errors import UserError
-from resnet_jax.tasks.task import Task
+from resnet_jax.tasks.task import Task, Variables
 from resnet_jax.train import checkpoint
 from resnet_jax.train.bn_statistics import recompute_batch_stats
 from resnet_jax.train.metrics_log import MetricsLog, check_finite
 from resnet_jax.train.schedules import Plateau, Schedule
 from resnet_jax.train.signals import Stopped, stop_signals
-from resnet_jax.train.state import TrainState, init_state, step_plateau
+from resnet_jax.train.state import TrainState, init_state, replace_variables, step_plateau
 from resnet_jax.train.step import StepSettings, TrainStep, make_train_step
 from resnet_jax.train.workdir import locked
 from resnet_jax.train.writers import MetricsWriter
@@ -55,6 +55,7 @@ def train(
     describe: Callable[[], None] | None = None,
     plot: Callable[[Path, Path, str], None] | None = None,
     given: Mapping[str, Any] = MappingProxyType({}),
+    starting_weights: Callable[[], Variables] | None = None,
 ) -> TrainState:
     """Trains until settings.steps, from the newest checkpoint in ``workdir`` if there is one.
 
@@ -65,6 +66,7 @@ def train(
         describe: writes how the run came about, on the main process, once the checkpoints are found to fit it.
         plot: draws (metrics.jsonl, picture, title) whenever the run ends.
         given: variables that a run without a checkpoint starts from, as ``init_state`` takes them.
+        starting_weights: what ``task.with_weights`` starts a run with; not called where a run resumes.
 
     A run stopped or killed anywhere and started again ends with the same parameters to the bit, on the same devices.
 
@@ -91,6 +93,9 @@ def train(
             state = checkpoint.restore_latest(checkpoints, jax.eval_shape(new_state), mesh, set_aside=True)
             if state is None:
                 state = new_state(given=given)
+                if starting_weights:
+                    weights = starting_weights()
+                    state = replace_variables(state, lambda variables: task.with_weights(variables, weights), mesh)
             start = int(state.step)
             if start % settings.steps_per_dispatch:
                 raise UserError(
@@ -111,11 +116,11 @@ def train(
                 if writer:
                     writer.close()
                     if plot:
-                        plot(workdir / "metrics.jsonl", workdir / "errors.png", task.title)
+                        plot(workdir / "metrics.jsonl", workdir / task.picture, task.title)
         finally:
             checkpoint.close(checkpoints)
     if main_process:
-        curves = f"; the error curves are in {workdir / 'errors.png'}" if plot else ""
+        curves = f"; the {' and '.join(task.drawn)} curves are in {workdir / task.picture}" if plot else ""
         print(f"trained to step {int(state.step)}{curves}", file=sys.stderr)
     return state
 

@@ -1,7 +1,7 @@
 """Everything a training run is, at one step."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -86,6 +86,15 @@ def init_state(
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 1} if on_cpu and not traced else None
     return jax.jit(init, out_shardings=parallel.replicated(mesh), compiler_options=options)(dict(given))
+
+
+def replace_variables(state: TrainState, replaced: Callable[[Any], Any], mesh: Mesh) -> TrainState:
+    """The state at step 0 with other variables, of the same shapes, than the random ones that ``replaced`` is given."""
+    variables = replaced({"params": state.params, "batch_stats": state.batch_stats})
+    variables = parallel.to_global(jax.device_get(variables), parallel.replicated(mesh))
+    # A copy, because the state is donated.
+    ema = jax.tree.map(jnp.copy, variables) if state.ema else state.ema
+    return dataclasses.replace(state, params=variables["params"], batch_stats=variables["batch_stats"], ema=ema)
 
 
 def step_plateau(plateau: Plateau, state: TrainState, error: float, mesh: Mesh) -> TrainState:

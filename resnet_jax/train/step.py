@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from resnet_jax import parallel
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.tasks.task import Batch, Task
+from resnet_jax.train.optimizers.masked import apply_updates
 from resnet_jax.train.schedules import Schedule
 from resnet_jax.train.state import TrainState
 
@@ -59,7 +60,7 @@ def train_step(
         held = jnp.minimum(settings.hold_rate, learning_rate)
         learning_rate = jnp.where(state.warming_up, held, learning_rate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=learning_rate)
-    params = optax.apply_updates(state.params, updates)
+    params = apply_updates(state.params, updates)
     ema = moving_average(settings, state, {"params": params, "batch_stats": batch_stats})
 
     train_error = ERROR_MEMORY * state.train_error + (1 - ERROR_MEMORY) * metrics[task.metrics[0]]

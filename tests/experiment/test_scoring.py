@@ -159,7 +159,7 @@ def test_a_model_is_named_only_before_the_first_equals_sign_and_if_there_is_such
 def test_photographs_are_scored_on_their_validation_split(tmp_path, photograph_folder, folder_config, save_run):
     config = folder_config(photograph_folder.root)
     variables = save_run(tmp_path, config, {10: 5.0}, photograph_folder.class_names, NORMALIZATION)
-    record, scores, data, _ = score(config, [tmp_path])
+    record, scores, data, *_ = score(config, [tmp_path])
     files = [data.source("validation")[i]["image"] for i in range(4)]
     crops = np.stack([crop_and_resize(file, lambda h, w: center_box(h, w, 41, 32), (32, 32)) for file in files])
     mean = probabilities(config, variables[10], crops, num_classes=3)

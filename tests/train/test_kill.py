@@ -153,6 +153,29 @@ def test_a_run_killed_at_random_moments_ends_like_one_never_killed(tmp_path, env
     assert_same_run(killed, undisturbed, STEPS, log_every=10)
 
 
+@pytest.mark.slow
+def test_a_killed_detector_ends_like_one_never_killed(tmp_path, shapes_folder, environment):
+    settings = {
+        "data_dir": shapes_folder, "data.name": "voc", "data.train": "('train',)", "data.validation": "('val',)",
+        "data.short_sides": "(48, 64)", "data.max_side": 64, "model.width": 4, "model.stage_sizes": "(1, 1)",
+        "task.anchor_sizes": "(12.0, 20.0, 28.0)", "batch_size": 4, "eval_batch_size": 4, "steps": 60, "log_every": 5,
+        "eval_every": 20, "checkpoint_every": 10, "schedule.warmup_steps": 5,
+    }  # fmt: skip
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(start_program("configs/detection_quickstart.py:fpn", undisturbed, settings, environment))
+    for records in (3, 8):  # Between two checkpoints.
+        process = start_program("configs/detection_quickstart.py:fpn", killed, settings, environment)
+        wait_for(
+            lambda records=records: len(read_metrics(killed / "metrics.jsonl")) >= records, process, interval=0.001
+        )
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.kill()
+        process.communicate()
+    finish(start_program("configs/detection_quickstart.py:fpn", killed, settings, environment))
+    assert_same_run(killed, undisturbed, 60, log_every=5)
+    assert read_metrics(killed / "metrics.jsonl")[-1]["validation_mAP"] >= 0
+
+
 def start_streamed(workdir: Path, photographs: Path, environment: dict[str, str]) -> subprocess.Popen:
     settings = {
         "data.name": "folder", "data_dir": str(photographs), "data.crop_size": 32, "data.crop.shorter_side": "(36, 48)",

@@ -65,6 +65,10 @@ class DetectionData(Part):
             raise ValueError("there is no split to evaluate on; set validation or test")
         return self
 
+    def view_size(self, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+        """(shorter side that a photograph is resized to, most pixels of the longer one), as in evaluation."""
+        return self.evaluation_side, self.max_side
+
     def load(self, data_dir: str | None = None) -> "DetectionDataset":
         """Opens it. Raises UserError where it is not found."""
         from resnet_jax.data.detection.dataset import DetectionDataset

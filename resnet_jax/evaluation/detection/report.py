@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from resnet_jax.data.decode.boxes import whole_box
+from resnet_jax.data.decode.images import crop_and_resize
+from resnet_jax.evaluation.detection.detections import Detections
 from resnet_jax.evaluation.detection.voc import ClassScore, mean_average_precision
 from resnet_jax.files import replace_atomically
 
@@ -30,7 +33,7 @@ def write_class_table(
     path: Path,
     class_names: Sequence[str],
     scores: Sequence[ClassScore],
-    more: Mapping[str, Sequence[float]] | None = None,
+    more: Mapping[str, Sequence[float] | np.ndarray] | None = None,
 ) -> None:
     """Writes a CSV file with a line for each class, and one of their mean.
 
@@ -114,3 +117,14 @@ def draw_boxes(
         pen.rectangle((*place, place[0] + width, place[1] + height), fill=colour)
         pen.text((place[0] + 1 - left, place[1] + 1 - top), caption, fill="black", font=font)
     return np.asarray(picture)
+
+
+def draw_detections(source: Path, found: Detections, class_names: Sequence[str], path: Path) -> None:
+    """Writes a PNG file: the photograph in the file ``source`` with the boxes that were found in it."""
+    import PIL.Image
+
+    image = crop_and_resize(source.read_bytes(), whole_box)
+    drawn = draw_boxes(image, found.boxes, found.labels, class_names, found.scores)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_atomically(path) as file:
+        PIL.Image.fromarray(drawn).save(file, format="png")

@@ -1,0 +1,60 @@
+"""The paper's Faster R-CNN on ImageNet DET, 200 classes (appendix A, Table 12): imagenet_det.py:NETWORK.
+
+Command:   python train.py --config configs/imagenet_det.py:resnet101 --workdir runs/det \
+               --config.data_dir=DIR --config.task.backbone_weights=WEIGHTS
+           DIR is ILSVRC with Annotations, Data and ImageSets; DET/val1.txt and DET/val2.txt are R-CNN's halves of val
+Hardware:  meant for 8 GPUs; the recipe has not been run here
+Published mean average precision (Table 12): ResNet-101 with refinement, context and multi-scale testing 60.5 on val2,
+           58.8 on the test set; three networks together 63.6 and 62.1
+
+Trained on DET's training photographs and val1, scored on val2. The paper says that the algorithm is COCO's and gives no
+schedule: steps, batch and learning rate here are those of configs/coco_c4_paper.py.
+"""
+
+from resnet_jax.config import Config, Model
+from resnet_jax.data import DetectionData
+from resnet_jax.data.normalization import Channel
+from resnet_jax.tasks.detection import BoxHead, Detection, ProposalNetwork, RegionPooling
+from resnet_jax.train.optimizers import SGD
+from resnet_jax.train.schedules import Step
+
+
+def get_config(network: str = "resnet101") -> Config:
+    return Config(
+        steps=320_000,
+        batch_size=16,
+        eval_batch_size=16,
+        eval_every=20_000,
+        checkpoint_every=1_000,
+        model=Model(name=network),
+        data=DetectionData(
+            name="imagenet",
+            train=("DET:train", "DET:val1"),
+            validation=("DET:val2",),
+            test=(),
+            short_sides=(600,),
+            max_side=1000,
+            canvas_stride=16,
+        ),
+        normalization=Channel(),
+        task=Detection(
+            kind="c4",
+            anchor_sizes=(64.0, 128.0, 256.0, 512.0),
+            anchor_style="legacy",
+            pooling=RegionPooling(op="pool", size=7 if network.startswith("vgg") else 14),
+            rpn=ProposalNetwork(
+                channels=512,
+                straddle=0.0,
+                train_pre_nms=12_000,
+                train_post_nms=2_000,
+                test_pre_nms=6_000,
+                test_post_nms=300,
+                min_size=16.0,
+            ),
+            box=BoxHead(samples=64, negative=(0.0, 0.5), beta=1.0, nms=0.3),
+            context=True,
+            metric="voc",
+        ),
+        optimizer=SGD(learning_rate=1e-3, momentum=0.9, weight_decay=5e-4, decay="kernels"),
+        schedule=Step(boundaries=(240_000,), factor=0.1),
+    )

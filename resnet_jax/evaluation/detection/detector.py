@@ -1,0 +1,172 @@
+"""What one or several detectors find in every photograph of a split: each once, at any batch size and device count."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from resnet_jax import parallel
+from resnet_jax.data.detection.dataset import DetectionDataset
+from resnet_jax.data.detection.placing import original_boxes
+from resnet_jax.data.feed import evaluation_inputs
+from resnet_jax.data.normalization import Normalization
+from resnet_jax.detection import faster_rcnn
+from resnet_jax.detection.faster_rcnn import FasterRCNN, Predictions
+from resnet_jax.detection.rpn import Proposals
+from resnet_jax.detection.tta import ensemble, ensemble_proposals, multi_scale, refined_regions, union
+from resnet_jax.evaluation.detection.detections import Detections
+
+Batch = dict[str, jax.Array]
+
+
+class Testing(NamedTuple):
+    """How a photograph is looked at (Table 9).
+
+    refine: regions are pooled again at the boxes that came of them, and boxes vote; ``vote`` is the least IoU of those
+        that do. scales: the shorter sides, in rising order, of which each region reads the two adjacent ones where
+        its own side is nearest to ``canonical`` pixels; (): the one size of evaluations.
+    """
+
+    refine: bool = False
+    vote: float = 0.5
+    scales: tuple[int, ...] = ()
+    canonical: float = 224.0
+
+
+SINGLE = Testing()
+
+
+class Found(NamedTuple):
+    """indices: the photographs of the split that could be decoded, in order. detections: in each, in its own pixels.
+
+    overflow: boxes of all photographs that scored above the least score and were not looked at because there were too
+    many. shapes: the batch shapes that occurred; one program was compiled for each.
+    """
+
+    indices: list[int]
+    detections: list[Detections]
+    overflow: int
+    shapes: set[tuple[int, ...]]
+
+
+def on_canvas(normalization: Normalization, images: jax.Array, image_hw: jax.Array) -> jax.Array:
+    """Normalised images (B, H, W, 3) of uint8 canvases, 0 beyond each photograph's ``image_hw`` (B, 2); traced.
+
+    0 is what convolutions pad with.
+    """
+    inside = [jnp.arange(size)[None, :] < image_hw[:, axis, None] for axis, size in enumerate(images.shape[1:3])]
+    mask = inside[0][:, :, None] & inside[1][:, None, :]
+    return jnp.where(mask[..., None], normalization(images), 0)
+
+
+def make_detector(
+    models: Sequence[FasterRCNN],
+    normalizations: Sequence[Normalization],
+    dataset: DetectionDataset,
+    split: str,
+    mesh: Mesh,
+    batch_size: int,
+    testing: Testing = SINGLE,
+) -> Callable[[Sequence[Any]], Found]:
+    """``variables of each model -> Found`` of a split; compiles on its first call.
+
+    Several models are an ensemble: the regions that any of them proposes, and the mean of what they say of each
+    (appendix B). Suppression is by the first one's settings. ``batch_size`` is the number of photographs over all
+    devices, and does not change what is found.
+    """
+    views = [dataset.whole_views(split), *(dataset.whole_views(split, scale) for scale in testing.scales)]
+
+    def step(variables: Sequence[Any], batches: Sequence[Batch]) -> Any:
+        found = detect_batch(models, normalizations, variables, batches, testing)
+        return found, batches[0]["scale"], batches[0]["index"]
+
+    # Replicated, because every process of a job scores for itself.
+    compiled = jax.jit(step, out_shardings=parallel.replicated(mesh))
+    wanted = ("image", "image_hw", "scale", "index")
+
+    def evaluate(variables: Sequence[Any]) -> Found:
+        by_index: dict[int, Detections] = {}
+        overflow, shapes = 0, set()
+
+        def keep(result: Any) -> int:
+            nonlocal overflow
+            if result is None:
+                return 0
+            found, scale, index = jax.device_get(result)
+            boxes = original_boxes(found.boxes, scale)
+            for row in np.flatnonzero(index >= 0):
+                valid = found.valid[row]
+                by_index[int(index[row])] = Detections(
+                    boxes[row][valid], found.scores[row][valid], found.labels[row][valid]
+                )
+                overflow += int(found.overflow[row])
+            return int((index >= 0).sum())
+
+        hidden = None if parallel.is_main_process() else True  # None: only where stderr is a terminal.
+        total = sum(view.count for view in views[0])
+        with tqdm(total=total, desc="evaluating", delay=1, leave=False, disable=hidden) as bar:
+            previous: Any = None
+            # Photographs lie on the same canvas, upright or not, and in the same order, at each scale.
+            for same in zip(*views, strict=True):
+                inputs = (evaluation_inputs(dataset, split, view, batch_size, mesh) for view in same)
+                for batches in zip(*inputs, strict=True):
+                    batches = tuple({key: batch[key] for key in wanted} for batch in batches)
+                    result = compiled(variables, batches)
+                    shapes.add(batches[0]["image"].shape)
+                    bar.update(keep(previous))  # While the device computes this one.
+                    previous = result
+            bar.update(keep(previous))
+        indices = sorted(by_index)
+        return Found(indices, [by_index[index] for index in indices], overflow, shapes)
+
+    return evaluate
+
+
+def detect_batch(
+    models: Sequence[FasterRCNN],
+    normalizations: Sequence[Normalization],
+    variables: Sequence[Any],
+    batches: Sequence[Batch],
+    testing: Testing,
+) -> faster_rcnn.Detections:
+    """Detections on the canvases of ``batches[0]``; the others are the same photographs at the scales; traced.
+
+    Batches have "image" (B, H, W, 3) uint8, "image_hw" (B, 2), and with scales "scale" (B, 2).
+    """
+    first, *others = batches
+    image_hw, padded_hw = first["image_hw"], first["image"].shape[1:3]
+    networks = list(zip(models, normalizations, variables, strict=True))
+
+    def features(model: FasterRCNN, normalize: Normalization, own: Any, batch: Batch) -> Any:
+        images = on_canvas(normalize, batch["image"], batch["image_hw"])
+        return model.apply(own, images, method="features")
+
+    def sizes(batch: Batch) -> jax.Array:  # Against the first; height and width differ by rounding.
+        return jnp.mean(batch["scale"] / first["scale"], axis=1)
+
+    maps = [features(*network, first) for network in networks]
+    pyramids = [[(features(*network, batch), sizes(batch)) for batch in others] for network in networks]
+
+    def propose(model: FasterRCNN, own: Any, own_maps: Any) -> Any:
+        return model.apply(own, own_maps, padded_hw, image_hw, method="propose")
+
+    def predict(proposals: Proposals) -> Predictions:
+        each: list[Any] = []
+        for (model, _, own), own_maps, pyramid in zip(networks, maps, pyramids, strict=True):
+            if pyramid:
+                each.append(multi_scale(model, own, pyramid, proposals, image_hw, testing.canonical))
+            else:
+                each.append(model.apply(own, own_maps, proposals, image_hw, method="predict"))
+        return ensemble(each) if len(each) > 1 else each[0]
+
+    proposed = [propose(model, own, own_maps) for (model, _, own), own_maps in zip(networks, maps, strict=True)]
+    predictions = predict(ensemble_proposals(proposed) if len(proposed) > 1 else proposed[0])
+    settings = models[0].box
+    if testing.refine:
+        predictions = union(predictions, predict(refined_regions(predictions, image_hw, settings)))
+        settings = settings._replace(vote=testing.vote)
+    return faster_rcnn.detect(predictions, image_hw, settings)

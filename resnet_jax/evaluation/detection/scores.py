@@ -1,0 +1,49 @@
+"""The figures of what was found in a split, by VOC's or COCO's rules."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from resnet_jax.data.detection.dataset import DetectionDataset
+from resnet_jax.errors import UserError
+from resnet_jax.evaluation.detection.coco import coco_scores
+from resnet_jax.evaluation.detection.detector import Found
+from resnet_jax.evaluation.detection.voc import ClassScore, mean_average_precision, voc_scores
+
+Metric: TypeAlias = Literal["voc07", "voc", "coco"]
+
+
+class Scored(NamedTuple):
+    """figures: by name, in percent; "mAP" is the metric's own mean average precision.
+
+    classes: of each class its result by VOC's rules at an overlap of 0.5. more: further figures of each class, in
+    [0, 1], by name.
+    """
+
+    figures: dict[str, float]
+    classes: list[ClassScore]
+    more: Mapping[str, Sequence[float] | np.ndarray]
+    found: Found
+
+
+def score(found: Found, dataset: DetectionDataset, split: str, metric: Metric) -> Scored:
+    """By "voc07", VOC's average precision of eleven points, "voc", the area, or "coco".
+
+    COCO's are "mAP" (over overlaps from 0.5 to 0.95), "AP50", "AP75", and so on. Raises UserError if no photograph can
+    be decoded, or where none has an object that counts.
+    """
+    table = dataset.ground_truth(split)
+    truth = [table[index] for index in found.indices]
+    if not truth:
+        raise UserError(f"no photograph of the split {split!r} can be decoded; correct config.data_dir")
+    classes = voc_scores(truth, found.detections, len(dataset.class_names), metric == "voc07")
+    mean = mean_average_precision(classes)
+    if np.isnan(mean):
+        raise UserError(f"no photograph of the split {split!r} has an object that counts; choose another split")
+    if metric != "coco":
+        return Scored({"mAP": 100 * mean}, classes, {}, found)
+    ids = [dataset.image_id(split, index) for index in found.indices]
+    coco = coco_scores(truth, found.detections, dataset.category_ids, ids)
+    figures = {"mAP" if name == "AP" else name: 100 * value for name, value in coco.figures.items()}
+    return Scored(figures, classes, {"coco_ap": coco.class_ap, "coco_ap50": coco.class_ap50}, found)

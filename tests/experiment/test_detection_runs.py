@@ -1,0 +1,106 @@
+"""A detector trained from a backbone's weights, resumed, scored, and used on photographs; by configs and workdirs."""
+
+import csv
+import dataclasses
+
+import flax.traverse_util
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from resnet_jax import build
+from resnet_jax.config import Config, Model, load_config, override
+from resnet_jax.errors import UserError
+from resnet_jax.experiment.networks import load_run
+from resnet_jax.experiment.scoring import score
+from resnet_jax.experiment.training import train
+from resnet_jax.interop.torch_weights import save_torch
+from resnet_jax.tasks.task import Member
+from resnet_jax.train.writers import read_metrics
+
+BACKBONE = Model(name="resnet18", width=4, stage_sizes=(1, 1))
+
+
+@pytest.fixture(scope="module")
+def config(shapes_folder):
+    changes = {
+        "data_dir": str(shapes_folder), "data.name": "voc", "data.train": ("train",), "data.validation": ("val",),
+        "data.short_sides": (48,), "data.max_side": 64, "data.canvas_stride": 16, "model.width": 4,
+        "model.stage_sizes": (1, 1), "task.anchor_sizes": (12.0, 20.0, 28.0), "batch_size": 4, "eval_batch_size": 4,
+        "steps": 4, "log_every": 2, "eval_every": 2, "checkpoint_every": 2, "schedule.warmup_steps": 1,
+        "task.rpn.train_pre_nms": 32, "task.rpn.train_post_nms": 16, "task.rpn.test_pre_nms": 32,
+        "task.rpn.test_post_nms": 16, "task.box.samples": 8, "task.box.candidates": 30, "task.box.min_score": 0.0,
+        "task.box.detections": 6, "task.freeze_norm": True, "task.frozen_stages": 1,
+    }  # fmt: skip
+    return override(load_config("configs/detection_quickstart.py:fpn"), changes)
+
+
+def network_of(variables):
+    found = {name: variables[name]["backbone"]["network"] for name in ("params", "batch_stats")}
+    return flax.traverse_util.flatten_dict(jax.device_get(found))
+
+
+@pytest.mark.slow
+def test_a_detector_starts_from_a_backbone_resumes_without_it_and_is_scored_and_used(
+    config, tmp_path, random_variables, shapes_folder, save_run, capsys
+):
+    # A classification run of the backbone, and the same weights as a file of PyTorch's.
+    classifier = Config(model=BACKBONE)
+    weights = save_run(tmp_path / "classifier", classifier, {5: None})[5]
+    expected = {place: leaf for place, leaf in flax.traverse_util.flatten_dict(weights).items() if "head" not in place}
+    save_torch(weights, tmp_path / "weights.safetensors", model=build.make_model(classifier, 10))
+
+    for source in ("weights.safetensors", "classifier"):
+        workdir = tmp_path / f"from-{source}"
+        own = override(config, {"task.backbone_weights": str(tmp_path / source)})
+        train(override(own, {"steps": 2}), workdir)
+        (tmp_path / source).rename(tmp_path / f"{source}.gone")
+        train(own, workdir, allow_config_change=True)
+        found = network_of(load_run(workdir).variables)
+        assert found.keys() == expected.keys()
+        same = {place for place, leaf in found.items() if np.array_equal(leaf, expected[place])}
+        # The stem and batch normalisation are as they were given; the other kernels have moved.
+        kernels = {place for place in found if place[-1] == "kernel" and place[1].startswith("stage")}
+        assert same == found.keys() - kernels and kernels
+    with pytest.raises(UserError, match=r"weights.safetensors"):
+        train(override(config, {"task.backbone_weights": str(tmp_path / "weights.safetensors")}), tmp_path / "new")
+
+    records = read_metrics(workdir / "metrics.jsonl")
+    assert [record["step"] for record in records] == [2, 4] and "validation_mAP" in records[-1]
+    assert (workdir / "average_precision.png").exists() and not (workdir / "errors.png").exists()
+
+    result = score(own, [workdir])
+    assert result.record["num_examples"] == 4 and result.record["mAP"] == pytest.approx(records[-1]["validation_mAP"])
+    assert score(own, [workdir], protocol="refine").record["protocol"] == "refine"
+    own.task.write_scores(tmp_path / "classes.csv", result.scores, result.dataset, "validation")
+    with (tmp_path / "classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == [*result.dataset.class_names, "mean"]
+    assert float(rows[-1]["average_precision"]) == pytest.approx(result.record["mAP"] / 100, abs=1e-5)
+    assert (tmp_path / "classes.png").exists()
+
+    network = load_run(workdir)
+    member = Member(network.model, network.normalize, network.variables)
+    photographs = sorted((shapes_folder / "JPEGImages").glob("*.jpg"))[-2:]
+    (tmp_path / "broken.jpg").write_bytes(b"no photograph")
+    size = own.data.view_size(network.image_shape)
+    described = list(own.task.predict(member, network.class_names, [tmp_path / "broken.jpg", *photographs], size))
+    assert [one.path for one in described] == photographs and "broken.jpg cannot be decoded" in capsys.readouterr().err
+    assert all(one.lines and any(name in one.lines[0] for name in network.class_names) for one in described)
+    described[0].draw(tmp_path / "pictures" / "0.png")
+    drawn = np.asarray(PIL.Image.open(tmp_path / "pictures" / "0.png"))
+    assert drawn.shape == np.asarray(PIL.Image.open(photographs[0])).shape
+    # What is found in a photograph by itself is what was scored.
+    found = result.scores.found.detections[-1]
+    assert len(described[-1].lines) == len(found.scores)
+    scores = [float(line.split("%")[0]) for line in described[-1].lines]
+    np.testing.assert_allclose(scores, 100 * np.sort(found.scores)[::-1], atol=0.2)
+
+
+def test_networks_of_a_task_keep_their_config(config):
+    """A config of detection survives being written and read, and an unset task is classification."""
+    from resnet_jax.config import to_json
+
+    assert Config.model_validate_json(to_json(config)) == config
+    assert Config().task.name == "classification" and dataclasses.is_dataclass(build.make_model(Config(), 10))

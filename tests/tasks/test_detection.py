@@ -1,0 +1,246 @@
+"""The detection task on drawn shapes: its parts, losses and batches, what is frozen, and evaluation on many devices."""
+
+import functools
+from functools import partial
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from resnet_jax import build, parallel
+from resnet_jax.config import load_config, override
+from resnet_jax.data.dataset import Share
+from resnet_jax.data.detection.placing import resized_size
+from resnet_jax.data.normalization import Normalization
+from resnet_jax.data.sources.detection import shapes
+from resnet_jax.detection.faster_rcnn import detect
+from resnet_jax.detection.tta import refine
+from resnet_jax.errors import UserError
+from resnet_jax.evaluation.detection.detections import Detections, overlaps
+from resnet_jax.tasks.task import Member
+from resnet_jax.train.state import init_state
+from resnet_jax.train.step import StepSettings, train_step
+
+NORMALIZATION = Normalization(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32))
+TINY = {
+    "batch_size": 8, "eval_batch_size": 8, "model.width": 4, "model.stage_sizes": (1, 1), "data.short_sides": (48,),
+    "data.max_side": 64, "data.canvas_stride": 16, "task.rpn.channels": 8, "task.rpn.samples": 16,
+    "task.rpn.train_pre_nms": 32, "task.rpn.train_post_nms": 16, "task.rpn.test_pre_nms": 32,
+    "task.rpn.test_post_nms": 16, "task.box.samples": 8, "task.box.candidates": 30, "task.box.min_score": 0.0,
+    "task.box.detections": 6,
+}  # fmt: skip
+FPN = {"task.fpn_channels": 8, "task.fpn_hidden": 16, "task.anchor_sizes": (8.0, 16.0, 24.0), "task.pooling.size": 4}
+C4 = {"task.anchor_sizes": (8.0, 20.0), "task.pooling.size": 4}
+
+
+def config_of(kind, **changes):
+    own = FPN if kind == "fpn" else C4
+    return override(load_config(f"configs/detection_quickstart.py:{kind}"), TINY | own | changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_shapes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(shapes.SIZES, "train", 16)
+        patch.setitem(shapes.SIZES, "validation", 11)
+        yield
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return config_of("fpn").data.load()
+
+
+def made(config, mesh, dataset):
+    """The task, an optimizer, and the state at the start."""
+    model = build.make_model(config, 3)
+    task = config.task.make(model, dataset, NORMALIZATION, config.transforms, mesh, config.eval_batch_size)
+    optimizer = build.make_optimizer(config, task.trained(dataset.image_shape))
+    return task, optimizer, init_state(task, optimizer, 0, 0.0, 0.0, dataset.image_shape, mesh)
+
+
+def batches_of(dataset, steps, mesh):
+    batches = dataset.training_batches(3, 8, 0, steps, Share())
+    return [parallel.from_local(batch, parallel.sharded_batch(mesh)) for batch in batches]
+
+
+def run(config, mesh, dataset, steps):
+    """The metrics of each step, the first state, and the one after two steps."""
+    task, optimizer, start = made(config, mesh, dataset)
+
+    @partial(jax.jit, out_shardings=parallel.replicated(mesh))
+    def step(state, batch):
+        batch = task.prepare(jax.random.key(0), batch)
+        return train_step(task, optimizer, lambda _: jnp.float32(0.05), StepSettings(log_every=1), state, batch)
+
+    states, metrics = [start], []
+    for batch in batches_of(dataset, steps, mesh):
+        state, found = step(states[-1], batch)
+        states.append(state)
+        metrics.append({name: float(value) for name, value in found.items()})
+    return metrics, start, states[2]
+
+
+@pytest.fixture(scope="module")
+def on_one_device(one_device, dataset):
+    """``run`` of each kind, once for all tests."""
+    return functools.cache(lambda kind: run(config_of(kind), one_device, dataset, 24))
+
+
+@pytest.mark.parametrize("kind", ["fpn", "c4"])
+def test_the_loss_falls_and_its_parts_are_the_metrics(kind, on_one_device):
+    metrics, *_ = on_one_device(kind)
+    totals = [one["train_loss"] for one in metrics]
+    assert np.mean(totals[-6:]) < 0.85 * np.mean(totals[:3])
+    parts = ("objectness", "rpn_box", "classifier", "box")
+    np.testing.assert_allclose(sum(metrics[0][f"train_{part}"] for part in parts), totals[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("fpn", 2), pytest.param("fpn", 8, marks=pytest.mark.slow), pytest.param("c4", 8, marks=pytest.mark.slow)],
+)
+def test_several_devices_train_as_one_on_the_same_batch(kind, count, on_one_device, dataset):
+    expected, _, state = on_one_device(kind)
+    found, _, other = run(config_of(kind), parallel.data_mesh(jax.devices()[:count]), dataset, 2)
+    for one, two in zip(expected, found, strict=False):
+        assert one.keys() == two.keys()
+        np.testing.assert_allclose([two[name] for name in one], list(one.values()), rtol=1e-3, atol=1e-5)
+    for one, two in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+
+
+def test_frozen_parameters_and_statistics_keep_every_bit(one_device, dataset):
+    frozen = config_of("c4", **{"task.frozen_stages": 1, "task.freeze_norm": True, "task.backbone_weights": "unused"})
+    _, start, end = run(frozen, one_device, dataset, 2)
+    assert all(map(np.array_equal, jax.tree.leaves(start.batch_stats), jax.tree.leaves(end.batch_stats)))
+    before, after = (flax.traverse_util.flatten_dict(state.params) for state in (start, end))
+    same = {"/".join(place) for place in before if np.array_equal(before[place], after[place])}
+    network = {place[2:] for place in before if place[:2] == ("backbone", "network")}
+    # The stem, and scales and biases of batch normalisation; kernels and everything new move.
+    norms = {place for place in network if place[-1] in ("scale", "bias")}
+    stem = {place for place in network if not place[0].startswith("stage")}
+    assert len(stem) > 1 and same == {"/".join(("backbone", "network", *place)) for place in norms | stem}
+
+
+def test_frozen_layers_without_weights_are_refused(one_device, dataset):
+    for changes in ({"task.frozen_stages": 1}, {"task.freeze_norm": True}):
+        with pytest.raises(UserError, match="backbone_weights is not set"):
+            made(config_of("fpn", **changes), one_device, dataset)
+
+
+def test_what_a_detector_cannot_have_is_refused(one_device, dataset):
+    refused = {
+        "transforms are for classification": {"transforms.flip.probability": 0.5},
+        "one for each": {"task.anchor_sizes": (8.0, 16.0)},
+        "reads one map": {"task.pooling.op": "pool"},
+        "drops no paths": {"model.drop_path": 0.1},
+        "needs a residual network": {"model.name": "vgg16", "model.width": None, "model.stage_sizes": None},
+    }
+    for message, changes in refused.items():
+        with pytest.raises(UserError, match=message):
+            made(config_of("fpn", **changes), one_device, dataset)
+    frozen = {"task.freeze_norm": True, "task.backbone_weights": "unused", "bn_recompute_batches": 2}
+    with pytest.raises(UserError, match="bn_recompute_batches is set"):
+        build.check(config_of("fpn", **frozen), 1)
+    for changes in ({"task.name": "classification"}, {"data.kind": "resident", "data.name": "digits"}):
+        with pytest.raises(UserError, match="this task needs"):
+            build.check(override(config_of("fpn"), changes), 1)
+
+
+def test_crowds_and_difficult_objects_are_not_trained_on_and_canvases_are_zero_beyond_photographs(one_device, dataset):
+    task, *_ = made(config_of("fpn"), one_device, dataset)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(1, 256, (2, 6, 8, 3), dtype=np.uint8),
+        "image_hw": np.array([[6, 5], [3, 8]], np.int32),
+        "boxes": rng.random((2, 3, 4), np.float32),
+        "labels": np.zeros((2, 3), np.int32),
+        "valid": np.array([[True, True, True], [True, True, False]]),
+        "crowd": np.array([[False, True, False], [False, False, False]]),
+        "difficult": np.array([[False, False, True], [True, False, False]]),
+    }
+    found = task.prepare(jax.random.key(0), jax.tree.map(jnp.asarray, batch))
+    assert np.array_equal(found["valid"], [[True, False, False], [False, True, False]])
+    expected = (batch["image"] / np.float32(255) - 0.5) / 0.25
+    expected[0, :, 5:], expected[1, 3:] = 0, 0
+    np.testing.assert_allclose(found["image"], expected, rtol=1e-5, atol=1e-6)
+    kept = made(config_of("fpn", **{"task.use_difficult": True}), one_device, dataset)[0]
+    found = kept.prepare(jax.random.key(0), jax.tree.map(jnp.asarray, batch))
+    assert np.array_equal(found["valid"], [[True, False, True], [True, True, False]])
+
+
+def alone(task, variables, dataset, index, refined):
+    """The detections of one photograph, resized by itself, with the model's own functions; and how it was resized."""
+    pixels = dataset.photographs("validation").source[index]["image"]
+    height, width = resized_size(*pixels.shape[:2], 48, 64)
+    small = np.asarray(PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BILINEAR))
+    model = task.model
+
+    @jax.jit
+    def found_in(variables, images, hw):
+        maps = model.apply(variables, images, method="features")
+        proposals = model.apply(variables, maps, images.shape[1:3], hw, method="propose")
+        predictions = model.apply(variables, maps, proposals, hw, method="predict")
+        settings = model.box
+        if refined:
+            predictions = refine(model, variables, maps, predictions, hw)
+            settings = settings._replace(vote=0.5)
+        return detect(predictions, hw, settings)
+
+    found = found_in(variables, NORMALIZATION(small[None]), jnp.array([[height, width]]))
+    scale = np.array([width, height, width, height]) / np.array(pixels.shape[1::-1] * 2)
+    valid = found.valid[0]
+    return Detections(*(np.asarray(x[0])[valid] for x in (found.boxes, found.scores, found.labels))), scale
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_each_photograph_is_scored_once_on_any_mesh_as_by_itself(devices, dataset):
+    protocol = "single" if devices == 8 else "refine"
+    mesh, config = parallel.data_mesh(jax.devices()[:devices]), config_of("fpn")
+    task, _, state = made(config, mesh, dataset)
+    member = Member(task.model, NORMALIZATION, state.variables)
+    figures, summary, details = config.task.score([member], dataset, "validation", mesh, 4, protocol)
+    assert details.found.indices == list(range(11)) and figures["num_examples"] == 11
+    assert f"mAP {figures['mAP']:.2f} %" in summary
+    variables = jax.device_get(state.variables)
+    for index in (0, 10):
+        expected, scale = alone(task, variables, dataset, index, protocol == "refine")
+        found = details.found.detections[index]
+        assert len(found.scores) == len(expected.scores) > 0
+        np.testing.assert_allclose(found.scores, expected.scores, atol=2e-3)
+        best = overlaps(found.boxes * scale, expected.boxes).max(axis=1)
+        assert np.mean(best > 0.9) > 0.8
+
+
+def test_an_ensemble_of_twins_scores_as_one_and_protocols_are_known(one_device, dataset):
+    config = config_of("fpn", **{"task.test_scales": (40, 48)})
+    task, _, state = made(config, one_device, dataset)
+    member = Member(task.model, NORMALIZATION, state.variables)
+    scored = partial(config.task.score, dataset=dataset, split="validation", mesh=one_device, batch_size=8)
+    with pytest.raises(UserError, match="no protocol 'ten_crop'; use single"):
+        scored([member], protocol="ten_crop")
+    one, two = (scored(members, protocol="refine+multi_scale") for members in ([member], [member, member]))
+    assert one.figures["num_examples"] == two.figures["num_examples"] == 11
+    for found, expected in zip(two.details.found.detections, one.details.found.detections, strict=True):
+        # The best are the same; proposals of both come twice, so that fewer different ones are looked at further down.
+        np.testing.assert_allclose(found.scores[:2], expected.scores[:2], atol=1e-4)
+
+
+def test_statistics_of_a_batch_are_those_of_its_activations(one_device, dataset):
+    task, _, state = made(config_of("fpn"), one_device, dataset)
+    batch = task.prepare(jax.random.key(0), jax.tree.map(jnp.asarray, batches_of(dataset, 1, one_device)[0]))
+    found = jax.jit(task.statistics)(state.variables, batch, jax.random.key(1))
+    network = found["backbone"]["network"]
+    # The stem's batch normalisation comes after one convolution.
+    name = next(name for name in network if not name.startswith("stage"))
+    kernel = jax.device_get(state.params["backbone"]["network"])
+    conv = next(value["kernel"] for key, value in kernel.items() if "kernel" in value and not key.startswith("stage"))
+    dilated = jax.lax.conv_general_dilated(
+        batch["image"], conv, (2, 2), [(3, 3), (3, 3)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(network[name]["mean"], dilated.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(network[name]["var"], dilated.var(axis=(0, 1, 2)), rtol=1e-3, atol=1e-5)

@@ -1,0 +1,128 @@
+"""The recipes for detection: valid, and the published numbers."""
+
+import re
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax import build
+from resnet_jax.config import load_config, override
+from resnet_jax.tasks.detection import DetectionTask
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# Recipe -> photographs to train on, and the published figures.
+RECIPES = {
+    "voc_c4_paper.py:vgg16-07": (5_011, []),
+    "voc_c4_paper.py:vgg16-07+12": (16_551, ["73.2"]),
+    "voc_c4_paper.py:vgg16-07++12": (21_503, ["70.4"]),
+    "voc_c4_paper.py:resnet50-07": (5_011, []),
+    "voc_c4_paper.py:resnet101-07+12": (16_551, ["76.4"]),
+    "voc_c4_paper.py:resnet101-07++12": (21_503, ["73.8"]),
+    "coco_c4_paper.py:vgg16": (82_783, ["41.5", "21.2"]),
+    "coco_c4_paper.py:resnet50": (82_783, []),
+    "coco_c4_paper.py:resnet101": (82_783, ["48.4", "27.2", "49.9", "29.9", "51.1", "30.0", "53.8", "32.5"]),
+    "coco_fpn.py:resnet50": (118_287, ["37.9", "40.2", "37.0"]),
+    "coco_fpn.py:resnet101": (118_287, ["42.0"]),
+    "imagenet_det.py:resnet101": (456_567, ["60.5", "58.8", "63.6", "62.1"]),
+    "detection_quickstart.py:fpn": (2_000, []),
+    "detection_quickstart.py:c4": (2_000, []),
+    "bccd.py:fpn": (205, []),
+    "bccd.py:c4": (205, []),
+}
+PAPER = [name for name in RECIPES if "c4_paper" in name]
+
+
+def load(name):
+    return load_config(str(CONFIGS / name))
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_valid(name, num_devices):
+    config = load(name)
+    if config.batch_size % num_devices:
+        pytest.skip("the released recipe has two photographs a step")
+    build.check(config, num_devices)
+    build.make_schedule(config, build.intervals(config, RECIPES[name][0]))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_file_tells_its_command_its_hardware_and_the_published_figures(name):
+    file = name.partition(":")[0]
+    text = compile((CONFIGS / file).read_text(), name, "exec").co_consts[0]
+    assert f"Command:   python train.py --config configs/{file}" in text and "Hardware:  " in text
+    for figure in RECIPES[name][1]:
+        assert re.search(rf"\b{re.escape(figure)}\b", text)
+    assert "ublished" in text or "Expected:" in text
+
+
+def parameters(config, num_classes, norm=True):
+    """Of the detector; without those of batch normalisation, which is frozen, unless ``norm``."""
+    if config.model.name.startswith("resnet"):
+        config = override(config, {"model.scan_blocks": True})  # One block a stage to trace.
+    task = DetectionTask(build.make_model(config, num_classes))
+    shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), (64, 64, 3)))
+    normalised = {place[:-1] for place in flax.traverse_util.flatten_dict(shapes["batch_stats"])}
+    places = flax.traverse_util.flatten_dict(shapes["params"])
+    return sum(int(np.prod(leaf.shape)) for place, leaf in places.items() if norm or place[:-1] not in normalised)
+
+
+def test_detectors_have_as_many_parameters_as_are_published():
+    # A head predicts a score of each class and of the background, and a box of each class.
+    assert parameters(load("voc_c4_paper.py:resnet101-07+12"), 20, norm=False) == 47_343_954
+    context = override(load("voc_c4_paper.py:resnet101-07+12"), {"task.context": True})
+    assert parameters(context, 20, norm=False) == 47_550_802
+    torchvision = override(load("coco_fpn.py"), {"task.background_boxes": True})
+    assert parameters(torchvision, 90, norm=False) == 41_755_286
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_s_recipes_hold_the_numbers_of_faster_rcnn(name):
+    config, coco = load(name), name.startswith("coco")
+    data, task, optimizer = config.data, config.task, config.optimizer
+    assert (data.short_sides, data.max_side, data.evaluation_side, data.flip) == ((600,), 1000, 600, 0.5)
+    assert (task.kind, task.anchor_style, task.anchor_ratios) == ("c4", "legacy", (0.5, 1.0, 2.0))
+    assert task.anchor_sizes == ((64, 128, 256, 512) if coco else (128, 256, 512))
+    rpn, box = task.rpn, task.box
+    assert (rpn.positive, rpn.negative, rpn.samples, rpn.fraction, rpn.straddle) == (0.7, 0.3, 256, 0.5, 0)
+    assert (rpn.nms, rpn.train_post_nms, rpn.test_post_nms, rpn.channels) == (0.7, 2000, 300, 512)
+    assert (box.samples, box.fraction, box.positive, box.nms) == (64, 0.25, 0.5, 0.3)
+    assert box.negative == ((0.0, 0.5) if coco else (0.1, 0.5))
+    assert (box.beta, rpn.beta) == (1, pytest.approx(1 / 9))
+    assert task.pooling.op == "pool" and task.pooling.size == (7 if "vgg" in name else 14)
+    assert (task.freeze_norm, task.frozen_stages, config.model.stride_placement) == (True, 2, None)
+    assert (optimizer.learning_rate, optimizer.momentum, optimizer.weight_decay) == (1e-3, 0.9, 5e-4)
+    sets = "coco" if coco else name.partition("-")[2]
+    steps = {"07": (50_000, 70_000), "07+12": (30_000, 60_000), "07++12": (40_000, 100_000), "coco": (240_000, 320_000)}
+    assert (*config.schedule.boundaries, config.steps) == steps[sets]
+    assert config.schedule.factor == 0.1
+    assert config.batch_size == (16 if coco else 2)
+    metrics = {"07": "voc07", "07+12": "voc07", "07++12": "voc", "coco": "coco"}
+    assert task.metric == metrics[sets]
+
+
+def test_the_fpn_recipe_is_detectron2_s_1x():
+    config = load("coco_fpn.py")
+    assert (config.batch_size, config.steps, config.schedule.boundaries) == (16, 90_000, (60_000, 80_000))
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (0.02, 1e-4)
+    assert config.schedule.warmup_steps == 1_000
+    assert config.data.short_sides == (640, 672, 704, 736, 768, 800) and config.data.max_side == 1333
+    task = config.task
+    assert (task.kind, task.anchor_sizes, task.box.samples) == ("fpn", (32, 64, 128, 256, 512), 512)
+    assert (task.pooling.op, task.pooling.size, task.fpn_channels, task.fpn_hidden) == ("align", 7, 256, 1024)
+    assert (task.rpn.train_post_nms, task.rpn.test_post_nms, task.box.nms, task.metric) == (1000, 1000, 0.5, "coco")
+
+
+def test_published_detectors_are_those_that_the_recipes_make():
+    from resnet_jax.detection.named import detectron2_fpn, paper_c4, paper_vgg
+
+    for name, make in (
+        ("voc_c4_paper.py:resnet101-07", paper_c4),
+        ("voc_c4_paper.py:vgg16-07", paper_vgg),
+        ("coco_fpn.py", detectron2_fpn),
+    ):
+        found = build.make_model(load(name), 20)
+        assert found == make(found.backbone.network, 20)
