@@ -58,7 +58,7 @@ def made(config, mesh, dataset):
     """The task, an optimizer, and the state at the start."""
     model = build.make_model(config, 3)
     task = config.task.make(model, dataset, NORMALIZATION, config.transforms, mesh, config.eval_batch_size)
-    optimizer = build.make_optimizer(config, task.trained(dataset.image_shape))
+    optimizer = build.make_optimizer(config, task.model, task.trained(dataset.image_shape))
     return task, optimizer, init_state(task, optimizer, 0, 0.0, 0.0, dataset.image_shape, mesh)
 
 

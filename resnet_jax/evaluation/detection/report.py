@@ -55,7 +55,7 @@ def write_class_table(
         file.write(text.getvalue().encode())
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float] | np.ndarray) -> float:
     known = [value for value in values if value == value]
     return float(np.mean(known)) if known else float("nan")
 
