@@ -119,7 +119,12 @@ class BottleneckBlock(Block):
         first, middle = (self.strides, 1) if self.stride_placement == "v1" else (1, self.strides)
         pooled = self.antialias is not None and middle > 1
         inner = max(1, self.filters * self.base_width // 64) * self.cardinality
-        y = self.conv(inner // self.reduce_first, 1, first, name="conv1")(x)
+        reduced = inner // self.reduce_first
+        if reduced % self.cardinality:
+            raise UserError(
+                f"{reduced} filters are not divisible by cardinality {self.cardinality}; use a larger width"
+            )
+        y = self.conv(reduced, 1, first, name="conv1")(x)
         y = self.activation(self.norm(name="bn1")(y))
         y = self.conv(inner, 3, 1 if pooled else middle, groups=self.cardinality, name="conv2")(y)
         y = self.activation(self.norm(name="bn2")(y))
