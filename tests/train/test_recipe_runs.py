@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ RESNET_50 = {
     "resnet_strikes_back.py:a3": {"schedule.warmup_steps": 5},
     "torchvision_v2.py": {"schedule.warmup_steps": 5, "ema_start": 5, "ema_every": 3},
     "fast_imagenet.py:16": {
-        "schedule.peak_at": 5, "data.progressive.start_size": 16, "data.progressive.begin": 3,
+        "batch_size": 32, "schedule.peak_at": 5, "data.progressive.start_size": 16, "data.progressive.begin": 3,
         "data.progressive.end": 15, "data.progressive.multiple": 8,
     },
     "mlperf.py:4096": {"schedule.warmup_steps": 5},
@@ -85,10 +86,15 @@ def check(recipe: str, settings: dict[str, object], folder: Path, compiled: Path
     step = random.randrange(5, 15)
     print(f"killed after step {step}")  # Shown when the test fails.
     process = start(recipe, killed, settings, compiled)
-    for line in process.stderr:  # A record is on disk before its line is printed.
-        if f" step {step}/{STEPS}:" in line:
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        done = re.search(rf" step (\d+)/{STEPS}:", line)
+        # Checkpoints are written beside the training: with none yet, there would be nothing to resume from.
+        saved = [path.name for path in (killed / "checkpoints").glob("*") if path.name.isdigit()]
+        if done and int(done[1]) >= step and saved:
             break
-    assert process.poll() is None, "the run ended before it could be killed"
+    assert process.poll() is None, f"the run ended before it could be killed: {''.join(lines)[-2000:]}"
     process.kill()
     process.communicate()
     assert "resuming from step" in finish(start(recipe, killed, settings, compiled))
