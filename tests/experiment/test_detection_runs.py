@@ -27,7 +27,7 @@ def config(shapes_folder):
     changes = {
         "data_dir": str(shapes_folder), "data.name": "voc", "data.train": ("train",), "data.validation": ("val",),
         "data.short_sides": (48,), "data.max_side": 64, "data.canvas_stride": 16, "model.width": 4,
-        "model.stage_sizes": (1, 1), "task.anchor_sizes": (12.0, 20.0, 28.0), "batch_size": 4, "eval_batch_size": 4,
+        "model.stage_sizes": (1, 1), "task.anchor_sizes": (12.0, 20.0, 28.0), "batch_size": 8, "eval_batch_size": 8,
         "steps": 4, "log_every": 2, "eval_every": 2, "checkpoint_every": 2, "schedule.warmup_steps": 1,
         "task.rpn.train_pre_nms": 32, "task.rpn.train_post_nms": 16, "task.rpn.test_pre_nms": 32,
         "task.rpn.test_post_nms": 16, "task.box.samples": 8, "task.box.candidates": 30, "task.box.min_score": 0.0,

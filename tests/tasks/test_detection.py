@@ -216,6 +216,7 @@ def test_each_photograph_is_scored_once_on_any_mesh_as_by_itself(devices, datase
         assert np.mean(best > 0.9) > 0.8
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_twins_scores_as_one_and_protocols_are_known(one_device, dataset):
     config = config_of("fpn", **{"task.test_scales": (40, 48)})
     task, _, state = made(config, one_device, dataset)
