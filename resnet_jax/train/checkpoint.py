@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import zlib
 from pathlib import Path
@@ -14,12 +15,13 @@ from flax import serialization
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
-from resnet_jax import parallel
+from resnet_jax import distributed, parallel
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.train.state import TrainState
 
 _DAMAGED = (OSError, ValueError, KeyError, TypeError)  # What a metrics file that is none can raise.
 _CHECKSUMS = "crc32.json"  # In the folder "checksums" of a checkpoint.
+_REPLACED = ".unevaluated"  # A checkpoint while ``replace`` saves its step again.
 _NONE_READABLE = "no checkpoint in {} can be read; start in another workdir"
 
 
@@ -88,6 +90,9 @@ def open_checkpoints(directory: Path, keep: int, best: str, read_only: bool = Fa
         lightweight_initialize=read_only,  # Or a damaged metrics file of any checkpoint would stop us here.
     )
     if not read_only:
+        if parallel.is_main_process():
+            _finish_replacing(directory)
+        parallel.wait_for_all("finish replacing")
         _set_aside_damaged_metrics(directory, best)
     handlers = {"state": ocp.StandardCheckpointHandler(), "checksums": _ChecksumHandler()}
     manager = Checkpoints(directory.absolute(), item_handlers=handlers, options=options)
@@ -131,11 +136,15 @@ def restore_latest(manager: Checkpoints, template: TrainState, mesh: Mesh, set_a
     unreadable: list[Path] = []
     for step in steps:
         path = Path(manager.directory) / str(step)
+        error: Exception | None = None
         try:
             state = _restore(manager, step, template, mesh)
         except UserError:
             raise
-        except Exception as error:  # Orbax and TensorStore raise many kinds for damaged or missing files.
+        except Exception as raised:  # Orbax and TensorStore raise many kinds for damaged or missing files.
+            error = raised
+        if not distributed.everyone(error is None):
+            error = error or DamagedCheckpoint("another process cannot read it")
             if isinstance(error, DamagedCheckpoint) and not set_aside:
                 raise UserError(
                     f"checkpoint {path} is corrupt ({error}); train on, which sets it aside for the one before it, "
@@ -179,14 +188,31 @@ def restore_best(manager: Checkpoints, template: TrainState, mesh: Mesh) -> Trai
         ) from error
 
 
-def stop_requested(manager: Checkpoints, step: int, received: list[int]) -> bool:
-    """Whether to save and stop after ``step``; all processes of a job answer alike.
+def evaluated(manager: Checkpoints, step: int) -> bool:
+    """Whether the checkpoint of ``step`` was saved with the figures of an evaluation."""
+    return _evaluation_figure(Path(manager.directory) / str(step), manager.best_figure) is not None
 
-    One process asks its own signal handler. In a multi-host job JAX's service spreads the preemption notice.
-    """
-    if jax.process_count() > 1:
-        return bool(manager.reached_preemption(step))
-    return bool(received)
+
+def replace(manager: Checkpoints, step: int, state: TrainState, metrics: dict[str, float]) -> None:
+    """Saves ``step`` once more, now evaluated; a kill at any moment leaves the old checkpoint or the new one."""
+    manager.wait_until_finished()
+    path = Path(manager.directory) / str(step)
+    if parallel.is_main_process():
+        path.rename(path.with_name(f"{step}{_REPLACED}"))
+    parallel.wait_for_all("replaced")
+    manager.reload()
+    save(manager, step, state, metrics)
+    manager.wait_until_finished()
+    if parallel.is_main_process():
+        _finish_replacing(Path(manager.directory))
+
+
+def _finish_replacing(directory: Path) -> None:
+    for old in directory.glob(f"*{_REPLACED}"):
+        if old.with_suffix("").exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(old.with_suffix(""))
 
 
 def _restore(manager: Checkpoints, step: int, template: TrainState, mesh: Mesh) -> TrainState:

@@ -357,10 +357,3 @@ def test_a_save_cut_short_by_a_kill_is_no_checkpoint(tmp_path, one_device):
     (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
     assert int(restore(tmp_path, one_device).step) == 1
     assert [path.name for path in Path(tmp_path).iterdir()] == ["1"]
-
-
-def test_one_process_stops_on_its_own_signals(tmp_path):
-    manager = checkpoint.open_checkpoints(tmp_path, 1, "top1_error")
-    assert checkpoint.stop_requested(manager, 1, []) is False
-    assert checkpoint.stop_requested(manager, 1, [15]) is True
-    manager.close()

@@ -1,0 +1,15 @@
+"""What must be set before JAX is imported."""
+
+import os
+import sys
+
+_OF_JOBS = ("distributed", "coordinator_address", "num_processes", "process_id", "local_processes")
+
+
+def quiet_runtime() -> None:
+    """In a job of several processes the C++ runtime writes nothing unless TF_CPP_MIN_LOG_LEVEL says otherwise.
+
+    When another process is gone it would dump its stacks; ``distributed`` says what has happened instead.
+    """
+    if any(word.lstrip("-").partition("=")[0] in _OF_JOBS for word in sys.argv if word.startswith("-")):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4")
