@@ -76,6 +76,7 @@ def step_settings(config: Config, intervals: Intervals) -> StepSettings:
         log_every=intervals.log_every,
         hold_error=hold.error,
         hold_rate=hold.learning_rate,
+        skip_nonfinite=config.on_nonfinite == "skip",
     )
 
 

@@ -12,4 +12,5 @@ def quiet_runtime() -> None:
     When another process is gone it would dump its stacks; ``distributed`` says what has happened instead.
     """
     if any(word.lstrip("-").partition("=")[0] in _OF_JOBS for word in sys.argv if word.startswith("-")):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4")
+        if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets 1, and a program started by one inherits it.
+            os.environ["TF_CPP_MIN_LOG_LEVEL"] = "4"

@@ -357,3 +357,25 @@ def test_a_save_cut_short_by_a_kill_is_no_checkpoint(tmp_path, one_device):
     (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
     assert int(restore(tmp_path, one_device).step) == 1
     assert [path.name for path in Path(tmp_path).iterdir()] == ["1"]
+
+
+def test_a_checkpoint_is_replaced_by_its_evaluated_self(tmp_path, one_device):
+    manager = checkpoint.open_checkpoints(tmp_path, 1, "top1_error")
+    checkpoint.save(manager, 4, state_at(4, one_device), None)
+    manager.wait_until_finished()
+    assert not checkpoint.evaluated(manager, 4)
+    checkpoint.replace(manager, 4, state_at(5, one_device), {"top1_error": 1.0})
+    assert checkpoint.evaluated(manager, 4)
+    manager.close()
+    assert bits(restore(tmp_path, one_device)) == bits(state_at(5, one_device))
+    assert [path.name for path in tmp_path.iterdir()] == ["4"]
+
+
+@pytest.mark.parametrize("saved_again", [False, True])
+def test_a_kill_while_a_checkpoint_is_replaced_loses_nothing(tmp_path, one_device, saved_again):
+    save_steps(tmp_path, [4], one_device)
+    (tmp_path / "4").rename(tmp_path / "4.unevaluated")
+    if saved_again:
+        shutil.copytree(tmp_path / "4.unevaluated", tmp_path / "4")
+    assert bits(restore(tmp_path, one_device)) == bits(state_at(4, one_device))
+    assert [path.name for path in tmp_path.iterdir()] == ["4"]

@@ -172,6 +172,25 @@ def test_the_hold_rule_ends_when_the_training_error_falls_below_its_threshold(ti
     assert not state.warming_up
 
 
+def test_steps_that_are_not_finite_are_skipped_and_counted(tiny_task, random_images, one_device):
+    settings = StepSettings(log_every=4, skip_nonfinite=True, ema_decay=0.9)
+
+    def schedule(step):
+        return jnp.where((step == 1) | (step == 2), jnp.inf, 0.1)
+
+    first, second, third, fourth = every_call(tiny_task(), random_images, one_device, 4, settings, schedule=schedule)
+    without_counts = [state.replace(step=0, nonfinite_step=0) for state, _ in (first, second, third)]
+    jax.tree.map(np.testing.assert_array_equal, without_counts[1], without_counts[0])
+    jax.tree.map(np.testing.assert_array_equal, without_counts[2], without_counts[0])
+    states = [state for state, _ in (first, second, third, fourth)]
+    assert [int(state.step) for state in states] == [1, 2, 3, 4]
+    assert [int(state.nonfinite_step) for state in states] == [-1, -2, -3, -3]
+    assert int(states[-1].sums["count"]) == 2
+    assert np.isfinite(fourth[1]["train_loss"]) and not np.array_equal(
+        jax.tree.leaves(states[3].params)[0], jax.tree.leaves(states[0].params)[0]
+    )
+
+
 def test_first_step_that_is_not_finite_is_remembered(tiny_task, random_images, one_device):
     wild = Constant().make(1e30, 64_000, 1)
     _, history = run_steps(tiny_task(), random_images, one_device, 4, schedule=wild)
