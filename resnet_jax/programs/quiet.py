@@ -11,6 +11,7 @@ def quiet_runtime() -> None:
 
     When another process is gone it would dump its stacks; ``distributed`` says what has happened instead.
     """
-    if any(word.lstrip("-").partition("=")[0] in _OF_JOBS for word in sys.argv if word.startswith("-")):
-        if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets 1, and a program started by one inherits it.
-            os.environ["TF_CPP_MIN_LOG_LEVEL"] = "4"
+    of_job = any(word.lstrip("-").partition("=")[0] in _OF_JOBS for word in sys.argv if word.startswith("-"))
+    # JAX sets 1 itself, and a program that another with JAX starts inherits it.
+    if of_job and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "4"

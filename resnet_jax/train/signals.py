@@ -64,7 +64,8 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
 
     previous_fd = signal.set_wakeup_fd(told_by_python.fileno())
     previous = {signum: signal.signal(signum, receive) for signum in STOP_SIGNALS}
-    threading.Thread(target=listen, daemon=True).start()
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     try:
         yield told
     finally:
@@ -72,3 +73,5 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
             signal.signal(signum, handler)
         signal.set_wakeup_fd(previous_fd)
         told_by_python.close()
+        listener.join()
+        heard.close()
