@@ -1,5 +1,6 @@
 """The training step against PyTorch, on one device and on eight, and what its state carries."""
 
+import re
 from functools import partial
 
 import jax
@@ -324,3 +325,23 @@ def test_the_step_knows_only_the_task(random_images, one_device):
     shift = jax.random.uniform(jax.random.split(loss_key(7, 0), 1)[0])
     errors = np.tensordot(images, begun.params["kernel"], 3) - images.mean((1, 2, 3)) + noise + shift
     np.testing.assert_allclose(metrics["train_bias"], errors.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_the_gradients_are_reduced_once_a_step(tiny_task, random_images, count):
+    """What docs/scaling.md says is sent between devices: the gradients, and little else."""
+    mesh = parallel.data_mesh(jax.devices()[:count])
+    task = tiny_task(bn_group_size=2)
+    state = start(task, mesh)
+    step = make_train_step(task, random_images, SGD_PAPER, CONSTANT, EVERY_SECOND, 1, mesh)
+    resident = parallel.to_global(random_images.resident("train"), parallel.replicated(mesh))
+    batches = parallel.to_global({"index": np.zeros((1, BATCH), np.int32)}, parallel.sharded_batch(mesh, axis=1))
+    program = step.lower(state, resident, batches).compile().as_text()
+    sent = 0
+    for line in program.splitlines():
+        if " all-reduce(" in line:
+            for dims in re.findall(r"f32\[([\d,]*)\]", line.partition(" all-reduce(")[0]):
+                sent += int(np.prod([int(size) for size in dims.split(",") if size], dtype=int))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    statistics = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
+    assert parameters <= sent <= parameters + statistics + 10
