@@ -17,7 +17,7 @@ from resnet_jax.train.writers import read_metrics
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"model.stage_sizes": (1,), "model.width": 4, "batch_size": 16, "log_every": 5, "eval_every": 10,
             "checkpoint_every": 10, "steps": 100_000}  # fmt: skip
-LOST_AFTER = 6
+LOST_AFTER = 15  # On a machine with more to do a process may get no time for some seconds.
 
 
 def free_address():
@@ -58,14 +58,15 @@ class Job:
     def __exit__(self, *_):
         for process in self.processes.values():
             process.kill()
-            process.communicate()
+            process.wait()
+            process.stderr.close()
 
     def wait_for_steps(self):
         deadline = time.monotonic() + 200
         while not read_metrics(self.workdir / "metrics.jsonl"):
             assert time.monotonic() < deadline
             for process in self.processes.values():
-                assert process.poll() is None, process.communicate()[1][-2000:]
+                assert process.poll() is None, process.stderr.read()[-2000:]
             time.sleep(0.1)
 
     def end(self, number, status, timeout=200):

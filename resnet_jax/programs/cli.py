@@ -2,10 +2,12 @@
 
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
@@ -118,6 +120,7 @@ def run(
             distributed.fail(f"it crashed ({one_line(error)}), see its own messages", 1)
             _leave(1)
 
+    sys.excepthook = _report
     if {"--help", "-help", "--helpshort", "-h"} & set(sys.argv[1:]):
         print(f"{(sys.modules[module].__doc__ or '').strip()}\n\nFlags:\n{flags.FLAGS.module_help(module)}")
         sys.exit(0)  # absl's own status is 1.
@@ -189,6 +192,16 @@ def _explain(argv: list[str], error: Exception) -> str:
     if isinstance(error, flags.Error):
         return one_line(error)
     return f"{type(error).__name__}: {one_line(error)}; correct {path} or the --config.key=value flags"
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints a traceback, as Python does, but where a thread of TensorStore has no one left to tell of a failed write.
+
+    The write's own error is reported by the thread that waits for it.
+    """
+    left_alone = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if not (left_alone and threading.current_thread() is not threading.main_thread()):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _without_flag(command: list[str], name: str) -> list[str]:
