@@ -213,8 +213,8 @@ def stopping() -> int | None:
 
 def _spread_stop(job: _Job) -> None:
     if job.stop_signal is not None:
-        job.client.key_value_set("resnet_jax/stop", str(int(job.stop_signal)), allow_overwrite=True)
-    asked = dict(job.client.key_value_dir_get("resnet_jax/stop"))
+        job.client.key_value_set(f"resnet_jax/stop/{job.index}", str(int(job.stop_signal)), allow_overwrite=True)
+    asked = dict(job.client.key_value_dir_get("resnet_jax/stop/"))
     if not asked:
         return
     job.stop_signal = job.stop_signal or int(next(iter(asked.values())))
