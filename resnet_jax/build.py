@@ -89,6 +89,7 @@ def step_settings(config: Config, intervals: Intervals) -> StepSettings:
         hold_error=hold.error,
         hold_rate=hold.learning_rate,
         frozen=config.finetune.freezes,
+        skip_nonfinite=config.on_nonfinite == "skip",
     )
 
 

@@ -70,6 +70,7 @@ class Config(Part):
     eval_every: Duration = 1_000
     checkpoint_every: Duration = 1_000
     keep_checkpoints: Count = 2  # The latest ones, besides the best.
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # Skip: a step that is not finite changes nothing and is counted.
     ema_decay: Fraction = 0.0  # Of a moving average of the variables, which evaluations then use; 0: off.
     ema_every: Count = 1  # It is updated at every so many steps.
     ema_start: Duration | None = None  # It is a copy until then. Where it is not set, its decay climbs from the start.

@@ -1,37 +1,11 @@
 """Devices and processes: the mesh, its shardings, and arrays that live on all of it."""
 
-import os
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-
-from resnet_jax.errors import UserError, one_line
-
-
-def start_distributed() -> None:
-    """Joins this process to a multi-host job. Call once, before anything else touches a device.
-
-    On TPU pods, Slurm and Open MPI JAX finds the other processes by itself. Elsewhere set JAX_COORDINATOR_ADDRESS
-    (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
-    """
-    keys = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    given = [key for key in keys if key in os.environ]
-    if given and len(given) < len(keys):
-        missing = ", ".join(key for key in keys if key not in given)
-        raise UserError(f"--distributed found {', '.join(given)} but not {missing}; set all three or none")
-    try:
-        if given:
-            address, num_processes, process_id = (os.environ[key] for key in keys)
-            jax.distributed.initialize(address, int(num_processes), int(process_id))
-        else:
-            jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--distributed could not join the other processes ({one_line(error)}); set {', '.join(keys)}"
-        ) from None
 
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:

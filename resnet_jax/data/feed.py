@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_jax import parallel
+from resnet_jax import parallel, stopping
 from resnet_jax.data.dataset import Dataset, Share, View
 from resnet_jax.errors import UserError
 
@@ -35,6 +35,7 @@ def evaluation_inputs(
     """
     size = -(-min(batch_size, view.count) // mesh.size) * mesh.size
     for batch in dataset.evaluation_batches(split, view, size, _share()):
+        stopping.point()
         yield parallel.from_local(batch, parallel.sharded_batch(mesh))
 
 

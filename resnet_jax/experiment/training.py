@@ -8,6 +8,7 @@ from resnet_jax.analysis.curves import plot_errors
 from resnet_jax.config import Config, refuse_change, to_json
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
+from resnet_jax.experiment.agreement import agree
 from resnet_jax.experiment.initial import RANDOM, read_start
 from resnet_jax.experiment.networks import starting_weights
 from resnet_jax.train import checkpoint, loop
@@ -29,6 +30,8 @@ def train(
     the same parameters to the bit, on the same devices. Nothing is written before config, data and model are checked,
     and no config is stored before it is found to fit the checkpoints.
 
+    In a job of several processes all must have the same config, code and data, and share the workdir.
+
     Raises UserError for faults in the config, the data, the workdir or its checkpoints, and when the loss stops being
     finite; Stopped after SIGTERM or SIGINT, with the state saved.
     """
@@ -37,6 +40,7 @@ def train(
     if not allow_config_change:
         refuse_change(config, workdir / "config.json")
     dataset = build.make_dataset(config) if data is None else data
+    agree(config, dataset, workdir)
     intervals = build.intervals(config, dataset.num_train)
     schedule = build.make_schedule(config, intervals)
     model = build.make_model(config, len(dataset.class_names), mesh)

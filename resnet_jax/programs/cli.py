@@ -2,10 +2,12 @@
 
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
@@ -14,7 +16,7 @@ from ml_collections.config_flags import config_flags
 from pydantic import ValidationError
 
 from resnet_jax import config as schema
-from resnet_jax import parallel
+from resnet_jax import distributed, parallel
 from resnet_jax.config import Config
 from resnet_jax.data.cache import cache_dir
 from resnet_jax.errors import UserError, one_line
@@ -27,7 +29,15 @@ _CONFIG = config_flags.DEFINE_config_file(
     "Recipe: a file of configs/, as in FILE.py or FILE.py:MEMBER. Any key can be set as --config.key=value.",
     lock_config=False,
 )
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a multi-host job.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of a job: found by itself on TPU pods, Slurm, Open MPI, Kubernetes."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Join a job by hand: HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the job has.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.", lower_bound=0)
+_LOCAL_PROCESSES = flags.DEFINE_integer("local_processes", None, "Start a job of so many on this host.", lower_bound=1)
+_START_TIMEOUT = flags.DEFINE_float("start_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1)
+_LOST_AFTER = flags.DEFINE_float("lost_after", 60, "Seconds of silence after which one is lost.", lower_bound=2)
 
 
 class _ConfigParser(config_flags.ConfigFileFlagParser):
@@ -70,29 +80,47 @@ def run(
         use_compilation_cache()
         logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it raises, with tracebacks; we report them.
         try:
+            if _LOCAL_PROCESSES.value is not None:
+                distributed.launch(_LOCAL_PROCESSES.value, _without_flag(sys.orig_argv, "local_processes"))
+            joining = _DISTRIBUTED.value or any(
+                flag.value is not None for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+            )
             if positional and len(argv) == 1:
                 raise UserError(f"{positional} is missing; name at least one after the flags")
             if not positional and len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
             if not config:
-                if _DISTRIBUTED.value:
-                    raise UserError("this program is for one host; leave --distributed out")
+                if joining:
+                    raise UserError("this program is for one process; leave --distributed and the like out")
                 main(argv[1:])
                 return
             chosen = _chosen_config()
             if chosen is None and not config_optional:
                 raise UserError("--config is missing; give a file of configs/, such as configs/quickstart.py")
-            if _DISTRIBUTED.value:
-                parallel.start_distributed()
+            if joining:
+                job = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+                distributed.start(*job, _START_TIMEOUT.value, _LOST_AFTER.value)
             main(chosen, *([argv[1:]] if positional else []))
+            distributed.finish()
         except UserError as error:
             _fail(str(error))
         except OSError as error:  # A full disk, a folder where a file should be, a share that went away.
             _fail(f"{one_line(error)}; fix that and run the same command again")
         except Stopped as stopped:
-            print(stopped, file=sys.stderr)
+            if parallel.is_main_process():
+                print(stopped, file=sys.stderr)
+            distributed.finish()
             sys.exit(128 + stopped.signum)
+        except Exception as error:
+            if not distributed.active():
+                raise
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                distributed.wait_for_news()
+            traceback.print_exc()
+            distributed.fail(f"it crashed ({one_line(error)}), see its own messages", 1)
+            _leave(1)
 
+    sys.excepthook = _report
     if {"--help", "-help", "--helpshort", "-h"} & set(sys.argv[1:]):
         print(f"{(sys.modules[module].__doc__ or '').strip()}\n\nFlags:\n{flags.FLAGS.module_help(module)}")
         sys.exit(0)  # absl's own status is 1.
@@ -166,6 +194,37 @@ def _explain(argv: list[str], error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)}; correct {path} or the --config.key=value flags"
 
 
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints a traceback, as Python does, but where a thread of TensorStore has no one left to tell of a failed write.
+
+    The write's own error is reported by the thread that waits for it.
+    """
+    left_alone = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if not (left_alone and threading.current_thread() is not threading.main_thread()):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _without_flag(command: list[str], name: str) -> list[str]:
+    kept, skip = [], False
+    for word in command:
+        flag, equals, _ = word.lstrip("-").partition("=")
+        if not skip and not (word.startswith("-") and flag == name):
+            kept.append(word)
+        skip = word.startswith("-") and flag == name and not equals
+    return kept
+
+
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    message = " ".join(message.split())
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if distributed.active():
+        distributed.fail(message, 2)
+        _leave(2)
     sys.exit(2)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process without JAX's farewell to the others, which waits for them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

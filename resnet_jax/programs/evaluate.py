@@ -8,6 +8,10 @@ import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback from some import.
 
+from resnet_jax.programs.quiet import quiet_runtime
+
+quiet_runtime()
+
 from pathlib import Path
 
 from absl import flags

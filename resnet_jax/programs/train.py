@@ -8,6 +8,10 @@ import signal
 # Until training takes the signal over, Ctrl-C ends the program at once, without a traceback from some import.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+from resnet_jax.programs.quiet import quiet_runtime
+
+quiet_runtime()
+
 from pathlib import Path
 
 from absl import flags

@@ -1,22 +1,60 @@
-"""Checkpoints: asynchronous, atomic, the latest few and the best. The only module that imports Orbax."""
+"""Checkpoints: asynchronous, atomic, verified, the latest few and the best. The only module that imports Orbax."""
 
+import dataclasses
 import json
+import shutil
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
-from resnet_jax import parallel
+from resnet_jax import distributed, parallel
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.train.state import TrainState
 
 _DAMAGED = (OSError, ValueError, KeyError, TypeError)  # What a metrics file that is none can raise.
+_CHECKSUMS = "crc32.json"  # In the folder "checksums" of a checkpoint.
+_REPLACED = ".unevaluated"  # A checkpoint while ``replace`` saves its step again.
 _NONE_READABLE = "no checkpoint in {} can be read; start in another workdir"
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint whose bytes are not those that were saved."""
+
+
+class _ChecksumHandler(ocp.AsyncCheckpointHandler):
+    """Writes the checksums of a state beside it, before the checkpoint is renamed into place.
+
+    They are computed in Orbax's thread, from a copy in host memory, while training goes on.
+    """
+
+    async def async_save(self, directory: Any, args: "_ChecksumSave") -> list[ocp.future.Future]:
+        async def write() -> None:
+            if args.leaves:
+                (directory / _CHECKSUMS).write_text(json.dumps(_checksums(args.leaves)))
+
+        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="checksums")]
+
+    def save(self, directory: Any, args: "_ChecksumSave") -> None:
+        raise NotImplementedError("the manager saves asynchronously")
+
+    def restore(self, directory: Any, args: Any = None) -> None:
+        raise NotImplementedError("_verify reads the file")
+
+
+@ocp.args.register_with_handler(_ChecksumHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _ChecksumSave(ocp.args.CheckpointArgs):
+    """Host arrays by name; empty on the processes that do not write them."""
+
+    leaves: dict[str, np.ndarray]
 
 
 class Checkpoints(ocp.CheckpointManager):
@@ -52,8 +90,11 @@ def open_checkpoints(directory: Path, keep: int, best: str, read_only: bool = Fa
         lightweight_initialize=read_only,  # Or a damaged metrics file of any checkpoint would stop us here.
     )
     if not read_only:
+        if parallel.is_main_process():
+            _finish_replacing(directory)
+        parallel.wait_for_all("finish replacing")
         _set_aside_damaged_metrics(directory, best)
-    handlers = {"state": ocp.StandardCheckpointHandler()}
+    handlers = {"state": ocp.StandardCheckpointHandler(), "checksums": _ChecksumHandler()}
     manager = Checkpoints(directory.absolute(), item_handlers=handlers, options=options)
     manager.best_figure = best
     return manager
@@ -71,7 +112,10 @@ def save(manager: Checkpoints, step: int, state: TrainState, metrics: dict[str, 
     """
     try:
         if manager.latest_step() != step:
-            manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
+            # Replicated, so that one process has all of it. Copied, because the next step donates these buffers.
+            copies = {name: np.array(_local(leaf)) for name, leaf in _named(state) if parallel.is_main_process()}
+            items = ocp.args.Composite(state=ocp.args.StandardSave(state), checksums=_ChecksumSave(copies))
+            manager.save(step, args=items, metrics=metrics)
     except Exception as error:  # What went wrong in Orbax's threads comes back in many kinds.
         raise _not_written(manager, error) from error
 
@@ -87,19 +131,30 @@ def close(manager: Checkpoints) -> None:
 def restore_latest(manager: Checkpoints, template: TrainState, mesh: Mesh, set_aside: bool) -> TrainState | None:
     """The newest readable state, or None where nothing was ever saved.
 
-    A checkpoint that cannot be read is named on stderr and skipped for the one before it; with ``set_aside`` it is
-    renamed to ``STEP.corrupt``, so that its step can be saved again. Raises UserError, and renames nothing, where none
-    can be read or where they are of another model.
+    A checkpoint that cannot be read, or that is not what was saved, is named on stderr and skipped for the one before
+    it; with ``set_aside`` it is renamed to ``STEP.corrupt``, so that its step can be saved again.
+
+    Raises UserError, and renames nothing, where none can be read or where they are of another model; without
+    ``set_aside`` also for one that can be read but is not what was saved.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     unreadable: list[Path] = []
     for step in steps:
         path = Path(manager.directory) / str(step)
+        error: Exception | None = None
         try:
             state = _restore(manager, step, template, mesh)
         except UserError:
             raise
-        except Exception as error:  # Orbax and TensorStore raise many kinds for damaged or missing files.
+        except Exception as raised:  # Orbax and TensorStore raise many kinds for damaged or missing files.
+            error = raised
+        if not distributed.everyone(error is None):
+            error = error or DamagedCheckpoint("another process cannot read it")
+            if isinstance(error, DamagedCheckpoint) and not set_aside:
+                raise UserError(
+                    f"checkpoint {path} is corrupt ({error}); train on, which sets it aside for the one before it, "
+                    f"or remove it"
+                ) from None
             print(f"warning: checkpoint {path} is corrupt ({one_line(error)}); skipping it", file=sys.stderr)
             unreadable.append(path)
             continue
@@ -138,21 +193,71 @@ def restore_best(manager: Checkpoints, template: TrainState, mesh: Mesh) -> Trai
         ) from error
 
 
-def stop_requested(manager: Checkpoints, step: int, received: list[int]) -> bool:
-    """Whether to save and stop after ``step``; all processes of a job answer alike.
+def evaluated(manager: Checkpoints, step: int) -> bool:
+    """Whether the checkpoint of ``step`` was saved with the figures of an evaluation."""
+    return _evaluation_figure(Path(manager.directory) / str(step), manager.best_figure) is not None
 
-    One process asks its own signal handler. In a multi-host job JAX's service spreads the preemption notice.
-    """
-    if jax.process_count() > 1:
-        return bool(manager.reached_preemption(step))
-    return bool(received)
+
+def replace(manager: Checkpoints, step: int, state: TrainState, metrics: dict[str, float]) -> None:
+    """Saves ``step`` once more, now evaluated; a kill at any moment leaves the old checkpoint or the new one."""
+    manager.wait_until_finished()
+    path = Path(manager.directory) / str(step)
+    if parallel.is_main_process():
+        path.rename(path.with_name(f"{step}{_REPLACED}"))
+    parallel.wait_for_all("replaced")
+    manager.reload()
+    save(manager, step, state, metrics)
+    manager.wait_until_finished()
+    if parallel.is_main_process():
+        _finish_replacing(Path(manager.directory))
+
+
+def _finish_replacing(directory: Path) -> None:
+    for old in directory.glob(f"*{_REPLACED}"):
+        if old.with_suffix("").exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(old.with_suffix(""))
 
 
 def _restore(manager: Checkpoints, step: int, template: TrainState, mesh: Mesh) -> TrainState:
     _check_same_model(manager, step, template)
     sharding = parallel.replicated(mesh)
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), template)
-    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+    _verify(Path(manager.directory) / str(step), state)
+    return state
+
+
+def _verify(step_directory: Path, state: TrainState) -> None:
+    """Raises DamagedCheckpoint unless ``state`` is what was saved. Checkpoints of older versions have no checksums."""
+    path = step_directory / "checksums" / _CHECKSUMS
+    if not path.exists():
+        return
+    saved = dict(json.loads(path.read_text()))
+    found = _checksums({name: np.asarray(_local(leaf)) for name, leaf in _named(state)})
+    for name in sorted(found.keys() | saved.keys()):
+        if found.get(name) != saved.get(name):
+            raise DamagedCheckpoint(f"{name} does not have its checksum")
+
+
+def _checksums(leaves: dict[str, np.ndarray]) -> dict[str, str]:
+    """By name: type, shape and CRC-32 of the bytes, as in "float32 (3, 3, 16, 16) 89abcdef"."""
+    return {
+        name: f"{leaf.dtype} {leaf.shape} {zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data):08x}"
+        for name, leaf in leaves.items()
+    }
+
+
+def _local(leaf: jax.Array) -> jax.Array:
+    """This process's copy of a replicated array."""
+    return leaf.addressable_data(0)
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves by path, "params/head/kernel", alike for a state and for Orbax's metadata of one."""
+    leaves = jax.tree_util.tree_leaves_with_path(serialization.to_state_dict(tree))
+    return [("/".join(str(key.key) for key in path), leaf) for path, leaf in leaves]
 
 
 def _check_same_model(manager: Checkpoints, step: int, template: TrainState) -> None:
@@ -173,9 +278,7 @@ def _check_same_model(manager: Checkpoints, step: int, template: TrainState) -> 
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shape by path, "params/head/kernel", alike for a state and for Orbax's metadata of one."""
-    leaves = jax.tree_util.tree_leaves_with_path(serialization.to_state_dict(tree))
-    return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+    return {name: tuple(leaf.shape) for name, leaf in _named(tree)}
 
 
 def _evaluation_figure(step_directory: Path, name: str) -> float | None:

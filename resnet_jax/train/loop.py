@@ -1,6 +1,5 @@
 """The training loop: steps, evaluations, checkpoints, and stopping on a signal with the state saved."""
 
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from resnet_jax import parallel
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.feed import training_inputs
 from resnet_jax.errors import UserError
+from resnet_jax.stopping import Interrupted, interruptible
 from resnet_jax.tasks.task import Task, Variables
 from resnet_jax.train import checkpoint
 from resnet_jax.train.bn_statistics import recompute_batch_stats
@@ -142,7 +142,30 @@ def _run_steps(
     log = MetricsLog(writer, start, settings.batch_size, task.percentages)
     previous = None
 
-    with stop_signals() as received:
+    def evaluate(state: TrainState, last: bool) -> tuple[TrainState, dict[str, float], dict[str, float]]:
+        """The state after an evaluation, its figures, and what is recorded of them. Raises Interrupted."""
+        if last and settings.bn_recompute_batches:
+            count = settings.bn_recompute_batches
+            state = recompute_batch_stats(task, dataset, seed, settings.batch_size, count, mesh, state)
+        with interruptible(told):
+            evaluation = task.evaluate(state.variables)
+        split = dataset.evaluation_split
+        record = {f"{split}_{name}": evaluation[figure] for figure, name in task.recorded.items()}
+        if plateau:
+            state = step_plateau(plateau, state, evaluation[task.best], mesh)
+        return state, evaluation, record
+
+    with stop_signals() as told:
+        due = start > 0 and (start % settings.eval_every == 0 or start >= settings.steps)
+        if due and not checkpoint.evaluated(checkpoints, start):  # A signal cut its evaluation short.
+            try:
+                state, evaluation, figures = evaluate(state, start >= settings.steps)
+            except Interrupted as interrupted:
+                raise Stopped(interrupted.signum, start) from None
+            if writer:
+                writer.amend({"step": start} | figures)
+            checkpoint.replace(checkpoints, start, state, evaluation)
+            log.restart_clock()
         for done, batches in zip(range(start + stride, settings.steps + 1, stride), inputs, strict=True):
             state, metrics = train_step(state, resident, batches)
             # One call ahead of the device keeps it busy; further ahead, a stop would have to wait for all of them.
@@ -157,24 +180,21 @@ def _run_steps(
             saving = done % settings.checkpoint_every == 0 or evaluating
             if done % settings.log_every == 0 or saving:
                 log.hold(done, metrics)
-            stopping = checkpoint.stop_requested(checkpoints, done, received)
-            if not (saving or stopping):
+            signum = told()
+            if not (saving or signum):
                 continue
             check_finite(metrics)
-            record, evaluation = log.fetch(), None
-            if last and settings.bn_recompute_batches:
-                count = settings.bn_recompute_batches
-                state = recompute_batch_stats(task, dataset, seed, settings.batch_size, count, mesh, state)
-            if evaluating:
-                evaluation = task.evaluate(state.variables)
-                split = dataset.evaluation_split
-                record |= {f"{split}_{name}": evaluation[figure] for figure, name in task.recorded.items()}
-                if plateau:
-                    state = step_plateau(plateau, state, evaluation[task.best], mesh)
+            record, evaluated = log.fetch(), None
+            if evaluating and not signum:
+                try:
+                    state, evaluated, figures = evaluate(state, last)
+                    record |= figures
+                except Interrupted as interrupted:  # It begins anew when the run resumes.
+                    signum = interrupted.signum
             # The record must be on disk before the checkpoint: a kill between the two then leaves no gap in it.
             log.write(record)
-            checkpoint.save(checkpoints, done, state, evaluation)
-            if stopping:
-                raise Stopped(received[0] if received else signal.SIGTERM, done)
+            checkpoint.save(checkpoints, done, state, evaluated)
+            if signum:
+                raise Stopped(signum, done)
             log.restart_clock()
     return state

@@ -51,6 +51,9 @@ class MetricsLog:
         for name in ("train_loss", *others, "learning_rate"):
             value = float(metrics[name])
             record[name] = round(100 * value, 4) if name in self._percentages else value
+        skipped = -1 - int(metrics["nonfinite_step"])
+        if skipped > 0:
+            record["skipped_steps"] = skipped
         record["images_per_second"] = round(images / (now - self._lap_time), 1)
         self._lap_step, self._lap_time = step, now
         return record
@@ -67,5 +70,6 @@ def check_finite(metrics: Metrics) -> None:
     if step >= 0:
         raise UserError(
             f"the loss, its gradient or the update is not finite at step {step}; the last good checkpoint is kept; "
-            f"lower config.optimizer.learning_rate or set config.schedule.warmup_steps"
+            f"lower config.optimizer.learning_rate, set config.schedule.warmup_steps, or skip such steps by "
+            f"config.on_nonfinite=skip"
         )

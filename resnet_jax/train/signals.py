@@ -2,11 +2,12 @@
 
 import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import jax
+from resnet_jax import distributed
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -22,31 +23,55 @@ class Stopped(Exception):
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects the stop signals that arrive inside the block; a second one acts as it would have outside.
+def stop_signals() -> Iterator[Callable[[], int | None]]:
+    """Collects the stop signals that arrive inside the block; a second one ends the process at once.
 
-    The list stays empty outside of the main thread, where Python has no signals, and in multi-host jobs, where JAX's
-    own handler must stay in place to tell the other processes.
+    What it gives tells the first signal, or None. In a job of several processes it tells all of them of a signal to any
+    of them, at the same call; every process must call it as often. Outside of the main thread, where Python has no
+    signals, it never tells of one of this process.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield received
-        return
-    previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
 
-    def restore() -> None:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+    def told() -> int | None:
+        if distributed.active():
+            return distributed.stopping()
+        return received[0] if received else None
+
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
 
     def receive(signum: int, frame: object) -> None:
         received.append(signum)
-        restore()
-        name = signal.Signals(signum).name
-        os.write(2, f"\n{name}: saving after this step; a second one ends the run without saving\n".encode())
+        distributed.ask_to_stop(signum)
 
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, receive)
+    # Python calls ``receive`` between two of its instructions, which can take minutes while a program is compiled. A
+    # byte comes through the socket at once.
+    heard, told_by_python = socket.socketpair()
+    told_by_python.setblocking(False)
+
+    def listen() -> None:
+        first = True
+        for byte in iter(lambda: heard.recv(1), b""):
+            if byte[0] not in STOP_SIGNALS:
+                continue
+            name = signal.Signals(byte[0]).name
+            if not first:
+                os.write(2, f"\n{name}: ended without saving; the last checkpoint is kept\n".encode())
+                os._exit(128 + byte[0])
+            first = False
+            os.write(2, f"\n{name}: saving after this step; a second one ends the run without saving\n".encode())
+
+    previous_fd = signal.set_wakeup_fd(told_by_python.fileno())
+    previous = {signum: signal.signal(signum, receive) for signum in STOP_SIGNALS}
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     try:
-        yield received
+        yield told
     finally:
-        restore()
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(previous_fd)
+        told_by_python.close()
+        listener.join()
+        heard.close()

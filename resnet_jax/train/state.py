@@ -27,7 +27,8 @@ class TrainState:
     train_error: exponential mean of the batches' first metric, which the hold rule reads.
     warming_up: whether the hold rule of section 4.2 still keeps the learning rate down.
     sums: loss and metrics summed over the steps of the current logging interval, and their number.
-    nonfinite_step: the first step whose loss, gradient or new variables were not finite, or -1.
+    nonfinite_step: the first step whose loss, gradient or new variables were not finite, or -1. Where such steps are
+        skipped: -1 less their number.
     """
 
     step: jax.Array

@@ -35,6 +35,7 @@ class StepSettings(NamedTuple):
     hold_error: float = 0.0  # Until the training error is below it the learning rate is at most hold_rate; 0: off.
     hold_rate: float = 0.01
     frozen: bool = False  # Some variables are; their moving averages then stay them to the bit.
+    skip_nonfinite: bool = False  # A step that is not finite changes nothing but the count of such steps.
 
 
 def train_step(
@@ -69,6 +70,9 @@ def train_step(
     sums = {name: sums[name] + value for name, value in {"loss": loss, **metrics, "count": 1}.items()}
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((grads, params, batch_stats)))
     first_nonfinite = (state.nonfinite_step < 0) & ~finite
+    nonfinite_step = jnp.where(first_nonfinite, state.step + 1, state.nonfinite_step)
+    if settings.skip_nonfinite:
+        nonfinite_step = state.nonfinite_step - ~finite
     new_state = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -79,8 +83,14 @@ def train_step(
         train_error=train_error,
         warming_up=state.warming_up & (train_error >= settings.hold_error),
         sums=sums,
-        nonfinite_step=jnp.where(first_nonfinite, state.step + 1, state.nonfinite_step),
+        nonfinite_step=nonfinite_step,
     )
+    if settings.skip_nonfinite:
+        skipped = dataclasses.replace(state, step=new_state.step, nonfinite_step=nonfinite_step)
+        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, skipped)
+        sums = {name: jnp.where(finite, sums[name], jnp.where(new_interval, 0, state.sums[name])) for name in sums}
+        new_state = dataclasses.replace(new_state, sums=sums)
+        sums = sums | {"count": jnp.maximum(sums["count"], 1)}  # Where every step of the interval was skipped.
     means = {f"train_{name}": sums[name] / sums["count"] for name in ("loss", *task.metrics)}
     return new_state, {**means, "learning_rate": learning_rate, "nonfinite_step": new_state.nonfinite_step}
 

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -51,11 +51,8 @@ class MetricsWriter:
     def __init__(self, workdir: Path, step: int, total_steps: int) -> None:
         from tensorboardX import SummaryWriter  # Slow to import, and of no use to a library user.
 
-        path = workdir / "metrics.jsonl"
-        kept = [record for record in read_metrics(path) if record["step"] <= step]
-        with replace_atomically(path) as file:
-            file.write("".join(to_json(record) + "\n" for record in kept).encode())
-        self._file = path.open("a")
+        self._path = workdir / "metrics.jsonl"
+        self._file = self._rewrite([record for record in read_metrics(self._path) if record["step"] <= step])
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._total_steps = total_steps
         self._bar: tqdm | None = None
@@ -79,6 +76,24 @@ class MetricsWriter:
         self._file.write(to_json(record) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._show(record)
+
+    def amend(self, record: dict[str, Any]) -> None:
+        """Adds to the record of its step, which is the last one, as ``write`` does; without one it is written."""
+        records = read_metrics(self._path)
+        if not records or records[-1]["step"] != record["step"]:
+            self.write(record)
+            return
+        self._file.close()
+        self._file = self._rewrite([*records[:-1], records[-1] | record])
+        self._show(record)
+
+    def _rewrite(self, records: list[dict[str, Any]]) -> IO[str]:
+        with replace_atomically(self._path) as file:
+            file.write("".join(to_json(record) + "\n" for record in records).encode())
+        return self._path.open("a")
+
+    def _show(self, record: dict[str, Any]) -> None:
         for name, value in record.items():
             if name != "step":
                 self._events.add_scalar(name, value, record["step"])

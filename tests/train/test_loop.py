@@ -14,6 +14,7 @@ from resnet_jax.data.photographs import Photographs
 from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.data.transforms import Flip, PcaColor, RandomCrop, Transforms
 from resnet_jax.errors import UserError
+from resnet_jax.evaluation import classify
 from resnet_jax.evaluation.classify import error_rates, make_evaluator
 from resnet_jax.models.zoo import create_model
 from resnet_jax.tasks.classification import Classification
@@ -134,6 +135,33 @@ def test_a_stopped_run_resumes_to_the_same_bits(train_on, finished, tmp_path, mo
     workdir, state = finished
     assert_same_state(train_on(tmp_path), state)
     assert without_speed(tmp_path) == without_speed(workdir)
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_a_signal_in_an_evaluation_stops_it_and_the_resumed_run_makes_up_for_it(
+    train_on, finished, tmp_path, monkeypatch, step
+):
+    with monkeypatch.context() as context:
+        inputs, calls = classify.evaluation_inputs, []
+
+        def interrupted(*arguments):
+            calls.append(None)
+            for number, batch in enumerate(inputs(*arguments)):
+                if len(calls) == step // 10:
+                    assert number == 0, "the evaluation goes on"
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        context.setattr(classify, "evaluation_inputs", interrupted)
+        with pytest.raises(Stopped) as stopped:
+            train_on(tmp_path)
+    assert stopped.value.step == step
+    assert not (tmp_path / "checkpoints" / str(step) / "metrics").exists()
+    workdir, state = finished
+    assert_same_state(train_on(tmp_path), state)
+    assert without_speed(tmp_path) == without_speed(workdir)
+    assert (tmp_path / "checkpoints" / str(step) / "metrics").exists()
+    assert saved_steps(tmp_path) == saved_steps(workdir)
 
 
 def test_a_finished_run_stays_as_it_is(train_on, finished):

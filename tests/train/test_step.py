@@ -1,5 +1,6 @@
 """The training step against PyTorch, on one device and on eight, and what its state carries."""
 
+import re
 from functools import partial
 
 import jax
@@ -172,6 +173,25 @@ def test_the_hold_rule_ends_when_the_training_error_falls_below_its_threshold(ti
     assert not state.warming_up
 
 
+def test_steps_that_are_not_finite_are_skipped_and_counted(tiny_task, random_images, one_device):
+    settings = StepSettings(log_every=4, skip_nonfinite=True, ema_decay=0.9)
+
+    def schedule(step):
+        return jnp.where((step == 1) | (step == 2), jnp.inf, 0.1)
+
+    first, second, third, fourth = every_call(tiny_task(), random_images, one_device, 4, settings, schedule=schedule)
+    without_counts = [state.replace(step=0, nonfinite_step=0) for state, _ in (first, second, third)]
+    jax.tree.map(np.testing.assert_array_equal, without_counts[1], without_counts[0])
+    jax.tree.map(np.testing.assert_array_equal, without_counts[2], without_counts[0])
+    states = [state for state, _ in (first, second, third, fourth)]
+    assert [int(state.step) for state in states] == [1, 2, 3, 4]
+    assert [int(state.nonfinite_step) for state in states] == [-1, -2, -3, -3]
+    assert int(states[-1].sums["count"]) == 2
+    assert np.isfinite(fourth[1]["train_loss"]) and not np.array_equal(
+        jax.tree.leaves(states[3].params)[0], jax.tree.leaves(states[0].params)[0]
+    )
+
+
 def test_first_step_that_is_not_finite_is_remembered(tiny_task, random_images, one_device):
     wild = Constant().make(1e30, 64_000, 1)
     _, history = run_steps(tiny_task(), random_images, one_device, 4, schedule=wild)
@@ -337,3 +357,23 @@ def test_the_step_knows_only_the_task(random_images, one_device):
     shift = jax.random.uniform(jax.random.split(loss_key(7, 0), 1)[0])
     errors = np.tensordot(images, begun.params["kernel"], 3) - images.mean((1, 2, 3)) + noise + shift
     np.testing.assert_allclose(metrics["train_bias"], errors.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_the_gradients_are_reduced_once_a_step(tiny_task, random_images, count):
+    """What docs/scaling.md says is sent between devices: the gradients, and little else."""
+    mesh = parallel.data_mesh(jax.devices()[:count])
+    task = tiny_task(bn_group_size=2)
+    state = start(task, mesh)
+    step = make_train_step(task, random_images, SGD_PAPER, CONSTANT, EVERY_SECOND, 1, mesh)
+    resident = parallel.to_global(random_images.resident("train"), parallel.replicated(mesh))
+    batches = parallel.to_global({"index": np.zeros((1, BATCH), np.int32)}, parallel.sharded_batch(mesh, axis=1))
+    program = step.lower(state, resident, batches).compile().as_text()
+    sent = 0
+    for line in program.splitlines():
+        if " all-reduce(" in line:
+            for dims in re.findall(r"f32\[([\d,]*)\]", line.partition(" all-reduce(")[0]):
+                sent += int(np.prod([int(size) for size in dims.split(",") if size], dtype=int))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    statistics = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
+    assert parameters <= sent <= parameters + statistics + 10

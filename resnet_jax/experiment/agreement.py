@@ -1,0 +1,95 @@
+"""What the processes of a job must have in common, compared before the first step."""
+
+import hashlib
+import importlib.metadata
+import os
+import time
+import uuid
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import resnet_jax
+from resnet_jax import distributed, parallel
+from resnet_jax.config import Config, flatten
+from resnet_jax.data.dataset import Dataset, Share
+from resnet_jax.errors import UserError
+
+_NAMES = 256  # Examples whose names are compared.
+_NFS_DELAY = 10  # Seconds after which a file made on another host must be seen.
+
+
+def agree(config: Config, dataset: Dataset, workdir: Path) -> None:
+    """Raises UserError, on every process, where two of a job have different configs, code, libraries, data or workdirs.
+
+    It names the host and what is different. Does nothing in a job of one process.
+    """
+    if not distributed.active():
+        return
+    facts = {f"config.{key}": repr(value) for key, value in flatten(config).items() if key != "data_dir"}
+    facts["the code of resnet_jax"] = code_version()
+    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        facts[f"the version of {package}"] = importlib.metadata.version(package)
+    distributed.agree(facts | data_facts(dataset))
+    _refuse_separate_workdirs(workdir)
+
+
+def code_version() -> str:
+    """A hash of the package's Python files."""
+    root, digest = Path(resnet_jax.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def data_facts(dataset: Dataset) -> dict[str, str]:
+    """What tells one data set from another without reading all of one that is streamed."""
+    count = dataset.num_train
+    evenly = np.unique(np.linspace(0, count - 1, min(count, _NAMES)).astype(int))
+    names = "\n".join(dataset.example_name("train", int(index)) for index in evenly)
+    leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(dataset.resident("train"))]
+    leaves += jax.tree.leaves(next(iter(dataset.training_batches(0, min(count, 4), 0, 1, Share()))))
+    content = 0
+    for leaf in leaves:
+        content = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, content)
+    return {
+        "training examples": str(count),
+        f"{dataset.evaluation_split} examples": str(dataset.count(dataset.evaluation_split)),
+        "classes": _hash("\n".join(dataset.class_names)),
+        "the names of examples": _hash(names),
+        "the content of examples": f"{content:08x}",
+    }
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+def _refuse_separate_workdirs(workdir: Path) -> None:
+    mark = workdir / f".seen-by-all-{uuid.uuid4().hex}"
+    if parallel.is_main_process():
+        workdir.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    mark = workdir / distributed.exchange("workdir", mark.name)[0]
+    try:
+        seen = [said == "yes" for said in distributed.exchange("seen", "yes" if _appears(mark) else "no")]
+    finally:
+        if parallel.is_main_process():
+            mark.unlink(missing_ok=True)
+    if not all(seen):
+        raise UserError(
+            f"{distributed.who(seen.index(False))} does not see the --workdir {workdir} of {distributed.who(0)}; "
+            f"put it on a file system that all hosts share"
+        )
+
+
+def _appears(path: Path) -> bool:
+    deadline = time.monotonic() + _NFS_DELAY
+    while True:
+        if path.parent.is_dir() and path.name in os.listdir(path.parent):  # Which asks a network file system anew.
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)

@@ -1,0 +1,164 @@
+"""Real processes on loopback: what they must agree on, and what becomes of the others when one is gone."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from resnet_jax import distributed
+from resnet_jax.errors import UserError
+from resnet_jax.train.writers import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = {"model.stage_sizes": (1,), "model.width": 4, "batch_size": 16, "log_every": 5, "eval_every": 10,
+            "checkpoint_every": 10, "steps": 100_000}  # fmt: skip
+LOST_AFTER = 15  # On a machine with more to do a process may get no time for some seconds.
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+class Job:
+    """``count`` processes of train.py on two simulated devices each; ``own`` are settings of one by its number."""
+
+    def __init__(self, workdir, count=2, own=None, workdirs=None, absent=(), environments=None, **settings):
+        address, own = free_address(), own or {}
+        environment = os.environ | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling takes most of the time.
+        }
+        self.workdir, self.processes = workdir, {}
+        for number in set(range(count)) - set(absent):
+            place = (workdirs or {}).get(number, workdir)
+            command = [sys.executable, "train.py", "--config", "configs/quickstart.py", "--workdir", str(place)]
+            command += [f"--coordinator_address={address}", f"--num_processes={count}", f"--process_id={number}"]
+            command += [f"--lost_after={LOST_AFTER}", "--start_timeout=60" if not absent else "--start_timeout=12"]
+            values = SETTINGS | settings | own.get(number, {})
+            command += [f"--config.{key}={value}" for key, value in values.items()]
+            self.processes[number] = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment | (environments or {}).get(number, {}),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+            process.stderr.close()
+
+    def wait_for_steps(self):
+        deadline = time.monotonic() + 200
+        while not read_metrics(self.workdir / "metrics.jsonl"):
+            assert time.monotonic() < deadline
+            for process in self.processes.values():
+                assert process.poll() is None, process.stderr.read()[-2000:]
+            time.sleep(0.1)
+
+    def end(self, number, status, timeout=200):
+        """The lines of a process on stderr, without those of its progress."""
+        _, errors = self.processes[number].communicate(timeout=timeout)
+        assert self.processes[number].returncode == status, errors[-3000:]
+        return [line for line in errors.splitlines() if line and ": train loss" not in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_others_name_a_process_that_is_killed_or_stopped(tmp_path, victim, signum):
+    with Job(tmp_path / "run") as job:
+        job.wait_for_steps()
+        job.processes[victim].send_signal(signum)
+        begun = time.monotonic()
+        lines = job.end(1 - victim, distributed.LOST, timeout=LOST_AFTER + 30)
+        assert time.monotonic() - begun < LOST_AFTER + 15
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"error: process {victim} ({socket.gethostname()}, pid ") and " was lost: " in lines[0]
+
+
+@pytest.mark.slow
+def test_a_process_that_never_comes_is_an_error_within_the_time(tmp_path):
+    with Job(tmp_path / "run", absent=[1]) as job:
+        begun = time.monotonic()
+        (line,) = job.end(0, distributed.LOST, timeout=120)
+        assert "not all processes have come" in line and "within 12 s" in line
+        assert time.monotonic() - begun < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [
+        (
+            {"optimizer.learning_rate": 0.2, "seed": 3},
+            ["config.optimizer.learning_rate 0.2 (and not 0.1)", "config.seed 3 (and not 0)"],
+        ),
+        ({"steps": 20, "log_every": 10}, ["config.steps 20 (and not 100000)", "config.log_every 10 (and not 5)"]),
+        ({"model.width": 8}, ["config.model.width 8 (and not 4)"]),
+    ],
+)
+def test_different_configs_are_found_before_the_first_step(tmp_path, own, named):
+    with Job(tmp_path / "run", own={1: own}) as job:
+        for number in (0, 1):
+            (line,) = job.end(number, 2)
+            assert line.startswith("error: process 1 (") and " differs from process 0 (" in line
+            assert all(part in line for part in named)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_workdirs_that_are_not_shared_are_found_before_the_first_step(tmp_path):
+    with Job(tmp_path / "one", workdirs={1: tmp_path / "other"}) as job:
+        for number in (0, 1):
+            (line,) = job.end(number, 2)
+            assert "process 1 (" in line and "does not see the --workdir" in line
+    assert not list(tmp_path.glob("*/checkpoints"))
+
+
+@pytest.mark.slow
+def test_what_one_process_alone_finds_wrong_ends_all(tmp_path):
+    with Job(tmp_path / "run", own={1: {"batch_size": 17}}) as job:
+        (own,) = job.end(1, 2)
+        (told,) = job.end(0, 2)
+    assert "batch_size 17 is not divisible by the 4 devices" in own
+    assert told.startswith("error: process 1 (") and "stopped: config.batch_size 17" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [(("localhost:1", None, None), "--num_processes and --process_id"), ((None, 2, 0), "--coordinator_address")],
+)
+def test_half_given_addresses_are_an_error(arguments, missing):
+    with pytest.raises(UserError, match=f"^{missing} missing; give all of"):
+        distributed.start(*arguments)
+
+
+def test_half_given_variables_are_an_error(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    with pytest.raises(UserError, match="not JAX_NUM_PROCESSES, JAX_PROCESS_ID"):
+        distributed.start()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'"):
+        distributed.start()
+
+
+def test_one_process_agrees_with_itself():
+    distributed.agree({"config.seed": "0"})
+    assert distributed.exchange("name", "value") == ["value"]
+    assert not distributed.everyone(False) and distributed.everyone(True)
+    assert distributed.stopping() is None

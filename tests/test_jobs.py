@@ -1,0 +1,135 @@
+"""Jobs of real processes compute what one process does, on resident and on streamed data."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import PIL.Image
+import pytest
+
+from resnet_jax.data.crops import ScaleJitter
+from resnet_jax.data.dataset import Share
+from resnet_jax.data.photographs import Photographs
+from resnet_jax.train.writers import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+DEVICES = 8  # Over all processes of a job, and of the one process it is compared with.
+TINY = {"model.stage_sizes": (1,), "model.width": 4, "batch_size": 16, "log_every": 5, "eval_every": 10,
+        "checkpoint_every": 10, "steps": 20}  # fmt: skip
+RESIDENT: dict[str, object] = {}
+
+
+def run(processes, workdir, settings):
+    """A whole run on eight simulated devices, a part of them in each process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "train.py", "--config", "configs/quickstart.py", "--workdir", str(workdir)]
+    command += [f"--config.{key}={value}" for key, value in (TINY | settings).items()]
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling takes most of the time.
+    }
+    started = []
+    for number in range(processes):
+        own = [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={number}"]
+        started.append(
+            subprocess.Popen(
+                command + (own if processes > 1 else []),
+                cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    messages = [process.communicate(timeout=400)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, [text[-1500:] for text in messages]
+    return messages
+
+
+def parameters(workdir, step):
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(workdir.absolute() / "checkpoints" / str(step) / "state")
+    return np.concatenate([np.ravel(leaf) for leaf in _leaves(state["params"])])
+
+
+def _leaves(tree):
+    for _, value in sorted(tree.items()):
+        yield from _leaves(value) if isinstance(value, dict) else [np.asarray(value)]
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    """Settings for photographs; 10 to evaluate on, which no number of devices divides."""
+    root = tmp_path_factory.mktemp("photographs")
+    for split, count in (("train", 40), ("val", 10)):
+        for i in range(count):
+            path = root / split / f"class{i % 3}" / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(i).integers(256, size=(20 + i % 5, 30 - i % 7, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(path)
+    return {
+        "data.kind": "photographs", "data.name": "folder", "data_dir": str(root), "data.crop_size": 12,
+        "data.crop.shorter_side": (14, 20), "data.eval_shorter_side": 14, "transforms.random_crop.pad": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["resident", "streamed"])
+def test_four_processes_train_what_one_does_and_two_and_one_go_on_from_them(tmp_path, streamed, kind):
+    settings = streamed if kind == "streamed" else RESIDENT
+    one, four = tmp_path / "one", tmp_path / "four"
+    run(1, one, settings)
+    messages = run(4, four, settings)
+    # One process writes the log.
+    assert [("step 20/20" in text) for text in messages] == [True, False, False, False]
+    records, expected = read_metrics(four / "metrics.jsonl"), read_metrics(one / "metrics.jsonl")
+    assert [record["step"] for record in records] == [5, 10, 15, 20]
+    for record, other in zip(records, expected, strict=True):
+        assert record.keys() == other.keys()
+        for name in record.keys() - {"images_per_second"}:
+            np.testing.assert_allclose(record[name], other[name], rtol=2e-3, err_msg=name)
+    # The sum over devices is taken in another order; nothing else differs.
+    difference = np.abs(parameters(four, 20) - parameters(one, 20)).max()
+    assert difference < 1e-4, difference
+
+    for processes in (2, 1):  # From the checkpoint that four made of step 10.
+        resumed = tmp_path / f"resumed{processes}"
+        subprocess.run(["cp", "-r", str(four), str(resumed)], check=True)
+        subprocess.run(["rm", "-r", str(resumed / "checkpoints" / "20")], check=True)
+        messages = run(processes, resumed, settings)
+        assert f"resuming from step 10 in {resumed}" in messages[0]
+        difference = np.abs(parameters(resumed, 20) - parameters(one, 20)).max()
+        assert difference < 1e-4, difference
+        assert [record["step"] for record in read_metrics(resumed / "metrics.jsonl")] == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_each_photograph_is_read_once_an_epoch_by_one_process(streamed, count):
+    """40 photographs, batches of 8: five steps are an epoch."""
+    part = Photographs(
+        name="folder", crop=ScaleJitter(shorter_side=(14, 20)), crop_size=12, eval_shorter_side=14, threads=1
+    )
+    read = []
+    for index in range(count):
+        dataset = part.load(streamed["data_dir"])
+        source = dataset.source("train")
+        own = []
+
+        class Recording:
+            shorter_side = None
+
+            def __len__(self, source=source):
+                return len(source)
+
+            def __getitem__(self, i, source=source, own=own):
+                own.append(int(i))
+                return source[i]
+
+        dataset._sources["train"] = Recording()
+        for _ in dataset.training_batches(3, 8, 0, 5, Share(index, count)):
+            pass
+        assert len(own) == 40 // count
+        read += own
+    assert sorted(read) == list(range(40))
