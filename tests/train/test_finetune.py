@@ -82,9 +82,7 @@ def test_frozen_stages_keep_every_bit_and_the_others_do_not(
     assert momentum and not any(np.any(leaf) for leaf in momentum)
 
 
-def test_frozen_batch_normalisation_keeps_its_bits_and_the_kernels_are_trained(
-    tiny_task, random_variables, one_device
-):
+def test_frozen_batch_normalisation_keeps_its_bits_and_the_kernels_are_trained(tiny_task, random_variables, one_device):
     _, before, after = trained(tiny_task, random_variables, FineTune(freeze_bn=True), one_device)
     for name, leaf in flat(after.batch_stats).items():
         assert bits(leaf) == bits(flat(before.batch_stats)[name]), name
