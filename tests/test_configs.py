@@ -7,6 +7,8 @@ import pytest
 from resnet_jax import build
 from resnet_jax.analysis.complexity import count_parameters
 from resnet_jax.config import Config, load_config, override
+from resnet_jax.data.normalization import IMAGENET_STATISTICS
+from resnet_jax.errors import UserError
 from resnet_jax.train.schedules import Hold, Plateau, Step
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -61,6 +63,11 @@ NETWORKS = {
     "cifar10_recipes.py:resnet18_cosine": (11_689_512 - 120 * 64 - 990 * 513, []),
     "cifar10_recipes.py:resnet20_fast": (269_722, ["8.75"]),
     "cifar10_ingredients.py": (269_722, ["8.75"]),
+    # On the data of one's own, here with the classes of the digits.
+    "finetune.py": (25_557_032 - 990 * 2_049, []),
+    "finetune.py:resnet20": (269_722, []),
+    "finetune.py:resnet18": (11_689_512 - 990 * 513, []),
+    "finetune.py:vgg16": (138_357_544 - 990 * 4_097, []),
     "vgg.py:vgg16": (138_357_544, ["28.07", "9.33"]),
     "vgg.py:vgg19": (143_667_240, []),
 }
@@ -92,8 +99,11 @@ def test_every_file_is_tested():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_recipe_is_valid(name, num_devices):
     config = load(name)
+    if config.init.name == "weights":
+        config = override(config, {"init.path": "weights.pth"})
     build.check(config, num_devices)
-    num_train = {"imagenet2012": IMAGENET_TRAIN_EXAMPLES, "cifar10": 50_000, "digits": 1_437}[config.data.name]
+    sizes = {"imagenet2012": IMAGENET_TRAIN_EXAMPLES, "cifar10": 50_000, "digits": 1_437, "folder": 200}
+    num_train = sizes[config.data.name]
     build.make_schedule(config, build.intervals(config, num_train))
 
 
@@ -164,6 +174,16 @@ def test_the_baseline_on_imagenet_is_90_epochs_of_the_usual_recipe():
         "bn_group_size": 128,
         "zero_init_last_bn": True,
     }
+
+
+def test_fine_tuning_says_that_its_weights_are_missing_and_expects_imagenet_s_normalisation():
+    config = load("finetune.py")
+    with pytest.raises(UserError, match=r"config.init.path is missing"):
+        build.check(config, 1)
+    assert (config.normalization.mean, config.normalization.std) == IMAGENET_STATISTICS
+    assert (config.model.stride_placement, config.init.head, config.finetune.head_rate) == ("v1.5", "new", 10)
+    assert (config.data.crop_size, config.data.eval_shorter_side) == (224, 256)
+    assert (load("finetune.py:resnet20").data.crop_size, config.data.validation_fraction) == (32, 0.1)
 
 
 @pytest.mark.parametrize("network", ["vgg16", "vgg19"])

@@ -307,9 +307,9 @@ def add(path, value):
 
 def test_the_mean_of_a_folder_is_computed_anew_when_a_photograph_is_added_or_overwritten(tmp_path):
     add(tmp_path / "train/cat/0.png", 0)
-    assert settings().load(str(tmp_path)).mean_image().mean() == 0
+    assert settings(validation_fraction=0.0).load(str(tmp_path)).mean_image().mean() == 0
     add(tmp_path / "train/cat/1.png", 255)
-    assert settings().load(str(tmp_path)).mean_image().mean() == 0.5
+    assert settings(validation_fraction=0.0).load(str(tmp_path)).mean_image().mean() == 0.5
     # In place, which leaves the times of the folders as they are, and the size of the file, too.
     path = tmp_path / "train/cat/1.png"
     before, data = path.stat(), path.read_bytes()
@@ -321,7 +321,7 @@ def test_the_mean_of_a_folder_is_computed_anew_when_a_photograph_is_added_or_ove
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert len(replacement) == len(data)
     assert [folder.stat().st_mtime_ns for folder in (path.parent, path.parent.parent)] == folder_times
-    assert abs(settings().load(str(tmp_path)).mean_image().mean() - 0.1) < 1e-9
+    assert abs(settings(validation_fraction=0.0).load(str(tmp_path)).mean_image().mean() - 0.1) < 1e-9
 
 
 def test_channel_statistics_are_those_of_imagenet():
@@ -350,7 +350,7 @@ def test_one_split_is_enough_where_only_that_is_used(tmp_path, present, missing)
     split = "validation" if present == "val" else present
     write_pack(open_folder(tmp_path / "set", split), tmp_path / "pack", split, 100, ["cat", "dog"], threads=2)
     for name, root in (("folder", tmp_path / "set"), ("packed", tmp_path / "pack")):
-        data = settings(name=name).load(str(root))
+        data = settings(name=name, validation_fraction=0.0).load(str(root))
         assert data.class_names == ["cat", "dog"] and data.count(split) == 4
         with pytest.raises(UserError, match=f"{root}.*{missing}"):
             data.count(missing)

@@ -132,6 +132,7 @@ def test_a_run_resumes_without_its_weights_and_ends_with_the_same_bits(workdir, 
     shutil.copytree(workdir[0], copy)
     changes = {
         "batch_size": 16, "steps": 6, "log_every": 2, "eval_every": 3, "checkpoint_every": 3, "ema_decay": 0.9,
+        "schedule.name": "constant",
         "finetune.freeze": ("stem",), "finetune.layer_decay": 0.8, "finetune.head_rate": 5.0,
     }  # fmt: skip
     config = tuned(digits_config, copy, **changes)

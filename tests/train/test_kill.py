@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+import resnet_jax
 from resnet_jax.train.writers import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -95,6 +97,29 @@ def test_a_run_killed_once_ends_like_one_never_killed(tmp_path, environment):
     process.kill()
     process.communicate()
     finish(start(killed, environment, steps=200))
+    assert_same_run(killed, undisturbed, 200, log_every=10)
+
+
+@pytest.mark.slow
+def test_a_killed_fine_tune_ends_like_one_never_killed_although_the_weights_are_gone(tmp_path, environment):
+    model = resnet_jax.create_model("resnet20", 10, width=4, stage_sizes=(1, 1))
+    weights = tmp_path / "weights.safetensors"
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    resnet_jax.save_torch(model.init(jax.random.key(7), images, train=False), weights, model=model)
+    settings = {
+        "model.stage_sizes": "(1,1)", "model.width": 4, "batch_size": BATCH_SIZE, "steps": 200, "log_every": 10,
+        "eval_every": 100, "checkpoint_every": 20, "ema_decay": 0.99, "init.name": "weights", "init.path": str(weights),
+        "finetune.freeze": "('stem',)", "finetune.layer_decay": 0.7, "finetune.head_rate": 5.0,
+    }  # fmt: skip
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(start_program("configs/quickstart.py", undisturbed, settings, environment))
+    process = start_program("configs/quickstart.py", killed, settings, environment)
+    wait_for(lambda: len(read_metrics(killed / "metrics.jsonl")) >= 5, process, interval=0.001)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.kill()
+    process.communicate()
+    weights.unlink()
+    finish(start_program("configs/quickstart.py", killed, settings, environment))
     assert_same_run(killed, undisturbed, 200, log_every=10)
 
 

@@ -39,13 +39,15 @@ class Selection:
 def with_validation(opened: Opened, fraction: float) -> Opened:
     """``opened`` with a split "validation" of ``fraction`` of its training split, which loses it; says so on stderr.
 
-    Where there is a validation or test split already, or nothing to train on, or ``fraction`` is 0, it is returned as
-    it is.
+    Where there is a validation or test split already, or too little to train on, or ``fraction`` is 0, it is returned
+    as it is.
     """
     if not fraction or "train" not in opened.splits or {"validation", "test"} & set(opened.splits):
         return opened
     source = opened.open_split("train")
     held = held_out(source.labels(), fraction)
+    if not held.any():
+        return opened
     splits = {"train": Selection(source, np.flatnonzero(~held)), "validation": Selection(source, np.flatnonzero(held))}
     print(
         f"there is no validation split, so {held.sum()} of the {len(held)} training photographs are one "

@@ -72,6 +72,8 @@ def _rows(path: Path) -> list[tuple[str, str]]:
                 if not isinstance(row, dict) or any(row.get(key) in (None, "") for key in ("path", "label")):
                     raise UserError(f"line {line} of {path} has no path or no label; a table has these two columns")
                 found.append((str(row["path"]), str(row["label"])))
+    except UserError:
+        raise
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table ({one_line(error)}); correct it") from error
     if not found:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from resnet_jax.data.sources.folder import open_folder
+from resnet_jax.data.sources.folder import open_folder, open_photographs
 from resnet_jax.errors import UserError
 
 
@@ -78,6 +78,15 @@ def test_class_folders_may_be_links(tmp_path):
 def test_validation_alone_has_its_own_classes(tmp_path):
     write(tmp_path, "val/dog/a.jpg", "val/cat/a.jpg")
     assert open_folder(tmp_path, "validation").class_names == ["cat", "dog"]
+
+
+def test_class_folders_alone_are_to_train_on(tmp_path):
+    write(tmp_path, "dog/a.jpg", "cat/b.jpg")
+    opened = open_photographs("folder", str(tmp_path))
+    assert (opened.splits, opened.class_names) == (("train",), ["cat", "dog"])
+    assert names(opened.open_split("train")) == ["cat/b.jpg", "dog/a.jpg"]
+    write(tmp_path, "val/cat/c.jpg")  # Then the other folders are not classes any more.
+    assert open_photographs("folder", str(tmp_path)).splits == ("validation",)
 
 
 def test_wordnet_ids_are_put_into_words(tmp_path):
