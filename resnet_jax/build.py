@@ -17,6 +17,7 @@ from resnet_jax.kernels import PLAIN, fast_kernels
 from resnet_jax.models import create_model
 from resnet_jax.parts import in_steps
 from resnet_jax.tasks.task import Task
+from resnet_jax.train.finetune import FineTune
 from resnet_jax.train.loop import LoopSettings
 from resnet_jax.train.optimizers import only
 from resnet_jax.train.schedules import Schedule
@@ -178,6 +179,11 @@ def check(config: Config, num_devices: int) -> None:
         raise UserError(
             f"config.task.name is {config.task.name!r} and config.data.kind {config.data.kind!r}; this task needs "
             f"{' or '.join(map(repr, config.task.data_kinds))}"
+        )
+    if not config.task.fine_tunes and (config.init.name != "none" or config.finetune != FineTune()):
+        raise UserError(
+            f"config.init or config.finetune is set, but they are not for config.task.name {config.task.name!r}; use "
+            f"config.task.backbone_weights, frozen_stages and freeze_norm"
         )
     config.finetune.check(model)
     if config.bn_recompute_batches and config.finetune.freeze_bn:

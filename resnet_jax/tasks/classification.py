@@ -33,6 +33,7 @@ class ClassificationPart(Part):
     """What all tasks with one class for each image have in common; ``tasks.task`` says what it is for."""
 
     data_kinds: ClassVar[tuple[str, ...]] = ("resident", "photographs")
+    fine_tunes: ClassVar[bool] = True
     has_responses: ClassVar[bool] = True
 
     def network(self, create: Callable[[int], Model], num_classes: int) -> Model:

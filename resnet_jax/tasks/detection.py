@@ -139,6 +139,7 @@ class Detection(Part):
     test_vote: Unit = 0.5
 
     data_kinds: ClassVar[tuple[str, ...]] = ("detection",)
+    fine_tunes: ClassVar[bool] = False
     has_responses: ClassVar[bool] = False
 
     # Building.

@@ -3,6 +3,7 @@
 The part of a config that makes a task has, besides its keys:
 
 - ``data_kinds``: the kinds of config.data that it takes; ``has_responses``: whether Figure 7 can be drawn of it;
+- ``fine_tunes``: whether config.init and config.finetune are for it;
 - ``network(create, num_classes)``: what is trained, out of ``create(num_classes)``, the network of config.model;
 - ``make(...)`` and ``without_data(network)``: the ``Task``;
 - ``updates_statistics(network)``: whether training changes batch statistics;
