@@ -147,7 +147,7 @@ def test_what_a_detector_cannot_have_is_refused(one_device, dataset):
     with pytest.raises(UserError, match="bn_recompute_batches is set"):
         build.check(config_of("fpn", **frozen), 1)
     for changes in ({"finetune.freeze_bn": True}, {"init.name": "weights", "init.path": "resnet18.pth"}):
-        with pytest.raises(UserError, match="not for config.task.name 'detection'"):
+        with pytest.raises(UserError, match=r"not for config\.task\.name 'detection'"):
             build.check(override(config_of("fpn"), changes), 1)
     for changes in ({"task.name": "classification"}, {"data.kind": "resident", "data.name": "digits"}):
         with pytest.raises(UserError, match="this task needs"):
