@@ -6,15 +6,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnet_jax.data.resident import ResidentDataset
     from resnet_jax.experiment.networks import load_run
+    from resnet_jax.interop.pretrained import load_pretrained
     from resnet_jax.interop.torch_weights import load_torch, save_torch
     from resnet_jax.models import create_model, list_models
 
-__all__ = ["ResidentDataset", "create_model", "list_models", "load_run", "load_torch", "save_torch"]
+__all__ = [
+    "ResidentDataset",
+    "create_model",
+    "list_models",
+    "load_pretrained",
+    "load_run",
+    "load_torch",
+    "save_torch",
+]
 
 _MODULES = {
     "ResidentDataset": "data.resident",
     "create_model": "models",
     "list_models": "models",
+    "load_pretrained": "interop.pretrained",
     "load_run": "experiment.networks",
     "load_torch": "interop.torch_weights",
     "save_torch": "interop.torch_weights",

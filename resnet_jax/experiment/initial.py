@@ -15,13 +15,15 @@ from resnet_jax import parallel
 from resnet_jax.config import Config
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
-from resnet_jax.experiment.networks import load_run, note_differences
+from resnet_jax.experiment.networks import load_run, note_differences, stride_placement
+from resnet_jax.interop.pretrained import read_repository
 from resnet_jax.interop.torch_keys import misfits
 from resnet_jax.interop.torch_weights import load_torch
 from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 from resnet_jax.train.initial import Weights
 
 _HEAD = "head"
+_HUB = "timm/"  # Of other owners a name could be a mistyped path, and would be sent to the Hub.
 
 
 class Start(NamedTuple):
@@ -87,7 +89,12 @@ def _load(init: Weights, config: Config, num_classes: int, image_shape: tuple[in
         return _of_workdir(path, init, mesh)
     if path.is_file():
         return _of_file(path, init, config, num_classes, image_shape)
-    raise UserError(f"config.init.path is {init.path!r}, and there is no such file of weights or workdir; correct it")
+    if init.path.startswith(_HUB):
+        return _of_hub(init, config, num_classes, image_shape)
+    raise UserError(
+        f"config.init.path is {init.path!r}, and there is no such file of weights or workdir; correct it, or name a "
+        f"repository of the Hugging Face Hub, {_HUB}..."
+    )
 
 
 def _of_workdir(path: Path, init: Weights, mesh: Mesh) -> _Loaded:
@@ -104,6 +111,33 @@ def _of_workdir(path: Path, init: Weights, mesh: Mesh) -> _Loaded:
 
 def _of_file(path: Path, init: Weights, config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> _Loaded:
     note_differences(config)
+    variables = _torch_variables(path, init, config, num_classes, image_shape)
+    record: dict[str, object] = {"kind": "file", "path": str(path.resolve()), "sha256": _sha256(path)}
+    return _Loaded(variables, None, None, record)
+
+
+def _of_hub(init: Weights, config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> _Loaded:
+    found = read_repository(init.path)
+    for key, theirs, ours in (
+        ("name", found.architecture, config.model.name),
+        ("stride_placement", found.fields.get("stride_placement"), stride_placement(config)),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"config.init.path is {init.path}, whose network has {key} {theirs!r}, and config.model has {ours!r}; "
+                f"set config.model.{key}={theirs}, as configs/finetune.py:{found.architecture} does"
+            )
+    variables = _torch_variables(found.weights, init, config, num_classes, image_shape)
+    mean, std = (np.array(values, np.float32) for values in (found.preprocessing.mean, found.preprocessing.std))
+    # That of three channels is none for images of one.
+    normalization = Normalization(mean, std) if len(mean) == image_shape[-1] else None
+    return _Loaded(variables, None, normalization, {"kind": "hub", "name": init.path, "revision": found.revision})
+
+
+def _torch_variables(
+    path: Path, init: Weights, config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """In the unrolled layout."""
     new = init.head == "new"
     variables = load_torch(
         config.model.name,
@@ -113,8 +147,7 @@ def _of_file(path: Path, init: Weights, config: Config, num_classes: int, image_
         greyscale=image_shape[-1] == 1,
         **config.model.overrides,
     )
-    record: dict[str, object] = {"kind": "file", "path": str(path.resolve()), "sha256": _sha256(path)}
-    return _Loaded(unstack_blocks(variables), None, None, record)
+    return unstack_blocks(variables)
 
 
 def _checked(

@@ -119,11 +119,17 @@ def load_weights(
     return Network(model, variables, normalize, class_names, config, None, image_shape)
 
 
+def stride_placement(config: Config) -> str | None:
+    """Where the bottlenecks of config.model stride, "v1" or "v1.5"; None where it has none."""
+    known = variant(config.model.name)
+    if "stride_placement" not in known.own_fields:
+        return None
+    return config.model.overrides.get("stride_placement") or known.fields.get("stride_placement", "v1")
+
+
 def note_differences(config: Config) -> None:
     """Says on stderr where the config differs from what most published weights need."""
-    overrides, known = config.model.overrides, variant(config.model.name)
-    placement = overrides.get("stride_placement") or known.fields.get("stride_placement", "v1")
-    if "stride_placement" in known.own_fields and placement == "v1":
+    if stride_placement(config) == "v1":
         print(
             "note: config.model.stride_placement is 'v1', the paper's; weights of torchvision and timm need 'v1.5'",
             file=sys.stderr,

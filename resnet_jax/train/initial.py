@@ -16,11 +16,12 @@ class NoWeights(Part):
 class Weights(Part):
     """Parameters and batch statistics from elsewhere, read once: a run that resumes does not need them any more.
 
-    path: a file of PyTorch weights (.pth, .th, .pt, .safetensors), or the workdir of a run.
+    path: a file of PyTorch weights (.pth, .th, .pt, .safetensors), the workdir of a run, or a repository of timm on the
+        Hugging Face Hub: timm/resnet50.a1_in1k.
     head: "new", whatever the number of classes, or "keep", for data with the classes that the weights were trained on.
     checkpoint: of a workdir; its moving average where it kept one.
-    normalization: "weights", the one that they were trained with where it is known, as of a workdir, or "config":
-        config.normalization. A file does not say it; then it is config.normalization in both cases.
+    normalization: "weights", the one that they were trained with where it is known, as of a workdir and a repository;
+        or "config", config.normalization. A file does not say it; then it is config.normalization in both cases.
     """
 
     name: Literal["weights"] = "weights"
