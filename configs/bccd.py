@@ -9,6 +9,8 @@ Expected:  see docs/detection.md, which has what was reached
 320 x 240. Batch normalisation is trained, as nothing is there to freeze.
 """
 
+from typing import Any
+
 from resnet_jax.config import Config, Model
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
@@ -28,7 +30,7 @@ def get_config(kind: str = "fpn") -> Config:
         min_size=4.0,
     )
     box = BoxHead(samples=64, fraction=0.5, candidates=600, nms=0.4, detections=50)
-    common = {
+    common: dict[str, Any] = {
         "frozen_stages": 0,
         "freeze_norm": False,
         "rpn": rpn,

@@ -8,6 +8,8 @@ Circles, squares and triangles of 128 x 128 pixels, one to five in a picture. Ba
 is there to freeze.
 """
 
+from typing import Any
+
 from resnet_jax.config import Config, Model
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
@@ -27,7 +29,7 @@ def get_config(kind: str = "fpn") -> Config:
         min_size=2.0,
     )
     box = BoxHead(samples=32, candidates=300, detections=20)
-    common = {"frozen_stages": 0, "freeze_norm": False, "rpn": rpn, "box": box, "metric": "voc"}
+    common: dict[str, Any] = {"frozen_stages": 0, "freeze_norm": False, "rpn": rpn, "box": box, "metric": "voc"}
     tasks = {
         "fpn": Detection(kind="fpn", anchor_sizes=(16.0, 24.0, 40.0, 64.0), fpn_channels=32, fpn_hidden=64, **common),
         "c4": Detection(kind="c4", anchor_sizes=(20.0, 32.0, 48.0), pooling=RegionPooling(size=6), **common),

@@ -22,12 +22,12 @@ test's annotations are not public: 07++12 is scored on photographs that it has s
 from resnet_jax.config import Config, Model
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
-from resnet_jax.tasks.detection import BoxHead, Detection, ProposalNetwork, RegionPooling
+from resnet_jax.tasks.detection import BoxHead, Detection, Metric, ProposalNetwork, RegionPooling
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.schedules import Step
 
 # Trained on, scored on, metric, where the rate drops, and steps.
-_SETS = {
+_SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Metric, int, int]] = {
     "07": (("VOC2007:trainval",), ("VOC2007:test",), "voc07", 50_000, 70_000),
     "07+12": (("VOC2007:trainval", "VOC2012:trainval"), ("VOC2007:test",), "voc07", 30_000, 60_000),
     "07++12": (

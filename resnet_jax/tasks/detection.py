@@ -180,14 +180,14 @@ class Detection(Part):
     def make(
         self,
         model: FasterRCNN,
-        dataset: DetectionDataset,
+        dataset: Any,
         normalization: Normalization,
         transforms: Transforms,
         mesh: Mesh,
         eval_batch_size: int,
         title: str = "",
     ) -> "DetectionTask":
-        """The task for a detector on a data set, evaluated on its evaluation split. Raises UserError."""
+        """The task for a detector on a ``DetectionDataset``, evaluated on its evaluation split. Raises UserError."""
         if transforms != Transforms():
             raise UserError("config.transforms are for classification; photographs are mirrored by config.data.flip")
         freezes_norm = self.freeze_norm and model.backbone.network.has_batch_norm
@@ -228,13 +228,16 @@ class Detection(Part):
     def score(
         self,
         members: Sequence[Member],
-        dataset: DetectionDataset,
+        dataset: Any,
         split: str,
         mesh: Mesh,
         batch_size: int,
         protocol: str = "single",
     ) -> Score:
-        """The figures of an ensemble, by default of one, on a split; protocols are those of ``PROTOCOLS``."""
+        """The figures of an ensemble, by default of one, on a split of a ``DetectionDataset``.
+
+        The protocol is one of ``PROTOCOLS``.
+        """
         testing = self._testing(protocol)
         models, normalizations, variables = zip(*members, strict=True)
         found = self._evaluator(models, normalizations, dataset, split, mesh, batch_size, testing)(variables)
@@ -243,7 +246,7 @@ class Detection(Part):
         summary = f"{percent} ({self.metric}), {figures['num_examples']} examples"
         return Score(figures | {"compilations": len(found.found.shapes)}, summary, found)
 
-    def write_scores(self, path: Path, details: Scored, dataset: DetectionDataset, split: str) -> None:
+    def write_scores(self, path: Path, details: Scored, dataset: Any, split: str) -> None:
         """A CSV file with a line for each class, and its precision and recall drawn beside it."""
         write_class_table(path, dataset.class_names, details.classes, details.more)
         title = f"{dataset.name} {split}"
@@ -309,8 +312,11 @@ class DetectionTask:
     metrics: ClassVar[tuple[str, ...]] = ("objectness", "rpn_box", "classifier", "box")
     percentages: ClassVar[frozenset[str]] = frozenset()
     best: ClassVar[str] = "lost_ap"
-    drawn: ClassVar[tuple[str, ...]] = ("mAP", "AP50")
     picture: ClassVar[str] = "average_precision.png"
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        return _RECORDED[self.metric][:2]
 
     @property
     def recorded(self) -> Mapping[str, str]:

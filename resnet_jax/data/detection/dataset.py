@@ -217,11 +217,13 @@ class DetectionDataset:
         steps = math.ceil(view.count / batch_size)
         return make_batches(chunks, 0, steps, evaluation_loading(self.settings.threads), self.settings.max_unreadable)
 
-    def whole_views(self, split: str, shorter_side: int) -> list[PhotographView]:
+    def whole_views(self, split: str, shorter_side: int | None = None) -> list[PhotographView]:
         """Each photograph that can be decoded once, whole, in one view for each of the one or two canvases.
 
-        The longer side has at most max_side pixels at the usual ``crop_size``, and in proportion at another.
+        ``shorter_side`` is by default ``crop_size``, as in evaluation; the longer side then has at most max_side
+        pixels, and in proportion at another.
         """
+        shorter_side = shorter_side or self.settings.evaluation_side
         found = self.photographs(split)
         max_side = round(self.settings.max_side * shorter_side / self.settings.evaluation_side)
         readable = np.flatnonzero(found.sizes[:, 0])
@@ -233,7 +235,7 @@ class DetectionDataset:
 
     def evaluation_views(self, split: str) -> list[PhotographView]:
         """``whole_views`` at the size of evaluations."""
-        return self.whole_views(split, self.settings.evaluation_side)
+        return self.whole_views(split)
 
     def single_view(self, split: str) -> NoReturn:
         """Raises UserError: detection sees whole photographs."""
