@@ -2,7 +2,7 @@
 
 Command:   python train.py --config configs/detection_quickstart.py --workdir runs/shapes
 Hardware:  two CPU cores, minutes, no download
-Expected:  see docs/detection.md
+Expected:  fpn: at least 94 % mean average precision, reached after 300 steps (docs/detection.md); c4 was not run
 
 Circles, squares and triangles of 128 x 128 pixels, one to five in a picture. Batch normalisation is trained, as nothing
 is there to freeze.

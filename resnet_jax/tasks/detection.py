@@ -186,7 +186,7 @@ class Detection(Part):
         eval_batch_size: int,
         title: str = "",
     ) -> "DetectionTask":
-        """The task for a detector on a data set, evaluated on its evaluation split. Raises UserError."""
+        """The task for a detector on a ``DetectionDataset``, evaluated on its evaluation split. Raises UserError."""
         if transforms != Transforms():
             raise UserError("config.transforms are for classification; photographs are mirrored by config.data.flip")
         freezes_norm = self.freeze_norm and model.backbone.network.has_batch_norm
@@ -233,7 +233,10 @@ class Detection(Part):
         batch_size: int,
         protocol: str = "single",
     ) -> Score:
-        """The figures of an ensemble, by default of one, on a split; protocols are those of ``PROTOCOLS``."""
+        """The figures of an ensemble, by default of one, on a split of a ``DetectionDataset``.
+
+        The protocol is one of ``PROTOCOLS``.
+        """
         testing = self._testing(protocol)
         models, normalizations, variables = zip(*members, strict=True)
         found = self._evaluator(models, normalizations, dataset, split, mesh, batch_size, testing)(variables)
@@ -308,8 +311,11 @@ class DetectionTask:
     metrics: ClassVar[tuple[str, ...]] = ("objectness", "rpn_box", "classifier", "box")
     percentages: ClassVar[frozenset[str]] = frozenset()
     best: ClassVar[str] = "lost_ap"
-    drawn: ClassVar[tuple[str, ...]] = ("mAP", "AP50")
     picture: ClassVar[str] = "average_precision.png"
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        return _RECORDED[self.metric][:2]
 
     @property
     def recorded(self) -> Mapping[str, str]:

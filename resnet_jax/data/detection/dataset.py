@@ -220,7 +220,8 @@ class DetectionDataset:
     def whole_views(self, split: str, shorter_side: int | None = None) -> list[PhotographView]:
         """Each photograph that can be decoded once, whole, in one view for each of the one or two canvases.
 
-        The longer side has at most max_side pixels at the usual ``crop_size``, and in proportion at another.
+        ``shorter_side`` is by default ``crop_size``, as in evaluation; the longer side then has at most max_side
+        pixels, and in proportion at another.
         """
         found, shorter_side = self.photographs(split), shorter_side or self.settings.evaluation_side
         max_side = round(self.settings.max_side * shorter_side / self.settings.evaluation_side)

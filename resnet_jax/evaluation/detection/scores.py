@@ -46,4 +46,4 @@ def score(found: Found, dataset: DetectionDataset, split: str, metric: Metric) -
     ids = [dataset.image_id(split, index) for index in found.indices]
     coco = coco_scores(truth, found.detections, dataset.category_ids, ids)
     figures = {"mAP" if name == "AP" else name: 100 * value for name, value in coco.figures.items()}
-    return Scored(figures, classes, {"coco_ap": coco.class_ap, "coco_ap50": coco.class_ap50}, found)
+    return Scored(figures, classes, {"coco_ap": coco.class_ap.tolist(), "coco_ap50": coco.class_ap50.tolist()}, found)
