@@ -582,7 +582,7 @@ def test_without_a_data_dir_a_data_set_is_prepared_on_first_use(monkeypatch, tmp
     [
         ("cifar1O", "did you mean 'cifar10'?"),
         ("digit", "did you mean 'digits'?"),
-        ("qqqqqqqq", "use digits, folder, packed or one of those"),
+        ("qqqqqqqq", "use digits, folder, packed, csv, jsonl, huggingface or one of those"),
     ],
 )
 def test_an_unknown_name_is_a_user_error_with_a_hint(monkeypatch, tmp_path, name, hint):
