@@ -180,12 +180,13 @@ def check(config: Config, num_devices: int) -> None:
             f"config.task.name is {config.task.name!r} and config.data.kind {config.data.kind!r}; this task needs "
             f"{' or '.join(map(repr, config.task.data_kinds))}"
         )
-    if not config.task.fine_tunes and (config.init.name != "none" or config.finetune != FineTune()):
+    if config.task.fine_tunes:
+        config.finetune.check(model)
+    elif config.init.name != "none" or config.finetune != FineTune():
         raise UserError(
             f"config.init or config.finetune is set, but they are not for config.task.name {config.task.name!r}; use "
             f"config.task.backbone_weights, frozen_stages and freeze_norm"
         )
-    config.finetune.check(model)
     if config.bn_recompute_batches and config.finetune.freeze_bn:
         raise UserError("config.bn_recompute_batches is set, but config.finetune.freeze_bn keeps them all; remove one")
     if config.init.name == "weights" and not config.init.path:
