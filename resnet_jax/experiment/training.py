@@ -70,8 +70,7 @@ def train(
             start.record,
         ),
         partial(plot_errors, figures=task.drawn),
-        start.variables,
-        starting_weights(config, mesh),
+        (lambda: start.variables) if start.variables else starting_weights(config, mesh),
     )
 
 

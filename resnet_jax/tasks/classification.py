@@ -182,7 +182,8 @@ class ClassificationTask:
         return None
 
     def with_weights(self, variables: Variables, weights: Variables) -> Variables:
-        return dict(weights)
+        """The variables, of which the top-level modules that ``weights`` has are taken from there."""
+        return {name: {**random, **weights.get(name, {})} for name, random in variables.items()}
 
     def prepare(self, key: jax.Array, batch: Batch) -> Batch:
         assert self.normalization is not None

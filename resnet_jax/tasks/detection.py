@@ -41,22 +41,25 @@ Positive = Annotated[float, Field(gt=0)]
 PROTOCOLS = ("single", "refine", "multi_scale", "refine+multi_scale")
 
 
+_RPN, _BOX = RPNSettings(), BoxSettings()
+
+
 class ProposalNetwork(Part):
     """The region proposal network. channels: of its 3x3 convolution; the rest is ``RPNSettings``'s, which says more."""
 
     channels: Count = 256
-    positive: Unit = 0.7
-    negative: Unit = 0.3
-    samples: Count = 256
-    fraction: Unit = 0.5
-    straddle: NonNegativeFloat | None = None
-    beta: NonNegativeFloat = 1 / 9
-    train_pre_nms: Count = 2000
-    train_post_nms: Count = 2000
-    test_pre_nms: Count = 1000
-    test_post_nms: Count = 1000
-    nms: Unit = 0.7
-    min_size: NonNegativeFloat = 1e-3
+    positive: Unit = _RPN.positive
+    negative: Unit = _RPN.negative
+    samples: Count = _RPN.samples
+    fraction: Unit = _RPN.fraction
+    straddle: NonNegativeFloat | None = _RPN.straddle
+    beta: NonNegativeFloat = _RPN.beta
+    train_pre_nms: Count = _RPN.train_pre_nms
+    train_post_nms: Count = _RPN.train_post_nms
+    test_pre_nms: Count = _RPN.test_pre_nms
+    test_post_nms: Count = _RPN.test_post_nms
+    nms: Unit = _RPN.nms
+    min_size: NonNegativeFloat = _RPN.min_size
 
     def settings(self) -> RPNSettings:
         return RPNSettings(**self.model_dump(exclude={"channels"}))
@@ -65,18 +68,18 @@ class ProposalNetwork(Part):
 class BoxHead(Part):
     """The second stage; ``BoxSettings`` says what each key is."""
 
-    positive: Unit = 0.5
-    negative: tuple[Unit, Unit] = (0.0, 0.5)
-    samples: Count = 512
-    fraction: Unit = 0.25
-    weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
-    beta: NonNegativeFloat = 1 / 9
-    min_score: Unit = 0.05
-    candidates: Count = 2000
-    nms: Unit = 0.5
-    vote: Unit | None = None
-    detections: Count = 100
-    min_size: NonNegativeFloat = 1e-2
+    positive: Unit = _BOX.positive
+    negative: tuple[Unit, Unit] = _BOX.negative
+    samples: Count = _BOX.samples
+    fraction: Unit = _BOX.fraction
+    weights: tuple[Positive, Positive, Positive, Positive] = _BOX.weights
+    beta: NonNegativeFloat = 1 / 9  # As torchvision's; the library's default is Fast R-CNN's 1.
+    min_score: Unit = _BOX.min_score
+    candidates: Count = _BOX.candidates
+    nms: Unit = _BOX.nms
+    vote: Unit | None = _BOX.vote
+    detections: Count = _BOX.detections
+    min_size: NonNegativeFloat = _BOX.min_size
 
     def settings(self) -> BoxSettings:
         ascending(self.negative)

@@ -88,7 +88,7 @@ class Task(Protocol):
         """A tree like the parameters of bools, false for those that are never changed; None: all are trained."""
 
     def with_weights(self, variables: Variables, weights: Variables) -> Variables:
-        """``init``'s variables with those of the part's ``starting_weights`` in their place."""
+        """``init``'s variables with those that a new run starts from in their place."""
 
     def prepare(self, key: jax.Array, batch: Batch) -> Batch:
         """What ``loss`` takes, out of a batch with uint8 images (B, H, W, C); random only in ``key``; traced."""

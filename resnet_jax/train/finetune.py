@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from pydantic import Field
@@ -12,6 +11,7 @@ from pydantic import Field
 from resnet_jax.errors import UserError
 from resnet_jax.models import Model
 from resnet_jax.parts import Part
+from resnet_jax.train.optimizers.masked import scaled
 
 
 class FineTune(Part):
@@ -81,34 +81,3 @@ def rate_scales(settings: FineTune, model: Model, params: Any) -> Any:
         return np.array(scales, np.float32).reshape(-1, *[1] * (leaf.ndim - 1))
 
     return jax.tree_util.tree_map_with_path(scale, params)
-
-
-def scaled(optimizer: optax.GradientTransformationExtraArgs, scales_of: Any) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with its updates multiplied by ``scales_of(params)``, a tree of floats and arrays.
-
-    Every optimizer's update is proportional to its learning rate, so this scales the rate. Where a scale is the float
-    0, the optimizer sees a parameter and a gradient of zeros, so that it has no weight decay, no momentum and no part
-    in any norm, and the parameter keeps its bits. The form of the state is that of ``optimizer``.
-    """
-
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        scales = scales_of(params)
-        updates, seen = (jax.tree.map(_zero_if_frozen, scales, tree) for tree in (updates, params))
-        updates, state = optimizer.update(updates, state, seen, **extra)
-        return jax.tree.map(_scale, scales, updates), state
-
-    return optax.GradientTransformationExtraArgs(optimizer.init, update)
-
-
-def _frozen(scale: float | np.ndarray) -> bool:
-    return isinstance(scale, float) and scale == 0
-
-
-def _zero_if_frozen(scale: float | np.ndarray, leaf: jax.Array) -> jax.Array:
-    return jnp.zeros_like(leaf) if _frozen(scale) else leaf
-
-
-def _scale(scale: float | np.ndarray, update: jax.Array) -> jax.Array:
-    if _frozen(scale):
-        return jnp.full_like(update, -0.0)  # Which changes no number that it is added to; 0.0 would change -0.0.
-    return update if isinstance(scale, float) and scale == 1 else update * scale

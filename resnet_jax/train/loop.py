@@ -1,12 +1,11 @@
 """The training loop: steps, evaluations, checkpoints, and stopping on a signal with the state saved."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
@@ -54,7 +53,6 @@ def train(
     workdir: Path,
     describe: Callable[[], None] | None = None,
     plot: Callable[[Path, Path, str], None] | None = None,
-    given: Mapping[str, Any] = MappingProxyType({}),
     starting_weights: Callable[[], Variables] | None = None,
 ) -> TrainState:
     """Trains until settings.steps, from the newest checkpoint in ``workdir`` if there is one.
@@ -65,7 +63,6 @@ def train(
         plateau: reduces the rate further by the evaluations; None: nothing does.
         describe: writes how the run came about, on the main process, once the checkpoints are found to fit it.
         plot: draws (metrics.jsonl, picture, title) whenever the run ends.
-        given: variables that a run without a checkpoint starts from, as ``init_state`` takes them.
         starting_weights: what ``task.with_weights`` starts a run with; not called where a run resumes.
 
     A run stopped or killed anywhere and started again ends with the same parameters to the bit, on the same devices.
@@ -92,7 +89,7 @@ def train(
         try:
             state = checkpoint.restore_latest(checkpoints, jax.eval_shape(new_state), mesh, set_aside=True)
             if state is None:
-                state = new_state(given=given)
+                state = new_state()
                 if starting_weights:
                     weights = starting_weights()
                     state = replace_variables(state, lambda variables: task.with_weights(variables, weights), mesh)

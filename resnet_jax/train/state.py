@@ -1,8 +1,7 @@
 """Everything a training run is, at one step."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -56,18 +55,14 @@ def init_state(
     hold_error: float,
     image_shape: tuple[int, ...],
     mesh: Mesh,
-    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainState:
-    """The state at step 0, a function of ``seed`` and ``given``, replicated over the mesh.
+    """The state at step 0, a function of ``seed`` alone, replicated over the mesh.
 
     Of ``ema_decay`` and ``hold_error`` it matters only whether they are above 0. ``image_shape`` is (H, W, C).
-    ``given`` are variables {"params", "batch_stats"} to start from, on the mesh; top-level modules that are left out
-    of them start at random.
     """
 
-    def init(given: dict[str, Any]) -> TrainState:
+    def init() -> TrainState:
         variables = task.init(jax.random.key(seed), image_shape)
-        variables = {name: {**random, **given.get(name, {})} for name, random in variables.items()}
         return TrainState(
             step=jnp.int32(0),
             params=variables["params"],
@@ -86,7 +81,7 @@ def init_state(
     traced = isinstance(jnp.zeros(()), jax.core.Tracer)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 1} if on_cpu and not traced else None
-    return jax.jit(init, out_shardings=parallel.replicated(mesh), compiler_options=options)(dict(given))
+    return jax.jit(init, out_shardings=parallel.replicated(mesh), compiler_options=options)()
 
 
 def replace_variables(state: TrainState, replaced: Callable[[Any], Any], mesh: Mesh) -> TrainState:

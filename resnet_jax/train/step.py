@@ -86,11 +86,9 @@ def train_step(
         nonfinite_step=nonfinite_step,
     )
     if settings.skip_nonfinite:
-        skipped = dataclasses.replace(state, step=new_state.step, nonfinite_step=nonfinite_step)
-        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, skipped)
-        sums = {name: jnp.where(finite, sums[name], jnp.where(new_interval, 0, state.sums[name])) for name in sums}
-        new_state = dataclasses.replace(new_state, sums=sums)
-        sums = sums | {"count": jnp.maximum(sums["count"], 1)}  # Where every step of the interval was skipped.
+        new_state = unless_nonfinite(finite, new_interval, state, new_state)
+        # At least 1, where every step of the interval was skipped.
+        sums = new_state.sums | {"count": jnp.maximum(new_state.sums["count"], 1)}
     means = {f"train_{name}": sums[name] / sums["count"] for name in ("loss", *task.metrics)}
     return new_state, {**means, "learning_rate": learning_rate, "nonfinite_step": new_state.nonfinite_step}
 
@@ -120,6 +118,15 @@ def gradients(
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one_part, batch, keys[0]))
     add = lambda total, part: (jax.tree.map(lambda a, b: a + b / k, total, one_part(*part)), None)  # noqa: E731
     return jax.lax.scan(add, zeros, (parts, keys))[0]
+
+
+def unless_nonfinite(
+    finite: jax.Array, new_interval: jax.Array, state: TrainState, new_state: TrainState
+) -> TrainState:
+    """``new_state`` where ``finite``; else ``state`` with its step and count of such steps moved on."""
+    sums = jax.tree.map(lambda total: jnp.where(new_interval, 0, total), state.sums)
+    skipped = dataclasses.replace(state, step=new_state.step, nonfinite_step=new_state.nonfinite_step, sums=sums)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, skipped)
 
 
 def uphill_gradients(task: Task, settings: StepSettings, state: TrainState, batch: Batch, grads: Any) -> Any:

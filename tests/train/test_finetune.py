@@ -13,9 +13,9 @@ from resnet_jax import parallel
 from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import create_model
 from resnet_jax.train.bn_statistics import recompute_batch_stats
-from resnet_jax.train.finetune import FineTune, rate_scales, scaled
-from resnet_jax.train.optimizers import SGD
-from resnet_jax.train.state import init_state
+from resnet_jax.train.finetune import FineTune, rate_scales
+from resnet_jax.train.optimizers import SGD, apply_updates, scaled
+from resnet_jax.train.state import init_state, replace_variables
 from resnet_jax.train.step import StepSettings, train_step
 
 SGD_03 = SGD(weight_decay=0.03)
@@ -50,7 +50,8 @@ def trained(tiny_task, random_variables, settings, mesh, steps=2, step_settings=
     optimizer = settings.optimizer(SGD_03.make(), plain)
     step_settings = (step_settings or StepSettings())._replace(frozen=settings.freezes)
     given = parallel.to_global(random_variables(plain, image_shape=(8, 8, 3)), parallel.replicated(mesh))
-    before = init_state(task, optimizer, 0, step_settings.ema_decay, 0.0, (8, 8, 3), mesh, given)
+    before = init_state(task, optimizer, 0, step_settings.ema_decay, 0.0, (8, 8, 3), mesh)
+    before = replace_variables(before, lambda _: given, mesh)
     step = jax.jit(partial(train_step, task, optimizer, lambda _: jnp.float32(RATE), step_settings))
     after = before
     for _ in range(steps):
@@ -151,7 +152,7 @@ def test_layer_wise_rates_are_those_of_a_plain_loop_over_the_blocks(random_varia
     for _ in range(3):
         gradients = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
         updates, state = optimizer.update(gradients, state, params, learning_rate=jnp.float32(RATE))
-        params = jax.tree.map(lambda leaf, update: leaf + update, params, updates)
+        params = apply_updates(params, updates)
         for name, gradient in flat(gradients).items():
             module = name.partition("/")[0]
             if module.endswith("_blocks"):
@@ -179,7 +180,8 @@ def test_recomputed_statistics_leave_out_what_is_frozen(tiny_task, random_images
     task = tiny_task()
     task = dataclasses.replace(task, model=settings.model(task.model))
     given = parallel.to_global(random_variables(task.model, image_shape=(8, 8, 3)), parallel.replicated(one_device))
-    before = init_state(task, SGD_03.make(), 0, 0.0, 0.0, (8, 8, 3), one_device, given)
+    before = init_state(task, SGD_03.make(), 0, 0.0, 0.0, (8, 8, 3), one_device)
+    before = replace_variables(before, lambda _: given, one_device)
     after = recompute_batch_stats(task, random_images, 0, 16, 2, one_device, before)
     for name, leaf in flat(after.batch_stats).items():
         same = bits(leaf) == bits(flat(before.batch_stats)[name])

@@ -1,29 +1,36 @@
-"""An optimizer that changes a part of the parameters only."""
+"""Optimizers that change a part of the parameters only, or each at a rate of its own."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
-def only(optimizer: optax.GradientTransformationExtraArgs, mask: Any) -> optax.GradientTransformationExtraArgs:
-    """``optimizer`` for the parameters whose leaf in ``mask``, a tree of bools, is true; None: for all of them.
+def scaled(
+    optimizer: optax.GradientTransformationExtraArgs, scales_of: Callable[[Any], Any]
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer with its updates multiplied by ``scales_of(params)``, a tree of floats and arrays.
 
-    The others have None for an update and keep every bit (``apply_updates``): no gradient, weight decay or momentum of
-    theirs reaches them, or a norm over all parameters. The state has the form that it has without a mask.
+    Every optimizer's update is proportional to its learning rate, so this scales the rate. A parameter whose scale is
+    the float 0 is frozen: it has None for an update and keeps every bit (``apply_updates``); no gradient, weight decay
+    or momentum of it reaches it, or a norm over all parameters. The state has the form that it has without scales.
     """
-    if mask is None:
-        return optimizer
-
-    def masked(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf, kept: leaf if kept else jnp.zeros_like(leaf), tree, mask)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        updates, state = optimizer.update(masked(updates), state, masked(params), **extra)
-        return jax.tree.map(lambda leaf, kept: leaf if kept else None, updates, mask), state
+        scales = scales_of(params)
+        updates, seen = (jax.tree.map(_zero_if_frozen, scales, tree) for tree in (updates, params))
+        updates, state = optimizer.update(updates, state, seen, **extra)
+        return jax.tree.map(_scale, scales, updates), state
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def only(optimizer: optax.GradientTransformationExtraArgs, mask: Any) -> optax.GradientTransformationExtraArgs:
+    """``optimizer`` for the parameters whose leaf in ``mask``, a tree of bools, is true; None: for all of them."""
+    return optimizer if mask is None else scaled(optimizer, lambda _: jax.tree.map(float, mask))
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
@@ -32,3 +39,17 @@ def apply_updates(params: Any, updates: Any) -> Any:
     Adding 0 would not do: XLA makes 0 of numbers too small to be normal, which trained networks have.
     """
     return jax.tree.map(lambda p, u: p if u is None else optax.apply_updates(p, u), params, updates)
+
+
+def _frozen(scale: float | np.ndarray) -> bool:
+    return isinstance(scale, float) and scale == 0
+
+
+def _zero_if_frozen(scale: float | np.ndarray, leaf: jax.Array) -> jax.Array:
+    return jnp.zeros_like(leaf) if _frozen(scale) else leaf
+
+
+def _scale(scale: float | np.ndarray, update: jax.Array) -> jax.Array | None:
+    if _frozen(scale):
+        return None
+    return update if isinstance(scale, float) and scale == 1 else update * scale
