@@ -19,7 +19,7 @@ from resnet_jax.parts import in_steps
 from resnet_jax.tasks.task import Task
 from resnet_jax.train.finetune import FineTune
 from resnet_jax.train.loop import LoopSettings
-from resnet_jax.train.optimizers import only
+from resnet_jax.train.optimizers.masked import only
 from resnet_jax.train.schedules import Schedule
 from resnet_jax.train.step import StepSettings
 

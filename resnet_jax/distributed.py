@@ -257,6 +257,8 @@ def wait_for_news() -> None:
     """After an error that the loss of another process may have caused: does not return if it has."""
     if _job is not None:
         time.sleep(_job.lost_after + 2 * _job.interval)
+        if _job.ending.locked():
+            time.sleep(60)  # The other thread is ending the process, and tells the others first.
 
 
 def _publish_end(job: _Job, message: str, status: int) -> None:

@@ -50,15 +50,26 @@ def apply(project: Path, section: str) -> list[str]:
     return commands
 
 
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project."""
+    copy = tmp_path / "project"
+    copy.mkdir()
+    for name in ("resnet_jax", "configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "eval.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy)
+    return copy
+
+
+@pytest.mark.parametrize("title", [title for title, _ in SECTIONS])
+def test_the_changes_of_an_example_still_apply(title: str, project: Path) -> None:
+    apply(project, dict(SECTIONS)[title])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("title", [title for title, _ in SECTIONS])
-def test_example(title: str, tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    for name in ("resnet_jax", "configs"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("train.py", "eval.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, project)
+def test_example(title: str, project: Path) -> None:
     commands = apply(project, dict(SECTIONS)[title])
     environment = os.environ | {
         "XLA_FLAGS": "",

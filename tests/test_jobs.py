@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import PIL.Image
@@ -49,8 +50,14 @@ def run(processes, workdir, settings):
 
 
 def parameters(workdir, step):
-    with ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore(workdir.absolute() / "checkpoints" / str(step) / "state")
+    path = workdir.absolute() / "checkpoints" / str(step) / "state"
+    with (
+        ocp.PyTreeCheckpointer() as checkpointer
+    ):  # As NumPy's arrays: this process has not the devices that saved them.
+        numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpointer.metadata(path).item_metadata.tree
+        )
+        state = checkpointer.restore(path, restore_args=numpy)
     return np.concatenate([np.ravel(leaf) for leaf in _leaves(state["params"])])
 
 

@@ -258,7 +258,7 @@ def test_random_damage_to_any_file_of_a_large_state_never_gives_a_wrong_state(tm
                 manager.close()
             tried += 1
             path.write_bytes(content)
-    assert fallen_back > tried / 2
+    assert fallen_back > tried / 4  # Much of what Orbax writes about the arrays is not needed to read them.
 
 
 def another_record(path):

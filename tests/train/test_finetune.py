@@ -14,7 +14,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import create_model
 from resnet_jax.train.bn_statistics import recompute_batch_stats
 from resnet_jax.train.finetune import FineTune, rate_scales
-from resnet_jax.train.optimizers import SGD, apply_updates, scaled
+from resnet_jax.train.optimizers import SGD
+from resnet_jax.train.optimizers.masked import apply_updates, scaled
 from resnet_jax.train.state import init_state, replace_variables
 from resnet_jax.train.step import StepSettings, train_step
 

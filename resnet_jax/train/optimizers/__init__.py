@@ -8,9 +8,8 @@ from resnet_jax.train.optimizers.adamw import AdamW
 from resnet_jax.train.optimizers.base import DecayRule, Optimizer
 from resnet_jax.train.optimizers.lamb import LAMB
 from resnet_jax.train.optimizers.lars import LARS
-from resnet_jax.train.optimizers.masked import apply_updates, only, scaled
 from resnet_jax.train.optimizers.sgd import SGD
 
 AnyOptimizer: TypeAlias = Annotated[SGD | AdamW | LAMB | LARS, Field(discriminator="name")]
 
-__all__ = ["LAMB", "LARS", "SGD", "AdamW", "AnyOptimizer", "DecayRule", "Optimizer", "apply_updates", "only", "scaled"]
+__all__ = ["LAMB", "LARS", "SGD", "AdamW", "AnyOptimizer", "DecayRule", "Optimizer"]

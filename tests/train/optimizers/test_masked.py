@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.train.optimizers import SGD, apply_updates, only
+from resnet_jax.train.optimizers import SGD
+from resnet_jax.train.optimizers.masked import apply_updates, only
 
 
 def moved(optimizer, params, steps=3):
