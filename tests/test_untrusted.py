@@ -55,6 +55,7 @@ def damaged(draw, whole):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @BOUNDED
 @given(damaged(list(IMAGES.values())) | st.binary(max_size=200))
+@pytest.mark.extensive
 def test_images(data):
     try:
         height, width = image_size(data)
@@ -76,6 +77,7 @@ READERS = {
 @pytest.mark.parametrize("name", list(READERS))
 @BOUNDED
 @given(JSON.map(lambda value: json.dumps(value).encode() + b"\n") | st.binary(max_size=200))
+@pytest.mark.extensive
 def test_files_of_a_workdir(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     try:

@@ -46,6 +46,7 @@ def normalised(variables, block, layer, x):
     return (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * params["scale"] + params["bias"]
 
 
+@pytest.mark.extensive
 def test_responses_are_the_deviations_of_the_normalised_outputs(mesh, dataset, make):
     model, variables = make("resnet20", stage_sizes=(2, 1))
     found = layer_responses(model, variables, NORMALIZE, dataset, "test", mesh, BATCH_SIZE)

@@ -37,6 +37,7 @@ def test_the_grid_goes_row_by_row_and_anchor_by_anchor():
     np.testing.assert_array_equal(grid, expected)
 
 
+@pytest.mark.extensive
 def test_torchvisions_anchors(golden):
     anchors = Anchors(((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)), style="rounded", fitted=True)
     maps = [(32, 40), (16, 20), (8, 10), (4, 5), (2, 3)]

@@ -34,6 +34,7 @@ def empty(module):
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
 
 
+@pytest.mark.extensive
 def test_the_parts_of_c4_are_the_whole_network(weights):
     model = create_model("resnet50", 5, **FIELDS)
     backbone = ResNetC4(network())
@@ -51,6 +52,7 @@ def test_the_parts_of_c4_are_the_whole_network(weights):
     np.testing.assert_allclose(features, outputs["C5"].mean(axis=(1, 2)), rtol=1e-5)
 
 
+@pytest.mark.extensive
 def test_vgg_is_cut_in_two_parts():
     fields = {"width": 4, "hidden": 6, "stage_sizes": (1, 1, 2)}
     whole = create_model("vgg16", 0, **fields)

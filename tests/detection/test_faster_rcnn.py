@@ -120,6 +120,7 @@ def test_vgg_and_other_networks_are_backbones():
 
 
 @pytest.mark.parametrize("make", [c4, fpn])
+@pytest.mark.extensive
 def test_padding_of_ground_truth_changes_no_loss(make):
     model = make()
     variables = draw(model)
@@ -136,6 +137,7 @@ def test_padding_of_ground_truth_changes_no_loss(make):
 
 
 @pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["frozen", "trained"])
+@pytest.mark.extensive
 def test_what_is_frozen_stays_to_the_bit(frozen):
     model = fpn(freeze_norm=frozen, frozen_stages=2 if frozen else 0)
     variables = draw(model)
@@ -175,6 +177,7 @@ def test_what_is_frozen_stays_to_the_bit(frozen):
     assert seen[False] == (5 + 2 * 17 if frozen else 0)
 
 
+@pytest.mark.extensive
 def test_two_sizes_of_images_are_two_programs():
     model = c4()
     variables = draw(model)
@@ -230,6 +233,7 @@ def slow_detect(boxes, valid, probabilities, deltas, hw, settings):
     return sorted(found, key=lambda row: -row[0])[: settings.detections]
 
 
+@pytest.mark.extensive
 def test_detections_are_those_of_each_class_by_itself(random_boxes):
     rng = np.random.default_rng(0)
     boxes = np.stack([random_boxes(rng, 40) for _ in range(2)])

@@ -18,6 +18,8 @@ from resnet_jax.models import create_model
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 HW = np.float32([[128, 160]])
 
+pytestmark = pytest.mark.extensive  # A whole detector on a ResNet-50.
+
 
 def relative(actual, expected):
     return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())
@@ -112,7 +114,6 @@ def test_keys_of_older_versions_and_what_does_not_fit(golden, detector):
         load_torch_detection(model, renamed)
 
 
-@pytest.mark.slow
 def test_the_four_losses(golden, detector):
     model, variables, image = detector
     targets = Targets(golden["gt_boxes"][None], golden["gt_labels"][None].astype(np.int32) - 1, np.ones((1, 3), bool))

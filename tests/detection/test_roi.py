@@ -110,6 +110,7 @@ FORMS = ("einsum", "gather")
 
 @pytest.mark.parametrize("size", [7, 14])
 @pytest.mark.parametrize("beyond", [0, 60], ids=["inside", "beyond"])
+@pytest.mark.extensive
 def test_roi_pool_is_exact(size, beyond):
     rng = np.random.default_rng(1)
     features = rng.normal(size=(2, 20, 33, 2)).astype(np.float32)
@@ -121,6 +122,7 @@ def test_roi_pool_is_exact(size, beyond):
     np.testing.assert_array_equal(pooled, expected)
 
 
+@pytest.mark.extensive
 def test_the_gradient_of_roi_pool_goes_to_the_largest():
     features = jnp.arange(64.0).reshape(1, 8, 8, 1)
     boxes = jnp.array([[[0.0, 0, 7, 7]]])
@@ -136,6 +138,7 @@ def test_levels_are_those_of_the_formula():
     np.testing.assert_array_equal(assign_levels(boxes, (4, 8, 16, 32)), [0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 0])
 
 
+@pytest.mark.extensive
 def test_a_pyramid_is_read_on_the_level_of_each_box():
     rng = np.random.default_rng(2)
     pyramid = [jnp.asarray(rng.normal(size=(1, 64 // s, 64 // s, 2)), jnp.float32) for s in (4, 8, 16)]
@@ -149,6 +152,7 @@ def test_a_pyramid_is_read_on_the_level_of_each_box():
         np.testing.assert_allclose(pooled[levels == level], alone[levels == level], atol=1e-5)
 
 
+@pytest.mark.extensive
 def test_coordinates_stay_float32_for_bfloat16_features():
     rng = np.random.default_rng(3)
     features = jnp.asarray(rng.normal(size=(1, 40, 60, 4)), jnp.bfloat16)

@@ -24,6 +24,7 @@ def maps():
     return scores, deltas, anchors
 
 
+@pytest.mark.extensive
 def test_proposals_are_those_of_each_map_by_itself(maps):
     settings = RPNSettings(test_pre_nms=50, test_post_nms=20, min_size=4.0)
     found = jax.jit(lambda *x: propose(*x, jnp.asarray(HW), settings))(*maps)
@@ -42,6 +43,7 @@ def test_proposals_are_those_of_each_map_by_itself(maps):
     np.testing.assert_allclose(found.boxes[0], [box for _, box in expected], atol=1e-4)
 
 
+@pytest.mark.extensive
 def test_losses_are_the_formula_where_every_anchor_counts(maps):
     scores, deltas, anchors = (np.concatenate(x, axis=-1 if i == 0 else -2) for i, x in enumerate(maps))
     truth = np.float32([[[4, 4, 26, 30], [30, 8, 50, 20]]])
@@ -63,6 +65,7 @@ def test_losses_are_the_formula_where_every_anchor_counts(maps):
     np.testing.assert_allclose(box, distance[positive].sum() / count, rtol=1e-4)
 
 
+@pytest.mark.extensive
 def test_no_ground_truth_gives_finite_losses_and_gradients(maps):
     scores, deltas, anchors = (np.concatenate(x, axis=-1 if i == 0 else -2) for i, x in enumerate(maps))
     truth, valid = np.full((1, 2, 4), np.inf, np.float32), np.zeros((1, 2), bool)
@@ -81,6 +84,7 @@ def test_smooth_l1():
     np.testing.assert_allclose(smooth_l1(jnp.array([-2.0, 0.5]), 0.0), [2, 0.5])
 
 
+@pytest.mark.extensive
 def test_a_localiser_answers_for_each_class_it_is_asked():
     network = create_model("resnet18", 0, width=4, stage_sizes=(1, 1), stem="cifar")
     model = Localiser(ResNetC4(network), 3, ANCHORS, rpn_channels=8)

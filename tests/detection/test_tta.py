@@ -38,6 +38,7 @@ def detector():
     return model, *run()
 
 
+@pytest.mark.extensive
 def test_refinement_looks_again_at_the_likeliest_box(detector):
     model, variables, maps, _, proposals, predictions = detector
     both = refine(model, variables, maps, predictions, HW)
@@ -52,6 +53,7 @@ def test_refinement_looks_again_at_the_likeliest_box(detector):
     np.testing.assert_allclose(both.probabilities[:, count:], again.probabilities, atol=1e-5)
 
 
+@pytest.mark.extensive
 def test_two_adjacent_scales_are_merged_by_their_maximum(detector):
     model, variables, maps, larger, proposals, predictions = detector
     one, two = jnp.ones(2), 2 * jnp.ones(2)
@@ -69,6 +71,7 @@ def test_two_adjacent_scales_are_merged_by_their_maximum(detector):
     np.testing.assert_allclose(same.probabilities, predictions.probabilities, atol=1e-5)
 
 
+@pytest.mark.extensive
 def test_a_region_reads_only_the_two_scales_that_fit_it(detector):
     model, variables, maps, _, proposals, _ = detector
     one = jnp.ones(2)
@@ -85,6 +88,7 @@ def test_a_region_reads_only_the_two_scales_that_fit_it(detector):
     assert np.any(np.isnan(multi_scale(model, variables, pyramid, proposals, HW, canonical=0.1).probabilities))
 
 
+@pytest.mark.extensive
 def test_an_ensemble_is_a_union_and_a_mean(detector):
     _, _, _, _, proposals, predictions = detector
     union = ensemble_proposals([proposals, proposals])

@@ -274,6 +274,7 @@ class OneModule(nn.Module):
     ],
     ids=lambda module: getattr(module, "__name__", "StandardisedConv"),
 )
+@pytest.mark.extensive
 def test_each_module_computes_on_a_canvas_what_it_does_on_the_photograph_alone(module, random_variables):
     model = OneModule(module)
     sizes = [(10, 7), (3, 8), (1, 2), (12, 12)]
@@ -288,6 +289,7 @@ def test_each_module_computes_on_a_canvas_what_it_does_on_the_photograph_alone(m
 @pytest.mark.parametrize(
     "name", ["resnetaa34d", pytest.param("resnetblur50d", marks=pytest.mark.slow), "resnetv2_50x1_bit"]
 )
+@pytest.mark.extensive
 def test_relatives_score_photographs_as_they_would_alone(name, random_variables):
     model = create_model(name, 7, width=8, stage_sizes=(2, 1), scan_blocks=False)
     variables = random_variables(model)

@@ -127,6 +127,7 @@ def test_a_refused_start_leaves_no_workdir(workdir, digits_config, tmp_path):
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.extensive
 def test_a_run_resumes_without_its_weights_and_ends_with_the_same_bits(workdir, digits_config, tmp_path):
     copy = tmp_path / "weights"
     shutil.copytree(workdir[0], copy)

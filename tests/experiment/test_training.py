@@ -62,6 +62,7 @@ def trained(tmp_path_factory):
     return workdir, config, jax.device_get(train(config, workdir))
 
 
+@pytest.mark.extensive
 def test_a_run_leaves_what_tells_how_it_came_about(trained):
     workdir, _, _ = trained
     assert {"config.json", "environment.json", "class_names.json", "metrics.jsonl", "errors.png"} <= {

@@ -157,6 +157,7 @@ def assert_equal(found, expected):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
 
 
+@pytest.mark.extensive
 def test_a_repository_is_read_and_then_needs_no_network(client, repositories, trained):
     requests = []
     with serving(repositories, requests) as port:
@@ -221,6 +222,7 @@ def test_without_huggingface_hub_it_is_named(monkeypatch):
     assert "pip install huggingface_hub" in error_of(lambda: resnet_jax.load_pretrained("timm/resnet10t.test"))
 
 
+@pytest.mark.extensive
 def test_a_run_starts_from_a_repository(client, repositories, trained):
     def start(name, network="resnet10t", shape=(64, 64, 3), class_names=CLASSES, **changes):
         config = load_config(f"configs/finetune.py:{network}")

@@ -87,6 +87,7 @@ def test_forward_over_reverse_gives_products_with_a_symmetric_hessian(network, e
     np.testing.assert_allclose(dot(other, product(expected)), dot(expected, product(other)), rtol=1e-3)
 
 
+@pytest.mark.extensive
 def test_gradients_on_a_default_mesh_are_those_of_one_device(network, expected):
     _, params, _, loss = network
     mesh = jax.make_mesh((4,), ("data",))

@@ -20,6 +20,7 @@ def parameters(module, x):
 
 
 @pytest.mark.parametrize("channels, groups", [(64, 32), (24, 8)])
+@pytest.mark.extensive
 def test_group_norm_is_that_of_pytorch_with_as_many_groups_as_divide_the_channels(channels, groups):
     x, module = maps(channels), GroupNorm()
     params = parameters(module, x)
@@ -46,6 +47,7 @@ def test_filter_response_norm_divides_by_the_root_mean_square_and_cuts_off_below
 
 
 @pytest.mark.parametrize("norm", [GroupNorm, EvoNormS0, FilterResponseNorm])
+@pytest.mark.extensive
 def test_a_far_mean_does_not_cost_precision_and_bfloat16_is_for_the_result(norm):
     x = maps(32)
     variables = norm().init(jax.random.key(0), x)

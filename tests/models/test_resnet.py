@@ -137,6 +137,7 @@ def test_logits_are_the_classifier_on_the_average_of_the_last_feature(training):
     np.testing.assert_allclose(run(False), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.extensive
 def test_training_mode_uses_the_batch_and_evaluation_the_running_statistics():
     variables, x = draw_variables(SMALL), images()
     evaluate = jax.jit(SMALL.apply)
@@ -283,6 +284,7 @@ def test_stem_can_be_overridden(name, stem, kernel, strides):
     assert features["C3"].shape[1] == 32 // strides // pool // 2
 
 
+@pytest.mark.extensive
 def test_drop_path_grows_with_depth_in_both_layouts_and_is_off_in_evaluation():
     class Seen(BasicBlock):
         def join(self, x, residual, drop_path):
@@ -306,6 +308,7 @@ def test_drop_path_grows_with_depth_in_both_layouts_and_is_off_in_evaluation():
         )
 
 
+@pytest.mark.extensive
 def test_scanned_and_recomputed_blocks_drop_paths_of_their_own():
     x = np.tile(images(1), (64, 1, 1, 1))
     for fields in ({"scan_blocks": True}, {"remat": True}, {"remat": True, "scan_blocks": True}):

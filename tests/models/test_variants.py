@@ -45,6 +45,7 @@ def test_both_layouts_give_the_same_logits_with_either_kernels(name, random_vari
 
 
 @pytest.mark.parametrize("name", BOTH)
+@pytest.mark.extensive
 def test_training_with_stochastic_depth_and_recomputation_has_finite_gradients(name):
     fields = {"stage_sizes": (2, 1), "drop_path": 0.5, "remat": True, "scan_blocks": True}
     model = narrow(name, kernels=fast_kernels("cpu", 1), **fields)

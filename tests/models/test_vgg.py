@@ -28,12 +28,14 @@ def test_vgg_has_its_parameters_and_multiply_adds(name, parameters, multiply_add
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 7), (8, 10), (14, 20)], ids=str)
+@pytest.mark.extensive
 def test_maps_are_averaged_as_by_pytorch(size):
     x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
     expected = F.adaptive_avg_pool2d(torch.from_numpy(x).permute(0, 3, 1, 2), POOLED).permute(0, 2, 3, 1)
     np.testing.assert_allclose(adaptive_mean(x, POOLED), expected, atol=1e-6)
 
 
+@pytest.mark.extensive
 def test_dropout_is_random_in_training_and_absent_in_evaluation():
     model = create_model("vgg16", **TINY)
     variables = jax.jit(model.init)(jax.random.key(0), images())

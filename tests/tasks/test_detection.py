@@ -103,6 +103,7 @@ def test_the_loss_falls_and_its_parts_are_the_metrics(kind, on_one_device):
     ("kind", "count"),
     [("fpn", 2), pytest.param("fpn", 8, marks=pytest.mark.slow), pytest.param("c4", 8, marks=pytest.mark.slow)],
 )
+@pytest.mark.extensive
 def test_several_devices_train_as_one_on_the_same_batch(kind, count, on_one_device, dataset):
     expected, _, state = on_one_device(kind)
     found, _, other = run(config_of(kind), parallel.data_mesh(jax.devices()[:count]), dataset, 2)
@@ -113,6 +114,7 @@ def test_several_devices_train_as_one_on_the_same_batch(kind, count, on_one_devi
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.extensive
 def test_frozen_parameters_and_statistics_keep_every_bit(one_device, dataset):
     frozen = config_of("c4", **{"task.frozen_stages": 1, "task.freeze_norm": True, "task.backbone_weights": "unused"})
     _, start, end = run(frozen, one_device, dataset, 2)
@@ -154,6 +156,7 @@ def test_what_a_detector_cannot_have_is_refused(one_device, dataset):
             build.check(override(config_of("fpn"), changes), 1)
 
 
+@pytest.mark.extensive
 def test_crowds_and_difficult_objects_are_not_trained_on_and_canvases_are_zero_beyond_photographs(one_device, dataset):
     task, *_ = made(config_of("fpn"), one_device, dataset)
     rng = np.random.default_rng(0)
@@ -201,6 +204,7 @@ def alone(task, variables, dataset, index, refined):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.extensive
 def test_each_photograph_is_scored_once_on_any_mesh_as_by_itself(devices, dataset):
     protocol = "single" if devices == 8 else "refine"
     mesh, config = parallel.data_mesh(jax.devices()[:devices]), config_of("fpn")
@@ -234,6 +238,7 @@ def test_an_ensemble_of_twins_scores_as_one_and_protocols_are_known(one_device, 
         np.testing.assert_allclose(found.scores[:2], expected.scores[:2], atol=1e-4)
 
 
+@pytest.mark.extensive
 def test_statistics_of_a_batch_are_those_of_its_activations(one_device, dataset):
     task, _, state = made(config_of("fpn"), one_device, dataset)
     batch = task.prepare(jax.random.key(0), jax.tree.map(jnp.asarray, batches_of(dataset, 1, one_device)[0]))

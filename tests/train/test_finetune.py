@@ -92,6 +92,7 @@ def test_frozen_batch_normalisation_keeps_its_bits_and_the_kernels_are_trained(t
         assert (bits(leaf) == bits(flat(before.params)[name])) == ("kernel" not in name and "head" not in name), name
 
 
+@pytest.mark.extensive
 def test_a_frozen_stage_has_the_gradients_of_a_network_whose_frozen_part_is_a_constant(
     tiny_task, random_variables, one_device
 ):

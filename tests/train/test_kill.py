@@ -88,6 +88,7 @@ def assert_same_run(killed: Path, undisturbed: Path, steps: int, log_every: int)
         assert {**record, "images_per_second": 0} == {**other, "images_per_second": 0}
 
 
+@pytest.mark.slow
 def test_a_run_killed_once_ends_like_one_never_killed(tmp_path, environment):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     finish(start(undisturbed, environment, steps=200))

@@ -303,6 +303,7 @@ def streamed(parts, tmp_path_factory):
     return workdir, parts.train(workdir)
 
 
+@pytest.mark.extensive
 def test_a_streamed_run_leaves_the_whole_record(streamed):
     workdir, state = streamed
     assert state.step == 14

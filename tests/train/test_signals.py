@@ -34,6 +34,7 @@ def test_outside_of_the_main_thread_there_are_no_signals():
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.extensive
 def test_a_second_signal_ends_the_program_while_it_is_deep_in_another_language(signum):
     program = """
 import ctypes, time

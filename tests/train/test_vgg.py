@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from resnet_jax import parallel
 from resnet_jax.models.zoo import create_model
@@ -26,6 +27,7 @@ def step_of(peak=0.01, **settings):
     return state, partial(step, batch=jax.tree.map(jnp.asarray, batch))
 
 
+@pytest.mark.extensive
 def test_dropout_differs_from_step_to_step_and_repeats_after_a_restart():
     state, step = step_of(peak=0.0)
     first, metrics = step(state)
@@ -34,6 +36,7 @@ def test_dropout_differs_from_step_to_step_and_repeats_after_a_restart():
     assert metrics["train_loss"] != other["train_loss"] and metrics["train_loss"] == again["train_loss"]
 
 
+@pytest.mark.extensive
 def test_a_moving_average_of_the_variables_is_kept():
     state, step = step_of(ema_decay=0.5)
     new, _ = step(state)
@@ -43,6 +46,7 @@ def test_a_moving_average_of_the_variables_is_kept():
     np.testing.assert_allclose(kernel(new.ema), expected, rtol=1e-5)
 
 
+@pytest.mark.extensive
 def test_parts_of_a_batch_have_dropout_of_their_own():
     state, step = step_of(accumulate_steps=2)
     new, metrics = step(state)

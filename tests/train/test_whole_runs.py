@@ -47,6 +47,7 @@ def config_of(root, **changes):
     return override(Config(), values | changes)
 
 
+@pytest.mark.extensive
 def test_a_run_keeps_the_mean_image_that_it_began_with(photographs, tmp_path, monkeypatch):
     root, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(photographs, root)
@@ -73,6 +74,7 @@ def test_a_run_keeps_the_mean_image_that_it_began_with(photographs, tmp_path, mo
 
 
 @pytest.mark.parametrize("normalization_name", ["channel", "per_pixel_mean"])
+@pytest.mark.extensive
 def test_too_many_unreadable_photographs_stop_a_run_with_one_line(photographs, tmp_path, capsys, normalization_name):
     """In training, or before it when the mean image is computed."""
     root = tmp_path / "data"

@@ -142,6 +142,7 @@ def images(count=8, channels=3):
     return np.random.default_rng(0).integers(0, 256, (count, 12, 10, channels), dtype=np.uint8)
 
 
+@pytest.mark.extensive
 def test_a_batch_is_changed_by_what_is_drawn_and_then_normalised():
     layers = RandAugment(layers=2, interpolation="bilinear", fill=9)
     transforms, batch = Transforms(rand_augment=layers), {"image": images(), "label": np.zeros(8, int)}
@@ -158,6 +159,7 @@ def test_a_batch_is_changed_by_what_is_drawn_and_then_normalised():
     np.testing.assert_allclose(found, np.asarray(expected) / 255, rtol=1e-6)
 
 
+@pytest.mark.extensive
 def test_trivial_augment_leaves_images_alone_with_the_rest_of_its_probability():
     many = np.repeat(images(1), 2000, axis=0)
     changed = jax.jit(lambda key: TrivialAugment(probability=0.25)(key, {"image": many}, NONE, 10)["image"])

@@ -45,6 +45,7 @@ def test_mixup_mixes_each_image_and_target_with_the_one_before(draw):
     assert scipy.stats.kstest(share[:, 0], "beta", (0.4, 0.4)).pvalue > 1e-4
 
 
+@pytest.mark.extensive
 def test_cutmix_pastes_a_rectangle_and_the_target_says_how_much_is_left():
     images, targets = draws(Mixing(cutmix_alpha=1.0), 500, height=16, width=24)
     sizes = []
@@ -59,6 +60,7 @@ def test_cutmix_pastes_a_rectangle_and_the_target_says_how_much_is_left():
     assert min(sizes) < 0.02 and max(sizes) > 0.8
 
 
+@pytest.mark.extensive
 def test_rectangles_of_cutmix_are_those_of_torchvision():
     """Half sides of the whole part of sqrt(1 - share) times the side, halved; around any pixel; cut at the edges."""
     share = np.repeat(np.float32([0.0, 0.3, 0.91, 1.0]), 3000)
@@ -75,6 +77,7 @@ def test_rectangles_of_cutmix_are_those_of_torchvision():
         assert found <= expected and len(found) > 0.9 * len(expected)
 
 
+@pytest.mark.extensive
 def test_both_by_chance_are_one_of_the_two_with_their_probabilities():
     mixing = Mixing(mixup_alpha=0.5, cutmix_alpha=0.7, probability=0.8, switch_probability=0.25)
     images, targets = draws(mixing, 3000, height=32, width=32)
@@ -88,6 +91,7 @@ def test_both_by_chance_are_one_of_the_two_with_their_probabilities():
     np.testing.assert_allclose(target[untouched].argmax(axis=1), 3)
 
 
+@pytest.mark.extensive
 def test_targets_that_are_soft_already_are_mixed():
     soft = np.random.default_rng(0).dirichlet(np.ones(CLASSES), CLASSES).astype(np.float32)
     run = jax.jit(partial(Mixing(mixup_alpha=1.0), normalization=NONE, num_classes=CLASSES))
@@ -96,6 +100,7 @@ def test_targets_that_are_soft_already_are_mixed():
     np.testing.assert_allclose(mixed["target"], share * soft + (1 - share) * np.roll(soft, 1, axis=0), atol=1e-6)
 
 
+@pytest.mark.extensive
 def test_eight_devices_mix_as_one_does_and_labels_stay(eight_devices):
     whole = batch(count=16) | {"label": np.arange(16) % CLASSES}
     run = jax.jit(partial(Mixing(cutmix_alpha=1.0), normalization=NONE, num_classes=CLASSES))

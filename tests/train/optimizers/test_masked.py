@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.optimizers.masked import apply_updates, only
@@ -21,6 +22,7 @@ def random_params():
     return {name: {"kernel": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)} for name in ("stem", "head")}
 
 
+@pytest.mark.extensive
 def test_frozen_parameters_keep_every_bit_under_weight_decay_and_momentum_and_the_others_move_as_alone():
     optimizer, params = SGD(momentum=0.9, weight_decay=0.1).make(), random_params()
     params["stem"]["kernel"] = params["stem"]["kernel"].at[0, 0].set(-0.0).at[0, 1].set(1e-40)
