@@ -46,6 +46,7 @@ class Model(Part):
     bn_momentum: Fraction | None = None
     zero_init_last_bn: bool | None = None
     drop_path: Fraction | None = None
+    dropout: Fraction | None = None
     remat: bool | None = None
     scan_blocks: bool | None = None
     hidden: Count | None = None

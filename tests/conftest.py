@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config):
-    """Compiled programs are kept for the worker's other tests and the next run and, except by slow tests, not optimised.
+    """Compiled programs are kept for the worker's other tests and the next run and, but for slow tests, not optimised.
 
     Each worker has a folder of its own, because JAX does not write its cache atomically. Most of these tests' time is
     compilation; the slow ones, which train longest, run what users run.

@@ -159,6 +159,29 @@ def test_torchvision_v2():
     assert ((target > 0).sum(axis=1) <= 2).all()
 
 
+def test_resnet_rs():
+    """resnetrs50_i160.yaml of the release, and what its training program does with it."""
+    name, epoch = "resnet_rs.py", IMAGENET // 4096
+    config = load(name)
+    assert (build.intervals(config, IMAGENET).steps, config.batch_size) == (109_475, 4096)
+    assert round(109_475 * 4096 / IMAGENET, 2) == 350
+    steps = [0, 2 * epoch, 5 * epoch, 50_000, 109_474]
+    expected = [
+        1.6 * step / (5 * epoch)
+        if step < 5 * epoch
+        else 0.8 * (1 + math.cos(math.pi * (step - 5 * epoch) / (109_475 - 5 * epoch)))
+        for step in steps
+    ]
+    np.testing.assert_allclose(rates(name, IMAGENET, steps), expected, rtol=1e-4, atol=1e-9)
+    assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.nesterov) == ("sgd", 0.9, True)
+    assert config.optimizer.weight_decay == 4e-5 and decaying(name) == {*KERNELS, "head.bias"}
+    assert (config.ema_decay, config.task.label_smoothing, config.model.dropout) == (0.9999, 0.1, 0.25)
+    assert config.model.drop_path is None  # drop_connect_rate: null
+    assert (config.data.largest_crop, config.data.crop_size, config.data.eval_shorter_side) == (160, 160, 192)
+    augment = config.transforms.rand_augment
+    assert (augment.layers, augment.magnitude, augment.bins, augment.probability) == (2, 10, 11, 1)
+
+
 @pytest.mark.parametrize(("epochs", "begin", "end"), [(16, 11, 13), (88, 65, 76)])
 def test_fast_imagenet(epochs, begin, end):
     """rn50_16_epochs.yaml, rn50_88_epochs.yaml; ``get_cyclic_lr`` and ``get_resolution`` of train_imagenet.py."""

@@ -150,6 +150,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "bn_group_size": _group_size,
     "bn_momentum": _fraction,
     "drop_path": _fraction,
+    "dropout": _fraction,
     "zero_init_last_bn": _boolean,
     "remat": _boolean,
     "scan_blocks": _boolean,

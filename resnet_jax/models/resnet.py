@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from resnet_jax.kernels import PLAIN, Kernels
 from resnet_jax.models.blocks import BasicBlock
-from resnet_jax.models.layers import BatchNorm, Conv, GlobalMean, he_normal
+from resnet_jax.models.layers import BatchNorm, Conv, Dropout, GlobalMean, he_normal
 from resnet_jax.models.shortcuts import Factory, Shortcut, projection
 from resnet_jax.models.stems import STEMS, Stem
 
@@ -33,6 +33,7 @@ class ResNet(nn.Module):
         with ``dtype`` and ``name``; None for none.
     drop_path: the probability, in [0, 1), that the last block's residual branch is left out in training; block l of L
         has l / L of it (see ``blocks.Block.join``). 0 is off.
+    dropout: the part, in [0, 1), of the averaged features that the classifier does not see in training. 0 is off.
     dtype: of the computation. Parameters, batch statistics and logits are float32 in any case.
     kernels: how convolutions and the max-pool are computed: the same to rounding.
     zero_init_last_bn: start every block as its shortcut (not in the paper).
@@ -56,6 +57,7 @@ class ResNet(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     attention: Factory | None = None
     drop_path: float = 0.0
+    dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     kernels: Kernels = PLAIN
     zero_init_last_bn: bool = False
@@ -142,10 +144,10 @@ class ResNet(nn.Module):
     ) -> jax.Array | dict:
         """Maps normalised images (N, H, W, 3) to logits (N, num_classes), float32; with 0 classes to (N, channels).
 
-        With ``train`` batch statistics are those of the batch, "batch_stats" must be mutable, and ``drop_path`` needs
-        an rng of that name. With ``features`` the result is a dict of each stage's output instead: "C1" is the stem's
-        (before the max-pool), "C2" the first stage's, and so on to "C5" (ImageNet) or "C4" (CIFAR), each
-        (N, H', W', channels) in ``dtype``.
+        With ``train`` batch statistics are those of the batch, "batch_stats" must be mutable, and ``drop_path`` and
+        ``dropout`` each need an rng of that name. With ``features`` the result is a dict of each stage's output
+        instead: "C1" is the stem's (before the max-pool), "C2" the first stage's, and so on to "C5" (ImageNet) or "C4"
+        (CIFAR), each (N, H', W', channels) in ``dtype``.
 
         With ``stages`` only those from the first to the second number are computed, both included, and the result is
         the dict of their outputs; 0 is the stem. ``images`` then stands for what the first of them reads. The variables
@@ -169,6 +171,8 @@ class ResNet(nn.Module):
             return outputs
         x = self._end(end, self.finish(x, self._norm_of(self.stage_names[-2], norm)))
         x = GlobalMean(name="mean")(x)
+        if self.dropout:
+            x = Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x) if self.num_classes else x
 
     def finish(self, x: jax.Array, norm: Factory) -> jax.Array:

@@ -309,6 +309,21 @@ def test_drop_path_grows_with_depth_in_both_layouts_and_is_off_in_evaluation():
 
 
 @pytest.mark.extensive
+def test_dropout_hides_features_from_the_classifier_in_training_alone():
+    """Without a head the network gives the features as the classifier would read them."""
+    model = SMALL.clone(num_classes=0)
+    dropping, variables = model.clone(dropout=0.25), draw_variables(model)
+    whole, _ = train(model, variables, images())
+    seen, _ = train(dropping, variables, images(), rngs={"dropout": jax.random.key(0)})
+    hidden = np.asarray(seen) == 0
+    assert 0.1 < hidden.mean() < 0.4
+    np.testing.assert_allclose(seen, np.where(hidden, 0, whole / 0.75), rtol=1e-5)
+    np.testing.assert_array_equal(
+        jax.jit(dropping.apply)(variables, images()), jax.jit(model.apply)(variables, images())
+    )
+
+
+@pytest.mark.extensive
 def test_scanned_and_recomputed_blocks_drop_paths_of_their_own():
     x = np.tile(images(1), (64, 1, 1, 1))
     for fields in ({"scan_blocks": True}, {"remat": True}, {"remat": True, "scan_blocks": True}):

@@ -24,6 +24,7 @@ RESNET_50 = {
     "resnet_strikes_back.py:a1": {"schedule.warmup_steps": 5},
     "resnet_strikes_back.py:a2": {"schedule.warmup_steps": 5},
     "resnet_strikes_back.py:a3": {"schedule.warmup_steps": 5},
+    "resnet_rs.py": {"schedule.warmup_steps": 5},
     "torchvision_v2.py": {"schedule.warmup_steps": 5, "ema_start": 5, "ema_every": 3},
     "fast_imagenet.py:16": {
         "batch_size": 32, "schedule.peak_at": 5, "data.progressive.start_size": 16, "data.progressive.begin": 3,
