@@ -108,6 +108,7 @@ def test_every_recipe_is_valid(name, num_devices):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.extensive
 def test_every_recipe_makes_the_network_that_it_says(name):
     config = load(name)
     classes = 1000 if config.data.name == "imagenet2012" else 10

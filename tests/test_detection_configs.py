@@ -70,6 +70,7 @@ def parameters(config, num_classes, norm=True):
     return sum(int(np.prod(leaf.shape)) for place, leaf in places.items() if norm or place[:-1] not in normalised)
 
 
+@pytest.mark.extensive
 def test_detectors_have_as_many_parameters_as_are_published():
     # A head predicts a score of each class and of the background, and a box of each class.
     assert parameters(load("voc_c4_paper.py:resnet101-07+12"), 20, norm=False) == 47_343_954

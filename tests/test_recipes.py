@@ -101,6 +101,7 @@ def test_resnet_strikes_back(member):
     assert (config.ema_decay, config.data.crop.area) == (0, (0.08, 1.0))
 
 
+@pytest.mark.extensive
 def test_targets_of_strikes_back_are_the_classes_of_both_mixed_images():
     config = load("resnet_strikes_back.py:a2")
     seen = set()

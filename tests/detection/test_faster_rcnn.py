@@ -136,7 +136,7 @@ def test_padding_of_ground_truth_changes_no_loss(make):
     assert abs(run(targets._replace(valid=targets.valid & False))["box"]) < 1e-9
 
 
-@pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["frozen", "trained"])
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
 @pytest.mark.extensive
 def test_what_is_frozen_stays_to_the_bit(frozen):
     model = fpn(freeze_norm=frozen, frozen_stages=2 if frozen else 0)
@@ -196,7 +196,7 @@ def test_two_sizes_of_images_are_two_programs():
     assert run._cache_size() == 2
 
 
-@pytest.mark.slow
+@pytest.mark.extensive
 def test_eight_devices_give_what_one_gives(eight_devices):
     model = c4(context=True)
     variables = draw(model)

@@ -139,6 +139,7 @@ def all_alone(variant, variables, images, sizes):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.extensive
 def test_photographs_on_a_canvas_score_what_each_does_alone(variant, random_variables):
     model, (images, sizes) = make(variant), inputs()
     variables = random_variables(model)
@@ -286,9 +287,7 @@ def test_each_module_computes_on_a_canvas_what_it_does_on_the_photograph_alone(m
         np.testing.assert_allclose(found[i], alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnetaa34d", pytest.param("resnetblur50d", marks=pytest.mark.slow), "resnetv2_50x1_bit"]
-)
+@pytest.mark.parametrize("name", ["resnetaa34d", "resnetblur50d", "resnetv2_50x1_bit"])
 @pytest.mark.extensive
 def test_relatives_score_photographs_as_they_would_alone(name, random_variables):
     model = create_model(name, 7, width=8, stage_sizes=(2, 1), scan_blocks=False)

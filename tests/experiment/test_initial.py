@@ -60,6 +60,7 @@ def test_blocks_may_be_scanned_although_the_weights_were_not(workdir, digits_con
     assert_equal(unstack_blocks(start.variables), workdir[1][2])
 
 
+@pytest.mark.extensive
 def test_a_new_head_is_that_of_the_run_s_own_seed(workdir, digits_config, tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (32, 32, 32, 3), dtype=np.uint8), np.arange(32) % 4

@@ -40,6 +40,7 @@ def arrays(channels=(), size=(10, 12), count=48, classes=3):
 
 
 @pytest.mark.parametrize("channels", [(), (1,), (3,)], ids=["grey", "one channel", "RGB"])
+@pytest.mark.extensive
 def test_arrays_in_memory_are_trained_on_scored_and_loaded(tmp_path, channels):
     images, labels = arrays(channels)
     data = resnet_jax.ResidentDataset.from_arrays(images, labels, images[:12], labels[:12], ["dark", "grey", "bright"])

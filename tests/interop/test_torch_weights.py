@@ -238,7 +238,10 @@ def golden_state_dict(network):
 
 @pytest.mark.parametrize(
     "name, fields, stage_sizes, bottleneck",
-    [("resnet18", {}, (2, 2, 2, 2), False), ("resnet50", {"stride_placement": "v1.5"}, (3, 4, 6, 3), True)],
+    [
+        ("resnet18", {}, (2, 2, 2, 2), False),
+        pytest.param("resnet50", {"stride_placement": "v1.5"}, (3, 4, 6, 3), True, marks=pytest.mark.extensive),
+    ],
     ids=["resnet18", "resnet50"],
 )
 def test_imagenet_networks_give_the_outputs_of_torchvision(tmp_path, name, fields, stage_sizes, bottleneck):
@@ -577,14 +580,14 @@ def test_loading_and_saving_gives_the_very_tensors_of_the_source(tmp_path, kind,
 
 
 # One of each kind; the others have the same layers more often.
-OF_EACH_KIND = ("resnet18", "resnet50", "resnet20", "resnet110", "plain20", "highway20", "vgg16", "resnetrs50")
+QUICK = ("resnet50", "resnet20", "highway20")
 LATER = ("resnetrs50", "ecaresnet26t", "resnetv2_50d_evos", "resnetv2_50d_frn", "resnetv2_50x1_bit", "wrn28_10")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow)
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.extensive)
         for name in [*(name for name in list_models() if variant(name).in_paper), *LATER]
     ],
 )

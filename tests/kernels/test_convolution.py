@@ -160,6 +160,7 @@ GROUPED = [
 
 
 @pytest.mark.parametrize("size, strides, dilation, groups", GROUPED)
+@pytest.mark.extensive
 def test_grouped_and_dilated_convolutions_equal_the_plain_ones(size, strides, dilation, groups):
     padding = ((dilation * (size // 2),) * 2, (dilation * (size // 2), 0))
     inputs, outputs = (64, 32) if groups == 32 else (6, 10)

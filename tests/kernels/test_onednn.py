@@ -64,6 +64,7 @@ def test_outputs_and_gradients_equal_the_plain_convolutions(image, kernel, strid
 
 @pytest.mark.parametrize("groups, channels, outputs", [(1, 3, 4), (2, 6, 10), (32, 64, 32), (8, 8, 8)])
 @pytest.mark.parametrize("size, strides, dilation", [(3, 1, 1), (3, 2, 1), (3, 2, 2), (1, 1, 1)])
+@pytest.mark.extensive
 def test_grouped_and_dilated_convolutions_equal_the_plain_ones(
     groups, channels, outputs, size, strides, dilation, monkeypatch
 ):

@@ -68,6 +68,7 @@ def assert_close(actual, expected, tolerance=1e-4):
 
 
 @ONE_OF_EACH
+@pytest.mark.extensive
 def test_forward_mode_agrees_with_reverse_mode(network, expected):
     _, params, _, loss = network
     slope = jax.jit(lambda p: jax.jvp(lambda p: loss(p, images()), (p,), (expected,))[1])(params)
@@ -76,6 +77,7 @@ def test_forward_mode_agrees_with_reverse_mode(network, expected):
 
 
 @ONE_OF_EACH
+@pytest.mark.extensive
 def test_forward_over_reverse_gives_products_with_a_symmetric_hessian(network, expected):
     _, params, _, loss = network
     gradient = jax.grad(lambda p: loss(p, images()))
@@ -98,6 +100,7 @@ def test_gradients_on_a_default_mesh_are_those_of_one_device(network, expected):
 
 
 @ONE_OF_EACH
+@pytest.mark.extensive
 def test_gradients_under_shard_map_are_the_mean_over_the_parts_of_the_batch(network):
     _, params, _, loss = network
     mesh = jax.make_mesh((4,), ("data",))
@@ -115,6 +118,7 @@ def test_gradients_under_shard_map_are_the_mean_over_the_parts_of_the_batch(netw
 
 @pytest.mark.parametrize("platforms", [None, ["cuda", "tpu"]], ids=["here", "elsewhere"])
 @pytest.mark.parametrize("symbolic", [False, True], ids=["fixed", "symbolic"])
+@pytest.mark.extensive
 def test_networks_can_be_exported(network, platforms, symbolic):
     model, params, stats, _ = network
     variables = {"params": params, "batch_stats": stats}

@@ -69,6 +69,7 @@ def train(model, variables, x, **kwargs):
 
 
 @pytest.mark.parametrize("name, fields, parameters, multiply_adds", IMAGENET, ids=[named(*row[:2]) for row in IMAGENET])
+@pytest.mark.extensive
 def test_imagenet_network_has_its_parameters_and_multiply_adds(name, fields, parameters, multiply_adds):
     model = create_model(name, **fields, scan_blocks=True)  # One block a stage to trace.
     assert count_parameters(model) == parameters
@@ -168,6 +169,7 @@ def step(model, variables):
 @pytest.mark.parametrize(
     "fields", [{"remat": True}, {"scan_blocks": True}, {"remat": True, "scan_blocks": True}], ids=str
 )
+@pytest.mark.extensive
 def test_remat_and_scanned_blocks_train_as_the_unrolled_network(unrolled, fields):
     variables, expected_logits, expected = unrolled
     model = SMALL.clone(**fields)

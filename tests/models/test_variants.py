@@ -10,14 +10,14 @@ from resnet_jax.kernels import fast_kernels
 from resnet_jax.models import create_model, variant
 from resnet_jax.models.stacking import stack_blocks
 
-# The others share most of their parts with these.
-NETWORKS = ("resnetaa34d", "seresnext26t_32x4d", "resnetv2_50x1_bit")
-SLOW = (
-    "resnet14t", "resnet50c", "resnet50s", "ecaresnet26t", "resnetblur50d", "resnetblur18", "resnetrs50", "resnet50_gn",
-    "senet154", "resnetv2_18d", "resnetv2_50t", "resnetv2_50d_gn", "resnetv2_50d_evos", "resnetv2_50d_frn",
-    "preresnet110", "preresnet164", "wrn28_10", "resnext29_8x64d", "resnet110_sd", "wide_resnet50_2",
+QUICK = "resnetaa34d"
+OTHERS = (
+    "seresnext26t_32x4d", "resnetv2_50x1_bit", "resnet14t", "resnet50c", "resnet50s", "ecaresnet26t", "resnetblur50d",
+    "resnetblur18", "resnetrs50", "resnet50_gn", "senet154", "resnetv2_18d", "resnetv2_50t", "resnetv2_50d_gn",
+    "resnetv2_50d_evos", "resnetv2_50d_frn", "preresnet110", "preresnet164", "wrn28_10", "resnext29_8x64d",
+    "resnet110_sd", "wide_resnet50_2",
 )  # fmt: skip
-BOTH = [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+NETWORKS = [QUICK, *(pytest.param(name, marks=pytest.mark.extensive) for name in OTHERS)]
 
 
 def narrow(name, **fields):
@@ -29,7 +29,7 @@ def images(count=4):
     return np.random.default_rng(0).normal(size=(count, 16, 16, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_both_layouts_give_the_same_logits_with_either_kernels(name, random_variables):
     model = narrow(name)
     variables, x = random_variables(model), images()
@@ -44,7 +44,7 @@ def test_both_layouts_give_the_same_logits_with_either_kernels(name, random_vari
     )
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", [QUICK, *OTHERS])
 @pytest.mark.extensive
 def test_training_with_stochastic_depth_and_recomputation_has_finite_gradients(name):
     fields = {"stage_sizes": (2, 1), "drop_path": 0.5, "remat": True, "scan_blocks": True}
@@ -68,7 +68,7 @@ def test_training_with_stochastic_depth_and_recomputation_has_finite_gradients(n
     assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(found["stage1_block1"]))
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *SLOW])
+@pytest.mark.parametrize("name", [QUICK, *OTHERS])
 def test_bfloat16_is_for_features_and_float32_for_parameters_statistics_and_logits(name):
     model = narrow(name, dtype="bfloat16", scan_blocks=True)
     features, variables = jax.eval_shape(

@@ -19,6 +19,7 @@ LATER = [name for name in list_models() if not variant(name).in_paper]
 
 
 @pytest.mark.parametrize("name", OF_PAPER)
+@pytest.mark.extensive
 def test_every_name_has_the_depth_and_the_attributes_of_its_network(name):
     known, model = variant(name), create_model(name)
     of_images = (1, model.image_size, model.image_size, 3)
@@ -72,6 +73,7 @@ def test_every_later_name_says_its_depth_and_makes_a_network_of_that_row(name):
         ("resnext29_16x64d", 68.1e6),
     ],
 )
+@pytest.mark.extensive
 def test_networks_of_cifar_have_as_many_parameters_as_their_papers_say(name, parameters):
     assert count_parameters(create_model(name, scan_blocks=True)) == pytest.approx(parameters, rel=0.02)
 

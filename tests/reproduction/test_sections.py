@@ -38,7 +38,7 @@ def rows_of_table1():
     return {row[0]: row for row in table.rows}
 
 
-@pytest.mark.slow  # Twenty-three networks are traced.
+@pytest.mark.extensive  # Twenty-three networks are traced.
 @pytest.mark.parametrize("network", TABLE_1)
 def test_table_1_holds_the_exact_counts(rows_of_table1, network):
     size, maps, parameters, multiply_adds = TABLE_1[network]
@@ -47,7 +47,7 @@ def test_table_1_holds_the_exact_counts(rows_of_table1, network):
     assert multiply_adds is None or found_adds == f"{multiply_adds:,}"
 
 
-@pytest.mark.slow
+@pytest.mark.extensive
 def test_table_1_agrees_with_the_paper_s_rounded_figures(rows_of_table1):
     compared = 0
     for name, (_, _, _, _, parameters, of_paper, adds, flops) in rows_of_table1.items():

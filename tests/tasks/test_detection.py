@@ -90,7 +90,7 @@ def on_one_device(one_device, dataset):
     return functools.cache(lambda kind: run(config_of(kind), one_device, dataset, 24))
 
 
-@pytest.mark.parametrize("kind", ["fpn", "c4"])
+@pytest.mark.parametrize("kind", ["fpn", pytest.param("c4", marks=pytest.mark.extensive)])
 def test_the_loss_falls_and_its_parts_are_the_metrics(kind, on_one_device):
     metrics, *_ = on_one_device(kind)
     totals = [one["train_loss"] for one in metrics]
@@ -101,7 +101,7 @@ def test_the_loss_falls_and_its_parts_are_the_metrics(kind, on_one_device):
 
 @pytest.mark.parametrize(
     ("kind", "count"),
-    [("fpn", 2), pytest.param("fpn", 8, marks=pytest.mark.slow), pytest.param("c4", 8, marks=pytest.mark.slow)],
+    [("fpn", 2), ("fpn", 8), ("c4", 8)],
 )
 @pytest.mark.extensive
 def test_several_devices_train_as_one_on_the_same_batch(kind, count, on_one_device, dataset):

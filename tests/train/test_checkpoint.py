@@ -167,6 +167,7 @@ def test_a_checkpoint_without_its_state_is_set_aside(tmp_path, one_device, capsy
 
 
 @pytest.mark.parametrize("damage", [delete, flip_bits, truncate])
+@pytest.mark.extensive
 def test_damage_to_any_one_file_never_gives_a_wrong_state(tmp_path, one_device, damage):
     save_steps(tmp_path, [1, 2], one_device)
     right = {1: bits(state_at(1, one_device)), 2: bits(state_at(2, one_device))}

@@ -62,6 +62,7 @@ def trained(tiny_task, random_variables, settings, mesh, steps=2, step_settings=
 
 @pytest.mark.parametrize("layout", ["unrolled", "scanned"])
 @pytest.mark.parametrize("accumulate_steps", [1, 3])
+@pytest.mark.extensive
 def test_frozen_stages_keep_every_bit_and_the_others_do_not(
     tiny_task, random_variables, two_devices, layout, accumulate_steps
 ):
@@ -113,6 +114,7 @@ def test_a_frozen_stage_has_the_gradients_of_a_network_whose_frozen_part_is_a_co
 
 
 @pytest.mark.parametrize("layout", ["unrolled", "scanned"])
+@pytest.mark.extensive
 def test_with_all_batch_normalisation_frozen_training_computes_what_evaluation_does(random_variables, layout):
     model = model_of(layout)
     variables, images = random_variables(model), batch()["image"]
@@ -138,6 +140,7 @@ def test_the_norms_of_frozen_stages_alone_use_their_running_averages(random_vari
 
 
 @pytest.mark.parametrize("layout", ["unrolled", "scanned"])
+@pytest.mark.extensive
 def test_layer_wise_rates_are_those_of_a_plain_loop_over_the_blocks(random_variables, layout):
     settings = FineTune(freeze=("stage1",), layer_decay=0.5, head_rate=3.0)
     model = model_of(layout)

@@ -210,6 +210,7 @@ def test_what_does_not_fit_the_checkpoints_is_refused_before_anything_is_describ
         train_on(workdir, steps_per_dispatch=3, describe=pytest.fail, **intervals)
 
 
+@pytest.mark.extensive
 def test_weight_decay_of_other_parameters_resumes_from_the_same_checkpoint(train_on, tmp_path):
     train_on(tmp_path, steps=10)
     assert train_on(tmp_path, steps=15, optimizer=SGD(decay="kernels")).step == 15

@@ -40,6 +40,7 @@ SCALES = [1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01]
 
 
 @pytest.mark.parametrize("saved_after", [3, 8])
+@pytest.mark.extensive
 def test_evaluations_scale_the_rate_at_a_plateau_also_through_a_checkpoint(tmp_path, mesh, tiny_state, saved_after):
     state, scales = tiny_state(mesh), []
     template = jax.eval_shape(lambda: tiny_state(mesh))

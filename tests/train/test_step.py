@@ -82,6 +82,7 @@ def test_eight_devices_have_the_batch_statistics_of_the_whole_batch(tiny_task, r
 
 
 @pytest.mark.parametrize(("scan_blocks", "accumulate_steps"), [(False, 2), (True, 1)])
+@pytest.mark.extensive
 def test_several_steps_in_one_call_are_the_same_steps(
     tiny_task, random_images, one_device, scan_blocks, accumulate_steps
 ):
@@ -204,6 +205,7 @@ def test_augmentation_is_a_function_of_seed_and_step(tiny_task, random_images, o
     jax.tree.map(np.testing.assert_array_equal, two_steps, again)
 
 
+@pytest.mark.extensive
 def test_photographs_as_batches_are_trained_on_as_those_gathered_by_index(tiny_task, random_images, two_devices):
     gathered = run_steps(tiny_task(), random_images, two_devices, 2, stride=2)
     streamed = run_steps(tiny_task(), random_images, two_devices, 2, stride=2, streamed=True)
@@ -217,6 +219,7 @@ def random_batch(size=BATCH):
 
 
 @pytest.mark.parametrize(("k", "bn_group_size", "devices"), [(2, None, 1), (4, 4, 1), (4, None, 2)])
+@pytest.mark.extensive
 def test_accumulation_is_the_mean_over_interleaved_parts(tiny_task, k, bn_group_size, devices):
     task, batch = tiny_task(0.1, bn_group_size=bn_group_size), random_batch(32)
     mesh = parallel.data_mesh(jax.devices()[:devices])
@@ -234,6 +237,7 @@ def test_accumulation_is_the_mean_over_interleaved_parts(tiny_task, k, bn_group_
 
 
 @pytest.mark.parametrize("bn_group_size", [None, 2])
+@pytest.mark.extensive
 def test_accumulation_is_one_large_batch_with_batch_norm_over_groups(tiny_task, one_device, bn_group_size):
     """k parts are one batch of groups of a part (or of bn_group_size), the parts laid end to end."""
     k, batch = 4, random_batch(32)
@@ -360,6 +364,7 @@ def test_the_step_knows_only_the_task(random_images, one_device):
 
 
 @pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.extensive
 def test_the_gradients_are_reduced_once_a_step(tiny_task, random_images, count):
     """What docs/scaling.md says is sent between devices: the gradients, and little else."""
     mesh = parallel.data_mesh(jax.devices()[:count])
