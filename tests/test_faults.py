@@ -248,7 +248,7 @@ def test_a_signal_in_any_phase_leads_to_a_whole_checkpoint_and_its_status(tmp_pa
     run(workdir, stopped, program, "step", "5", "1")
     assert 5 < saved(workdir)[-1] <= 8
     run(workdir, stopped, program, "save", "2", "1")  # The first are verified on resuming.
-    assert 10 <= saved(workdir)[-1] <= 12
+    assert 10 <= saved(workdir)[-1] < 20
     run(workdir, stopped, program, "evaluation", "1", "1")
     assert saved(workdir)[-1] == 20
     begun = saved(workdir)
