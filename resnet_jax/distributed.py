@@ -10,12 +10,11 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from jax._src import distributed as jax_distributed  # Its client, which has no public name.
@@ -244,12 +243,14 @@ def finish() -> None:
         _job = None
 
 
-def fail(message: str, status: int) -> None:
-    """Tells the other processes why this one is about to end, and gives them time to end of themselves."""
+def fail(message: str, status: int, report: Callable[[], None]) -> None:
+    """Reports why this process is about to end, tells the others, and gives them time to end of themselves."""
     if _job is None:
+        report()
         return
     if not _job.ending.acquire(blocking=False):
-        time.sleep(60)  # The other thread is ending the process.
+        time.sleep(60)  # The other thread is ending the process, and has said why.
+    report()
     _publish_end(_job, message, status)
 
 
@@ -373,36 +374,3 @@ def _report_aborts(job: _Job) -> None:
 
     _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _abort_handler)
-
-
-# Several processes on one host.
-
-
-def launch(count: int, command: list[str]) -> NoReturn:
-    """Runs ``command`` ``count`` times as one job on this host, each on its own device of an accelerator, and exits.
-
-    The status is 0, or that of the first process that failed. SIGTERM and SIGINT go to all.
-    """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    processes = []
-    for index in range(count):
-        own = [f"--coordinator_address={address}", f"--num_processes={count}", f"--process_id={index}"]
-        environment = os.environ | {"JAX_LOCAL_DEVICE_IDS": str(index)}
-        # A session of their own: Ctrl-C comes to them once, from here.
-        processes.append(subprocess.Popen([*command, *own], env=environment, start_new_session=True))
-
-    def forward(signum: int, frame: object) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signum)
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, forward)
-    first = 0
-    while any(process.poll() is None for process in processes):
-        first = first or next((process.returncode for process in processes if process.poll()), 0)
-        time.sleep(0.1)
-    first = first or next((process.returncode for process in processes if process.returncode), 0)
-    sys.exit(first if first >= 0 else 128 - first)

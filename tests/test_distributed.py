@@ -1,6 +1,7 @@
 """Real processes on loopback: what they must agree on, and what becomes of the others when one is gone."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from resnet_jax import distributed
@@ -27,9 +30,12 @@ def free_address():
 
 
 class Job:
-    """``count`` processes of train.py on two simulated devices each; ``own`` are settings of one by its number."""
+    """``count`` processes of train.py on two simulated devices each.
 
-    def __init__(self, workdir, count=2, own=None, workdirs=None, absent=(), environments=None, **settings):
+    own: settings of one by its number; so ``workdirs``, ``environments`` and ``roots``, of checkouts.
+    """
+
+    def __init__(self, workdir, count=2, own=None, workdirs=None, absent=(), environments=None, roots=None, **settings):
         address, own = free_address(), own or {}
         environment = os.environ | {
             "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
@@ -39,13 +45,14 @@ class Job:
         for number in set(range(count)) - set(absent):
             place = (workdirs or {}).get(number, workdir)
             command = [sys.executable, "train.py", "--config", "configs/quickstart.py", "--workdir", str(place)]
-            command += [f"--coordinator_address={address}", f"--num_processes={count}", f"--process_id={number}"]
+            if count > 1:
+                command += [f"--coordinator_address={address}", f"--num_processes={count}", f"--process_id={number}"]
             command += [f"--lost_after={LOST_AFTER}", "--start_timeout=60" if not absent else "--start_timeout=12"]
             values = SETTINGS | settings | own.get(number, {})
             command += [f"--config.{key}={value}" for key, value in values.items()]
             self.processes[number] = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=(roots or {}).get(number, ROOT),
                 env=environment | (environments or {}).get(number, {}),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -117,6 +124,51 @@ def test_different_configs_are_found_before_the_first_step(tmp_path, own, named)
             (line,) = job.end(number, 2)
             assert line.startswith("error: process 1 (") and " differs from process 0 (" in line
             assert all(part in line for part in named)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_different_code_is_found_before_the_first_step(tmp_path):
+    checkout = tmp_path / "checkout"
+    for name in ("resnet_jax", "configs"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", checkout)
+    with (checkout / "resnet_jax" / "models" / "layers.py").open("a") as file:
+        file.write("# Another version.\n")
+    with Job(tmp_path / "run", roots={1: checkout}) as job:
+        for number in (0, 1):
+            (line,) = job.end(number, 2)
+            assert line.startswith("error: process 1 (") and "it has the code of resnet_jax " in line
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seeds", "named"),
+    [
+        (range(12), "training examples 12 (and not 16), the names of examples "),
+        ([*range(15), 99], "the content of examples "),
+    ],
+)
+def test_different_data_are_found_before_the_first_step(tmp_path, seeds, named):
+    """One photograph of the same name is another, or some are absent."""
+    for number, own in enumerate((range(16), seeds)):
+        for i, seed in enumerate(own):
+            pixels = np.random.default_rng(seed).integers(256, size=(20, 30, 3), dtype=np.uint8)
+            for split in ("train", "val"):
+                path = tmp_path / str(number) / split / f"class{i % 2}" / f"{i:02}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if split == "train" or i < 8:
+                    PIL.Image.fromarray(pixels).save(path)
+    settings = {
+        "data.kind": "photographs", "data.name": "folder", "data.crop_size": 12, "data.crop.shorter_side": (14, 20),
+        "data.eval_shorter_side": 14, "transforms.random_crop.pad": 2,
+    }  # fmt: skip
+    own = {number: {"data_dir": str(tmp_path / str(number))} for number in (0, 1)}
+    with Job(tmp_path / "run", own=own, **settings) as job:
+        for number in (0, 1):
+            (line,) = job.end(number, 2)
+            assert line.startswith("error: process 1 (") and f"it has {named}" in line, line
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -1,6 +1,7 @@
-"""Jobs of real processes compute what one process does, on resident and on streamed data."""
+"""Jobs of real processes compute what one process does, on resident and on streamed data, and of detectors."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,15 +25,15 @@ TINY = {"model.stage_sizes": (1,), "model.width": 4, "batch_size": 16, "log_ever
 RESIDENT: dict[str, object] = {}
 
 
-def run(processes, workdir, settings):
-    """A whole run on eight simulated devices, a part of them in each process."""
+def run(processes, workdir, settings, config="configs/quickstart.py", devices=DEVICES):
+    """A whole run on so many simulated devices, a part of them in each process."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "train.py", "--config", "configs/quickstart.py", "--workdir", str(workdir)]
+    command = [sys.executable, "train.py", "--config", config, "--workdir", str(workdir)]
     command += [f"--config.{key}={value}" for key, value in (TINY | settings).items()]
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling takes most of the time.
     }
     started = []
@@ -110,6 +111,43 @@ def test_four_processes_train_what_one_does_and_two_and_one_go_on_from_them(tmp_
         difference = np.abs(parameters(resumed, 20) - parameters(one, 20)).max()
         assert difference < 1e-4, difference
         assert [record["step"] for record in read_metrics(resumed / "metrics.jsonl")] == [5, 10, 15, 20]
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_detector_that_one_does_and_one_goes_on_from_them(tmp_path, shapes_folder):
+    settings = {
+        "data.name": "voc", "data.train": "('train',)", "data.validation": "('val',)",
+        "data.short_sides": "(48, 64)", "data.max_side": 64, "model.stage_sizes": "(1, 1)",
+        "task.anchor_sizes": "(12.0, 20.0, 28.0)", "batch_size": 4, "eval_batch_size": 4, "steps": 4, "log_every": 2,
+        "eval_every": 2, "checkpoint_every": 2, "schedule.warmup_steps": 2, "keep_checkpoints": 3,
+    }  # fmt: skip
+    # 3 photographs to evaluate on, which 4 devices do not divide.
+    folder = tmp_path / "shapes"
+    shutil.copytree(shapes_folder, folder)
+    split = folder / "ImageSets" / "Main" / "val.txt"
+    split.write_text("".join(split.read_text().splitlines(keepends=True)[:3]))
+    detector = {"config": "configs/detection_quickstart.py:fpn", "devices": 4}
+    settings["data_dir"] = folder
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(1, one, settings, **detector)
+    run(2, two, settings, **detector)
+    expected = read_metrics(one / "metrics.jsonl")
+
+    def assert_close(workdir):
+        records = read_metrics(workdir / "metrics.jsonl")
+        assert [record["step"] for record in records] == [2, 4]
+        for record, other in zip(records, expected, strict=True):
+            assert record.keys() == other.keys()
+            for name in record.keys() - {"images_per_second"}:
+                np.testing.assert_allclose(record[name], other[name], rtol=2e-3, err_msg=name)
+        difference = np.abs(parameters(workdir, 4) - parameters(one, 4)).max()
+        assert difference < 1e-4, difference
+
+    assert_close(two)
+    shutil.rmtree(two / "checkpoints" / "4")
+    (message,) = run(1, two, settings, **detector)
+    assert f"resuming from step 2 in {two}" in message
+    assert_close(two)
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -201,7 +201,8 @@ def place(chunks: Chunks, number: int) -> tuple[int, int]:
 def make_batches(make: Chunks, start: int, stop: int, loading: Loading, limit: int) -> Iterator[Batch]:
     """This process's parts of batches ``start`` to ``stop`` - 1 out of their chunks, which are made ahead of time.
 
-    Names each photograph that cannot be decoded on stderr; raises UserError when there are more than ``limit``.
+    Names each photograph that cannot be decoded on stderr. Raises UserError when there are more than ``limit``, and
+    when a worker process was killed.
     """
     per_step = _per_step(make)
     chunks = grain.MapDataset.range(start * per_step, stop * per_step).map(make)
@@ -209,6 +210,8 @@ def make_batches(make: Chunks, start: int, stop: int, loading: Loading, limit: i
     options = grain.ReadOptions(num_threads=loading.threads, prefetch_buffer_size=2 * per_step + loading.threads)
     stream = chunks.to_iter_dataset(options)
     if loading.workers:
+        # Where a worker is killed, Python's process that cleans up after it would warn of what it finds.
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
         if not flags.FLAGS.is_parsed():  # By a program of another's; Grain hands them to its processes.
             flags.FLAGS.mark_as_parsed()
         processes = grain.MultiprocessingOptions(num_workers=loading.workers, per_worker_buffer_size=4)
@@ -216,12 +219,24 @@ def make_batches(make: Chunks, start: int, stop: int, loading: Loading, limit: i
     seen: set[str] = set()
     parts = []
     with closing(iter(stream)) as iterator:  # Ends the threads and processes also when a run stops early.
-        for part in iterator:
+        for part in _explained(iterator):
             _warn(part.pop("unreadable"), seen, limit)
             parts.append(part)
             if len(parts) == per_step:
                 yield parts[0] if per_step == 1 else {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
                 parts = []
+
+
+def _explained(parts: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    try:
+        yield from parts
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        raise UserError(
+            "a process that reads the data (config.data.workers) was killed, as happens when memory is short; run the "
+            "same command again, with fewer of them if it recurs"
+        ) from None
 
 
 def _begin_worker(index: int, count: int) -> None:

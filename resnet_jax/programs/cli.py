@@ -2,12 +2,10 @@
 
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
@@ -16,7 +14,7 @@ from ml_collections.config_flags import config_flags
 from pydantic import ValidationError
 
 from resnet_jax import config as schema
-from resnet_jax import distributed, parallel
+from resnet_jax import distributed, launch, parallel
 from resnet_jax.config import Config
 from resnet_jax.data.cache import cache_dir
 from resnet_jax.errors import UserError, one_line
@@ -81,7 +79,7 @@ def run(
         logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it raises, with tracebacks; we report them.
         try:
             if _LOCAL_PROCESSES.value is not None:
-                distributed.launch(_LOCAL_PROCESSES.value, _without_flag(sys.orig_argv, "local_processes"))
+                launch.launch(_LOCAL_PROCESSES.value, _without_flag(sys.orig_argv, "local_processes"))
             joining = _DISTRIBUTED.value or any(
                 flag.value is not None for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
             )
@@ -116,11 +114,10 @@ def run(
                 raise
             if isinstance(error, jax.errors.JaxRuntimeError):
                 distributed.wait_for_news()
-            traceback.print_exc()
-            distributed.fail(f"it crashed ({one_line(error)}), see its own messages", 1)
+            distributed.fail(f"it crashed ({one_line(error)}), see its own messages", 1, traceback.print_exc)
             _leave(1)
 
-    sys.excepthook = _report
+    sys.unraisablehook = _report
     if {"--help", "-help", "--helpshort", "-h"} & set(sys.argv[1:]):
         print(f"{(sys.modules[module].__doc__ or '').strip()}\n\nFlags:\n{flags.FLAGS.module_help(module)}")
         sys.exit(0)  # absl's own status is 1.
@@ -194,14 +191,13 @@ def _explain(argv: list[str], error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)}; correct {path} or the --config.key=value flags"
 
 
-def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints a traceback, as Python does, but where a thread of TensorStore has no one left to tell of a failed write.
+def _report(unraisable: Any) -> None:
+    """Prints what Python cannot raise, but where TensorStore's threads have no one to tell of a failed write.
 
     The write's own error is reported by the thread that waits for it.
     """
-    left_alone = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-    if not (left_alone and threading.current_thread() is not threading.main_thread()):
-        sys.__excepthook__(kind, error, trace)
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
 def _without_flag(command: list[str], name: str) -> list[str]:
@@ -216,9 +212,8 @@ def _without_flag(command: list[str], name: str) -> list[str]:
 
 def _fail(message: str) -> NoReturn:
     message = " ".join(message.split())
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    distributed.fail(message, 2, lambda: print(f"error: {message}", file=sys.stderr, flush=True))
     if distributed.active():
-        distributed.fail(message, 2)
         _leave(2)
     sys.exit(2)
 

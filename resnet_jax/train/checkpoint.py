@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from resnet_jax.train.state import TrainState
 _DAMAGED = (OSError, ValueError, KeyError, TypeError)  # What a metrics file that is none can raise.
 _CHECKSUMS = "crc32.json"  # In the folder "checksums" of a checkpoint.
 _REPLACED = ".unevaluated"  # A checkpoint while ``replace`` saves its step again.
+_REMOVAL = 0.5  # Seconds in which the files of a checkpoint are removed.
 _NONE_READABLE = "no checkpoint in {} can be read; start in another workdir"
 
 
@@ -112,11 +114,21 @@ def save(manager: Checkpoints, step: int, state: TrainState, metrics: dict[str, 
     """
     try:
         if manager.latest_step() != step:
+            if parallel.is_main_process() and not Path(manager.directory).is_dir():
+                print(f"warning: {manager.directory} was removed; saving goes on in a new one", file=sys.stderr)
             # Replicated, so that one process has all of it. Copied, because the next step donates these buffers.
             copies = {name: np.array(_local(leaf)) for name, leaf in _named(state) if parallel.is_main_process()}
             items = ocp.args.Composite(state=ocp.args.StandardSave(state), checksums=_ChecksumSave(copies))
             manager.save(step, args=items, metrics=metrics)
     except Exception as error:  # What went wrong in Orbax's threads comes back in many kinds.
+        raise _not_written(manager, error) from error
+
+
+def wait(manager: Checkpoints) -> None:
+    """Waits for a save under way. Raises UserError if it could not be written."""
+    try:
+        manager.wait_until_finished()
+    except Exception as error:
         raise _not_written(manager, error) from error
 
 
@@ -144,11 +156,14 @@ def restore_latest(manager: Checkpoints, template: TrainState, mesh: Mesh, set_a
         error: Exception | None = None
         try:
             state = _restore(manager, step, template, mesh)
-        except UserError:
-            raise
         except Exception as raised:  # Orbax and TensorStore raise many kinds for damaged or missing files.
             error = raised
         if not distributed.everyone(error is None):
+            if not set_aside and distributed.everyone(_removed(path)):
+                manager.reload()
+                return restore_latest(manager, template, mesh, set_aside)
+            if isinstance(error, UserError):
+                raise error
             error = error or DamagedCheckpoint("another process cannot read it")
             if isinstance(error, DamagedCheckpoint) and not set_aside:
                 raise UserError(
@@ -183,14 +198,24 @@ def restore_best(manager: Checkpoints, template: TrainState, mesh: Mesh) -> Trai
     if not figures:
         return None
     best_step = min(figures, key=figures.__getitem__)
+    path = Path(manager.directory) / str(best_step)
     try:
         return _restore(manager, best_step, template, mesh)
-    except UserError:
-        raise
     except Exception as error:
-        raise UserError(
-            f"checkpoint {manager.directory / str(best_step)} is corrupt ({one_line(error)}); use --checkpoint=latest"
-        ) from error
+        if not distributed.active() and _removed(path):
+            manager.reload()
+            return restore_best(manager, template, mesh)
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"checkpoint {path} is corrupt ({one_line(error)}); use --checkpoint=latest") from error
+
+
+def _removed(path: Path) -> bool:
+    """Whether a checkpoint that could not be read is no more: a training beside us removes old ones for newer."""
+    deadline = time.monotonic() + _REMOVAL
+    while path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not path.exists()
 
 
 def evaluated(manager: Checkpoints, step: int) -> bool:

@@ -191,6 +191,8 @@ def _run_steps(
             # The record must be on disk before the checkpoint: a kill between the two then leaves no gap in it.
             log.write(record)
             checkpoint.save(checkpoints, done, state, evaluated)
+            if signum or last:
+                checkpoint.wait(checkpoints)  # Here, where a first signal does not end the process.
             if signum:
                 raise Stopped(signum, done)
             log.restart_clock()

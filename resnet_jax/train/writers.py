@@ -49,11 +49,17 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, step: int, total_steps: int) -> None:
-        from tensorboardX import SummaryWriter  # Slow to import, and of no use to a library user.
+        # Slow to import, and of no use to a library user. Not its SummaryWriter, whose thread dies where the disk is
+        # full and leaves its callers waiting.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
         self._path = workdir / "metrics.jsonl"
         self._file = self._rewrite([record for record in read_metrics(self._path) if record["step"] <= step])
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+        # Hides what an earlier start wrote beyond this step.
+        self._add_event(step + 1, session_log=SessionLog(status=SessionLog.START))
         self._total_steps = total_steps
         self._bar: tqdm | None = None
         if sys.stderr.isatty():
@@ -93,10 +99,17 @@ class MetricsWriter:
             file.write("".join(to_json(record) + "\n" for record in records).encode())
         return self._path.open("a")
 
+    def _add_event(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+
     def _show(self, record: dict[str, Any]) -> None:
+        from tensorboardX.summary import scalar
+
         for name, value in record.items():
             if name != "step":
-                self._events.add_scalar(name, value, record["step"])
+                self._add_event(record["step"], summary=scalar(name, value))
         self._events.flush()
         if self._bar is None:
             clock = time.strftime("%H:%M:%S")

@@ -2,7 +2,7 @@ import gc
 import json
 import shutil
 import zlib
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import jax
@@ -351,6 +351,25 @@ def test_a_read_only_manager_leaves_every_file_as_it_was(tmp_path, one_device):
     before = snapshot()
     assert int(restore(tmp_path, one_device, set_aside=False, read_only=True).step) == 1
     assert snapshot() == before
+
+
+@pytest.mark.parametrize("restore_one", [checkpoint.restore_best, partial(checkpoint.restore_latest, set_aside=False)])
+def test_a_training_may_remove_what_an_evaluation_is_about_to_read(
+    tmp_path, one_device, monkeypatch, capsys, restore_one
+):
+    save_steps(tmp_path, [1, 2], one_device, keep=1)
+    reading, read = checkpoint.open_checkpoints(tmp_path, 1, "top1_error", read_only=True), checkpoint._restore
+
+    def read_late(manager, step, *args):
+        if step == 2:
+            save_steps(tmp_path, [3], one_device, keep=1)
+            assert not (tmp_path / "2").exists()
+        return read(manager, step, *args)
+
+    monkeypatch.setattr(checkpoint, "_restore", read_late)
+    assert bits(restore_one(reading, template(), one_device)) == bits(state_at(3, one_device))
+    reading.close()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_save_cut_short_by_a_kill_is_no_checkpoint(tmp_path, one_device):
