@@ -1,7 +1,6 @@
 """Trained networks, ready to apply: out of a run's workdir, or of a file of PyTorch weights."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,25 +72,6 @@ def load_run(
     if state is None:
         raise UserError(f"there is no {which} checkpoint in {workdir}; train first, or correct the path")
     return Network(model, state.variables, normalize, class_names, config, int(state.step), shape)
-
-
-def starting_weights(config: Config, mesh: Mesh) -> Callable[[], Any] | None:
-    """Reads what config.task starts with, {"params", "batch_stats"} of the network of config.model; None: nothing.
-
-    That is the latest checkpoint of a workdir, or a file of PyTorch weights. Raises UserError where it cannot be read.
-    """
-    source = config.task.starting_weights
-    if source is None:
-        return None
-
-    def read() -> Any:
-        path = Path(source)
-        if path.is_dir():
-            return load_run(path, mesh=mesh).variables
-        # The classifier is left aside, whatever its classes.
-        return load_torch(config.model.name, path, 1, new_head=True, **config.model.overrides)
-
-    return read
 
 
 def refuse_missing_run(workdir: Path) -> None:
