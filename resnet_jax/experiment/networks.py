@@ -12,7 +12,6 @@ from resnet_jax.config import Config, read_config, refuse_change
 from resnet_jax.data.class_names import imagenet_names
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
-from resnet_jax.interop.torch_weights import load_torch
 from resnet_jax.models.zoo import variant
 from resnet_jax.train import checkpoint
 from resnet_jax.train.state import init_state
@@ -94,7 +93,7 @@ def load_weights(
     """
     model = build.make_model(config, len(class_names), mesh)
     note_differences(config)
-    loaded = load_torch(config.model.name, source=path, num_classes=len(class_names), **config.model.overrides)
+    loaded = config.task.load_torch(config.model.name, path, model, config.model.overrides)
     variables = parallel.to_global(loaded, parallel.replicated(mesh))
     return Network(model, variables, normalize, class_names, config, None, image_shape)
 

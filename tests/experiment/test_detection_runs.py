@@ -172,6 +172,39 @@ def test_alternating_training_changes_in_each_step_what_it_says(shapes_folder, t
         score(override(own, STEPS["3"][0] | {"init.path": str(tmp_path / "2")}), [tmp_path / "3"])
 
 
+@pytest.mark.slow
+def test_a_whole_detector_of_torchvision_s_keys_is_scored(config, tmp_path):
+    torch = pytest.importorskip("torch")
+    fpn, hidden, anchors, classes = 32, 64, 3, 3
+    shapes = {"conv1": (4, 3, 7, 7), "layer1.0.conv1": (4, 4, 3, 3), "layer1.0.conv2": (4, 4, 3, 3)}
+    shapes |= {"layer2.0.conv1": (8, 4, 3, 3), "layer2.0.conv2": (8, 8, 3, 3), "layer2.0.downsample.0": (8, 4, 1, 1)}
+    shapes = {f"backbone.body.{name}.weight": shape for name, shape in shapes.items()}
+    norms = {"bn1": 4, "layer1.0.bn1": 4, "layer1.0.bn2": 4, "layer2.0.bn1": 8, "layer2.0.bn2": 8}
+    for name, width in (norms | {"layer2.0.downsample.1": 8}).items():
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"backbone.body.{name}.{leaf}"] = (width,)
+    biased = {f"backbone.fpn.inner_blocks.{i}.0": (fpn, width, 1, 1) for i, width in enumerate((4, 8))}
+    biased |= {f"backbone.fpn.layer_blocks.{i}.0": (fpn, fpn, 3, 3) for i in range(2)}
+    biased |= {"rpn.head.conv.0.0": (fpn, fpn, 3, 3), "rpn.head.cls_logits": (anchors, fpn, 1, 1)}
+    biased |= {"rpn.head.bbox_pred": (4 * anchors, fpn, 1, 1), "roi_heads.box_head.fc6": (hidden, fpn * 49)}
+    biased |= {"roi_heads.box_head.fc7": (hidden, hidden)}
+    biased |= {"roi_heads.box_predictor.cls_score": (classes + 1, hidden)}
+    biased |= {"roi_heads.box_predictor.bbox_pred": (4 * (classes + 1), hidden)}
+    for name, shape in biased.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    generator = torch.Generator().manual_seed(0)
+    state = {name: 0.1 * torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    torch.save(state, tmp_path / "detector.pth")
+    own = override(config, {"task.background_boxes": True, "task.anchor_style": "rounded", "task.anchors_fitted": True})
+    found = score(own, torch_weights=[str(tmp_path / "detector.pth")])
+    assert found.record["num_examples"] == 4 and 0 <= found.record["mAP"] <= 100
+    params = found.networks[0].variables["params"]
+    expected = state["roi_heads.box_predictor.cls_score.weight"].numpy().T
+    np.testing.assert_array_equal(params["box_score"]["kernel"], expected)
+    kernel = state["backbone.fpn.inner_blocks.1.0.weight"].numpy()
+    np.testing.assert_array_equal(params["backbone"]["inner_1"]["kernel"], kernel.transpose(2, 3, 1, 0))
+
+
 def test_networks_of_a_task_keep_their_config(config):
     """A config of detection survives being written and read, and an unset task is classification."""
     from resnet_jax.config import to_json
