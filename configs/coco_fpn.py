@@ -1,7 +1,7 @@
 """ResNet-50 with FPN on COCO: the present-day baseline, detectron2's "1x": coco_fpn.py:NETWORK.
 
 Command:   python train.py --config configs/coco_fpn.py --workdir runs/coco_fpn \
-               --config.data_dir=DIR --config.task.backbone_weights=resnet50.pth
+               --config.data_dir=DIR --config.init.path=resnet50.pth
            DIR has annotations, train2017 and val2017; the weights are torchvision's, or another file or workdir
 Hardware:  meant for 8 GPUs; the recipe has not been run here
 Published on val2017: detectron2's R50-FPN 37.9 AP with this schedule and 40.2 with three times as many steps, R101-FPN
@@ -16,6 +16,7 @@ from resnet_jax.config import Config, Model
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
 from resnet_jax.tasks.detection import BoxHead, Detection, ProposalNetwork, RegionPooling
+from resnet_jax.train.initial import Weights
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.schedules import Step
 
@@ -46,6 +47,7 @@ def get_config(network: str = "resnet50") -> Config:
             box=BoxHead(samples=512, beta=0.0, nms=0.5, min_size=0.0),
             metric="coco",
         ),
+        init=Weights(),
         optimizer=SGD(learning_rate=0.02, learning_rate_batch=16, momentum=0.9, weight_decay=1e-4),
         schedule=Step(boundaries=(60_000, 80_000), factor=0.1, warmup_steps=1_000),
     )

@@ -1,7 +1,7 @@
 """The paper's Faster R-CNN on ImageNet DET, 200 classes (appendix A, Table 12): imagenet_det.py:NETWORK.
 
 Command:   python train.py --config configs/imagenet_det.py:resnet101 --workdir runs/det \
-               --config.data_dir=DIR --config.task.backbone_weights=WEIGHTS
+               --config.data_dir=DIR --config.init.path=WEIGHTS
            DIR is ILSVRC with Annotations, Data and ImageSets; DET/val1.txt and DET/val2.txt are R-CNN's halves of val
 Hardware:  meant for 8 GPUs; the recipe has not been run here
 Published mean average precision (Table 12): ResNet-101 with refinement, context and multi-scale testing 60.5 on val2,
@@ -14,7 +14,9 @@ schedule: steps, batch and learning rate here are those of configs/coco_c4_paper
 from resnet_jax.config import Config, Model
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
+from resnet_jax.detection.named import PAPER_BOX, PAPER_RPN
 from resnet_jax.tasks.detection import BoxHead, Detection, ProposalNetwork, RegionPooling
+from resnet_jax.train.initial import Weights
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.schedules import Step
 
@@ -42,19 +44,12 @@ def get_config(network: str = "resnet101") -> Config:
             anchor_sizes=(64.0, 128.0, 256.0, 512.0),
             anchor_style="legacy",
             pooling=RegionPooling(op="pool", size=7 if network.startswith("vgg") else 14),
-            rpn=ProposalNetwork(
-                channels=512,
-                straddle=0.0,
-                train_pre_nms=12_000,
-                train_post_nms=2_000,
-                test_pre_nms=6_000,
-                test_post_nms=300,
-                min_size=16.0,
-            ),
-            box=BoxHead(samples=64, negative=(0.0, 0.5), beta=1.0, nms=0.3),
+            rpn=ProposalNetwork(channels=512, **PAPER_RPN._asdict()),
+            box=BoxHead(**PAPER_BOX._replace(negative=(0.0, 0.5))._asdict()),
             context=True,
             metric="voc",
         ),
+        init=Weights(),
         optimizer=SGD(learning_rate=1e-3, momentum=0.9, weight_decay=5e-4, decay="kernels"),
         schedule=Step(boundaries=(240_000,), factor=0.1),
     )

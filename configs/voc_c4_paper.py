@@ -1,10 +1,13 @@
 """The paper's Faster R-CNN on PASCAL VOC (section 4.3, appendix A): voc_c4_paper.py:NETWORK-SETS.
 
 Command:   python train.py --config configs/voc_c4_paper.py:resnet101-07+12 --workdir runs/voc \
-               --config.data_dir=DIR --config.task.backbone_weights=WEIGHTS
+               --config.data_dir=DIR --config.init.path=WEIGHTS
            DIR has the folders VOC2007 and VOC2012; WEIGHTS is a file of PyTorch's or the workdir of a run on ImageNet
 Hardware:  meant for one GPU; the recipe has not been run here
 Networks:  vgg16, resnet50, resnet101; sets 07, 07+12 (scored on VOC 2007 test) and 07++12 (for VOC 2012 test)
+Steps:     joint training; or 1 to 4 of alternating training, NETWORK-SETS-STEP, each from the one before:
+           ...:resnet101-07-1 --workdir runs/1 --config.init.path=WEIGHTS
+           ...:resnet101-07-2 --workdir runs/2 --config.init.path=runs/1      (and so on to runs/4)
 Published mean average precision (Table 7): 07+12 VGG-16 73.2, ResNet-101 76.4; 07++12 VGG-16 70.4, ResNet-101 73.8.
            Runs of one recipe differ by about 0.4 (standard deviation of five, in Faster R-CNN's own code)
 
@@ -14,16 +17,25 @@ momentum 0.9, weight decay 5e-4, 0.001, a tenth of it from 50k of 70k steps on (
 60k or 40k of 100k (07+12 and 07++12, the released Fast R-CNN's). Regions are pooled to 14 x 14 (the paper leaves it
 out; detectron2's) and 7 x 7 for VGG. Frozen: the first two parts of the network, and all batch normalisation.
 
-Unlike there: approximate joint training, not four steps in turn; pixels are divided by ImageNet's deviations; biases
-learn no faster than weights. torchvision's weights stride elsewhere: --config.model.stride_placement=v1.5. VOC 2012
+The steps (Faster R-CNN, section 3.2): 1, the proposal network; 2, the detector on its proposals, each with a backbone
+of its own from WEIGHTS; 3, the proposal network anew on the detector's backbone, which is kept; 4, what of the detector
+is its own. Proposal networks take 60k steps at 0.001 and 20k at 0.0001, one photograph a step; the detector those of
+above, and of 07 30k of 40k (Fast R-CNN's). Proposals are made with each step, and not stored.
+
+Unlike there: joint training is approximate; pixels are divided by ImageNet's deviations; biases learn no faster than
+weights. torchvision's weights stride elsewhere: --config.model.stride_placement=v1.5. VOC 2012
 test's annotations are not public: 07++12 is scored on photographs that it has seen, VOC2012:val.
 """
 
-from resnet_jax.config import Config, Model
+from typing import Any
+
+from resnet_jax.config import Config, Model, override
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
+from resnet_jax.detection.named import PAPER_BOX, PAPER_RPN
 from resnet_jax.evaluation.detection.scores import Metric
 from resnet_jax.tasks.detection import BoxHead, Detection, ProposalNetwork, RegionPooling
+from resnet_jax.train.initial import Weights
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.schedules import Step
 
@@ -42,9 +54,10 @@ _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Metric, int, int]] = {
 
 
 def get_config(member: str = "resnet101-07+12") -> Config:
-    network, _, sets = member.partition("-")
-    train, test, metric, drop, steps = _SETS[sets or "07+12"]
-    return Config(
+    network, _, rest = member.partition("-")
+    sets, _, step = (rest or "07+12").partition("-")
+    train, test, metric, drop, steps = _SETS[sets]
+    joint = Config(
         steps=steps,
         batch_size=2,
         eval_batch_size=4,
@@ -58,18 +71,28 @@ def get_config(member: str = "resnet101-07+12") -> Config:
             anchor_sizes=(128.0, 256.0, 512.0),
             anchor_style="legacy",
             pooling=RegionPooling(op="pool", size=7 if network.startswith("vgg") else 14),
-            rpn=ProposalNetwork(
-                channels=512,
-                straddle=0.0,
-                train_pre_nms=12_000,
-                train_post_nms=2_000,
-                test_pre_nms=6_000,
-                test_post_nms=300,
-                min_size=16.0,
-            ),
-            box=BoxHead(samples=64, negative=(0.1, 0.5), beta=1.0, nms=0.3),
+            rpn=ProposalNetwork(channels=512, **PAPER_RPN._asdict()),
+            box=BoxHead(**PAPER_BOX._asdict()),
             metric=metric,
         ),
+        init=Weights(),
         optimizer=SGD(learning_rate=1e-3, momentum=0.9, weight_decay=5e-4, decay="kernels"),
         schedule=Step(boundaries=(drop,), factor=0.1),
     )
+    return override(joint, _step(step, network, sets)) if step else joint
+
+
+def _step(step: str, network: str, sets: str) -> dict[str, Any]:
+    """What one of the four steps changes."""
+    rpn: dict[str, Any] = {"task.trains": "rpn", "batch_size": 1, "steps": 80_000, "schedule.boundaries": (60_000,)}
+    detector: dict[str, Any] = {"task.trains": "detector", "init.head": "keep"}
+    if sets == "07":
+        detector |= {"steps": 40_000, "schedule.boundaries": (30_000,)}
+    # All that both stages read: the convolutions of VGG, and the stem and three stages.
+    shared = {"task.frozen_stages": 5 if network.startswith("vgg") else 4}
+    return {
+        "1": rpn | {"task.shared": False},
+        "2": detector | {"task.shared": False},
+        "3": rpn | shared | {"init.head": "keep"},
+        "4": detector | shared,
+    }[step]

@@ -1,8 +1,8 @@
 """The results ledger: small JSON files, of which the report, the README's tables and its speeds are made.
 
-A record is of a kind: a "run" trained and scored, an "ensemble" of runs, a "score" of given weights (a line of eval.py)
-or a "benchmark" (what ``benchmarks.run --out`` writes). Runs and ensembles lie in RESULTS/SCALE, the others in
-RESULTS/scores and RESULTS/benchmarks.
+A record is of a kind: a "run" trained and scored, an "ensemble" of runs, a row of a table of "detection", a "score" of
+given weights (a line of eval.py) or a "benchmark" (what ``benchmarks.run --out`` writes). The first three lie in
+RESULTS/SCALE, the others in RESULTS/scores and RESULTS/benchmarks.
 """
 
 import json
@@ -23,6 +23,7 @@ _KEYS = {
         *("run", "scale", "network", "config", "seed", "steps", "recipe_steps", "values", "curves"),
         *("results", "commands", "environment", "numerics"),
     ),
+    "detection": ("run", "scale", "title", "values", "commands", "result", "numerics"),
     "ensemble": ("run", "scale", "members", "results", "commands"),
     "score": ("name", "title", "command", "commit", "numerics", "result"),
     "benchmark": ("name", "command", "commit", "numerics", "environment", "comparisons"),

@@ -1,6 +1,8 @@
 """Reproduces the paper: python reproduce.py EXPERIMENT --scale smoke|small|medium|paper, or table1, report or record.
 
-EXPERIMENT is a table or figure: table2 to table6, fig1, fig4, fig6, fig7; or ingredients, which is not of the paper.
+EXPERIMENT is a table or figure: table2 to table14, fig1, fig4, fig6, fig7; or ingredients, which is not of the paper.
+The detectors of table7 to table12 start from the networks of table3, which are to be trained at the same scale before;
+nothing of table13 and table14 can be trained yet, and the paper's numbers are shown.
 What has been trained and scored before is kept; what was interrupted goes on. --dry_run prints the plan and what it
 costs.
 
@@ -20,7 +22,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from reproduction import cost, experiments, report, running, sections
+from reproduction import cost, detection, experiments, report, running, sections
 from reproduction.document import to_markdown
 from reproduction.ledger import FOLDERS, imported, record_path, write_record
 from reproduction.numerics import commit, numerics_hash
@@ -50,7 +52,7 @@ TITLE = flags.DEFINE_string("title", None, "Of record: what was scored.")
 
 def run(arguments: list[str]) -> None:
     name = arguments[0] if arguments else ""
-    known = (*experiments.EXPERIMENTS, "report", "record")
+    known = (*experiments.EXPERIMENTS, *detection.TABLES, "report", "record")
     if name not in known or len(arguments) != (2 if name == "record" else 1):
         raise UserError(f"name one of {', '.join(known[:-1])} and record NAME, not {' '.join(arguments)!r}")
     results = Path(RESULTS.value)
@@ -74,13 +76,19 @@ def _experiment(name: str, results: Path) -> None:
     scale = SCALE.value
     if not scale:
         raise UserError(f"--scale is missing; give one of {', '.join(experiments.SCALES)}")
-    runs = experiments.runs(name, scale, SEEDS.value, NETWORKS.value)
+    detects = name in detection.TABLES
+    if detects and (SEEDS.value or NETWORKS.value or DRY_RUN.value):
+        raise UserError(f"{name} has rows, not networks, and no plan; leave --seeds, --networks and --dry_run out")
+    runs = [] if detects else experiments.runs(name, scale, SEEDS.value, NETWORKS.value)
     places = running.Places(ROOT, Path(RUNS.value), results, Path(DATA_DIR.value) if DATA_DIR.value else None)
     if DRY_RUN.value:
         print(cost.plan(name, scale, runs, places))
         return
     jax.config.update("jax_platforms", "cpu")  # The accelerator's memory is for the programs that train and score.
-    failures = running.perform(name, scale, runs, places, JOBS.value or (2 if scale == "smoke" else 1))
+    if detects:
+        failures = detection.perform(name, scale, places)
+    else:
+        failures = running.perform(name, scale, runs, places, JOBS.value or (2 if scale == "smoke" else 1))
     print(to_markdown(report.one_section(ROOT, results, scale, name)))
     if README.value:
         report.update_readme(Path(README.value), ROOT, results)

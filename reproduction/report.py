@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from reproduction import paper, speeds
+from reproduction import detection, paper, speeds
 from reproduction.document import (
     Block,
     Commands,
@@ -17,15 +17,13 @@ from reproduction.document import (
 )
 from reproduction.experiments import EXPERIMENTS, SCALES
 from reproduction.ledger import FOLDERS, Record, read_ledger, read_record
+from reproduction.numbers import hardware, mean_and_deviation, number
 from reproduction.numerics import numerics_hash, short
 from reproduction.running import is_current
 from reproduction.sections import (
     DISTANCE,
     by_network,
     degradation,
-    hardware,
-    mean_and_deviation,
-    number,
     section,
     title,
 )
@@ -54,6 +52,8 @@ def one_section(root: Path, results: Path, scale: str, name: str) -> list[Block]
     """A single table or figure, under the statement of its scale."""
     (results / scale).mkdir(parents=True, exist_ok=True)
     ledger = _ledger(root, results, scale)
+    if name in detection.TABLES:
+        return detection.section(name, scale, ledger) or detection.published(name)
     blocks = section(name, scale, results / scale, ledger)
     found = degradation(name, scale, ledger).sentences if name in _FINDINGS else []
     statement = [Paragraph(SCALES[scale].statement), *(Paragraph(sentence, strong=True) for sentence in found)]
@@ -89,6 +89,8 @@ def _blocks(root: Path, folder: Path, scale: str, ledger: Mapping[str, Record]) 
     blocks.append(Contents())
     for name in EXPERIMENTS:
         blocks += sections.get(name, [])
+    for table in detection.TABLES:
+        blocks += detection.section(table, scale, ledger)
     return blocks + _runs(root, ledger)
 
 

@@ -76,8 +76,8 @@ def perform(name: str, scale: str, runs: list[Run], places: Places, jobs: int = 
     if photographs and any("data.crop_size" in values(places.root, scale, run) for run in runs):
         write_photographs(photographs)
     numerics_hash(places.root)  # Cached for the threads below: Python 3.11 cannot parse in several at a time.
-    with _passing_on_signals() as (received, children):
-        call = partial(_call, places, scale, received, children)
+    with passing_on_signals() as (received, children):
+        call = partial(run_program, places, scale, received, children)
 
         def attempt(number: int, run: Run) -> None:
             heading = f"[{number}/{len(runs)}] {name}, {scale}: {run.name}"
@@ -182,7 +182,7 @@ def _one_run(call: Call, heading: str, experiment: Experiment, scale: str, run: 
     if result["step"] != record["steps"]:
         raise UserError(f"{folder} is at step {result['step']} of {record['steps']}; run the same command again")
     record["results"][experiment.protocol] = result
-    record["commands"][experiment.protocol] = _shown(places, scale, scoring)
+    record["commands"][experiment.protocol] = shown(places, scale, scoring)
     if experiment.responses:
         rows = [line.split(",") for line in measured.read_text().splitlines()[1:]]
         record["responses"] = {layer: float(deviation) for _, layer, deviation, _ in rows}
@@ -204,7 +204,7 @@ def _ensemble(call: Call, name: str, experiment: Experiment, scale: str, runs: l
     print(f"{name}, {scale}: scoring the ensemble", file=sys.stderr)
     result = _result(places.root, call(scoring))
     record: Record = {"kind": "ensemble", "run": ensemble_name(name), "scale": scale, "members": members}
-    record["commands"] = {experiment.protocol: _shown(places, scale, scoring)}
+    record["commands"] = {experiment.protocol: shown(places, scale, scoring)}
     write_record(path, record | {"results": {experiment.protocol: result}})
 
 
@@ -249,7 +249,7 @@ def _training_record(scale: str, run: Run, places: Places, training: list[str]) 
             },
             "numerics": code.read_text().split() if code.exists() else [],
             "values": values(places.root, scale, run),
-            "commands": {"training": _shown(places, scale, training)},
+            "commands": {"training": shown(places, scale, training)},
             "results": {},
             "curves": {
                 "train": [[row["step"], row["train_error"]] for row in metrics],
@@ -263,12 +263,12 @@ def _training_record(scale: str, run: Run, places: Places, training: list[str]) 
 _parameters = cache(count_parameters)  # Seeds of a network have the same.
 
 
-def _call(
+def run_program(
     places: Places, scale: str, received: list[int], children: list[subprocess.Popen], arguments: list[str]
 ) -> str:
     """Runs train.py or eval.py, with its progress on our stderr; returns what it printed on stdout.
 
-    ``received`` and ``children`` are those of ``_passing_on_signals``. Raises Failed if it ends with an error, and
+    ``received`` and ``children`` are those of ``passing_on_signals``. Raises Failed if it ends with an error, and
     Stopped if a signal ended it, or came before.
     """
     program, flag, config, *rest = arguments
@@ -306,7 +306,7 @@ def _data_dir(places: Places, scale: str, arguments: list[str]) -> Path | None:
     return _photographs(places, scale) if "--config.data.name=folder" in arguments else None
 
 
-def _shown(places: Places, scale: str, arguments: list[str]) -> str:
+def shown(places: Places, scale: str, arguments: list[str]) -> str:
     """A command as one would type it beside train.py: no absolute paths, and DIR for the folder of the data."""
     folder = str(places.workdirs)
     typed = [argument.replace(folder, "runs") for argument in arguments] if folder.startswith("/") else arguments
@@ -317,7 +317,7 @@ def _shown(places: Places, scale: str, arguments: list[str]) -> str:
 
 
 @contextmanager
-def _passing_on_signals() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
+def passing_on_signals() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
     """The signals that arrive, and the processes that they are passed on to. A lost terminal stops them, too."""
     received: list[int] = []
     children: list[subprocess.Popen] = []

@@ -1,6 +1,5 @@
 """The tables and figures, each as blocks of a document, out of the ledger's records alone."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -12,6 +11,16 @@ from reproduction import paper
 from reproduction.document import Block, Heading, Paragraph, Picture, Table
 from reproduction.experiments import EXPERIMENTS, SCALES, Experiment, network
 from reproduction.ledger import Record
+from reproduction.numbers import (
+    LAST_LOGS,
+    difference,
+    final_test_error,
+    final_training_error,
+    mean_and_deviation,
+    named,
+    number,
+    signed,
+)
 from reproduction.pictures import Curves, draw_errors, draw_responses, top_of
 from reproduction.running import ensemble_name
 from resnet_jax.analysis.complexity import count_both
@@ -33,8 +42,6 @@ _ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
     *((f"resnet{depth}", {}) for depth in (20, 32, 44, 56, 110, 1202)),
     *((f"highway{depth}", {}) for depth in (20, 32)),
 ]
-
-_LAST_LOGS = 5
 
 
 @cache
@@ -139,7 +146,7 @@ def _error_table(name: str, found: Records, protocol: str, compare: bool) -> lis
                 shown += f" ({repeated.mean:.2f} ± {repeated.deviation:.2f})"
                 of_paper = of_paper if len(runs) == 1 else repeated.mean  # Like with like.
             same_split = all(run["results"][protocol]["split"] == published.split for run in runs)
-            row += [mean_and_deviation(values), shown, _difference(values, of_paper) if compare and same_split else ""]
+            row += [mean_and_deviation(values), shown, difference(values, of_paper) if compare and same_split else ""]
         rows.append(row)
     for cited_title, cited in published.cited.items():
         cells = [f"{cited_title}, cited", cited.parameters, "", "", cited.top1, ""]
@@ -225,7 +232,7 @@ def _error_figure(name: str, scale: str, folder: Path, found: Records) -> list[B
     paths, caption = _draw(name, scale, folder, found)
     text = (
         f"Errors at the end of training. The training error is that of augmented images as they are trained on, over "
-        f"the last {_LAST_LOGS} logged intervals. Several runs are given as mean ± sample standard deviation."
+        f"the last {LAST_LOGS} logged intervals. Several runs are given as mean ± sample standard deviation."
     )
     return [Picture(paths, caption), Table(header, rows), Paragraph(text)]
 
@@ -310,7 +317,7 @@ def degradation(name: str, scale: str, ledger: Mapping[str, Record]) -> Finding:
         claim = "Deeper plain networks are worse" if kind == "plain" else "Deeper residual networks are better"
         sentences.append(
             f"{claim}: {verdict}. From {depths[0]} to {depths[-1]} layers the training error changes by "
-            f"{_signed(train)} and the test error by {_signed(test)} points ({_named(seeds)})."
+            f"{signed(train)} and the test error by {signed(test)} points ({named(seeds)})."
         )
         costs[kind] = statistics.mean(train), statistics.mean(test)
     if len(costs) == 2:
@@ -343,16 +350,6 @@ def _too_short(families: Mapping[str, Mapping[int, tuple[str, list[Record]]]], d
     return None
 
 
-def final_test_error(record: Record) -> float:
-    """The last evaluation in training, in percent."""
-    return record["curves"]["test"][-1][1]
-
-
-def final_training_error(record: Record) -> float:
-    """The mean of the last logged training errors, in percent."""
-    return statistics.mean(error for _, error in record["curves"]["train"][-_LAST_LOGS:])
-
-
 def _steps(found: Records) -> str:
     """How long the runs were, and how long the recipe is."""
     lengths = {(run["steps"], run["recipe_steps"]) for runs in found.values() for run in runs}
@@ -373,7 +370,7 @@ def _responses(name: str, scale: str, folder: Path, found: Records, ledger: Mapp
         "Standard deviation of each 3x3 layer's response over the test set, after batch normalisation and before the "
         "ReLU or the addition."
     )
-    seeds = _named(sorted({runs[0]["seed"] for runs in found.values()}))
+    seeds = named(sorted({runs[0]["seed"] for runs in found.values()}))
     caption = f"{scale.capitalize()} scale, {_steps(found)} steps, {seeds}."
     blocks: list[Block] = [Paragraph(text), Picture(paths, caption)]
     blocks.append(Table(["network", "layers", "mean", "median", "largest"], rows))
@@ -394,38 +391,3 @@ def _responses(name: str, scale: str, folder: Path, found: Records, ledger: Mapp
             )
         blocks.append(Paragraph(sentences, strong=True))
     return blocks
-
-
-# Numbers as text.
-
-
-def hardware(record: Record) -> str:
-    """What a run was trained on."""
-    environment = record["environment"]
-    devices = [kind.partition(": ")[2] or kind for kind in environment["devices"]]
-    if devices[0] == "cpu":
-        return environment["processor"] or "CPU"
-    return f"{len(devices)} x {devices[0]}"
-
-
-def mean_and_deviation(values: list[float]) -> str:
-    """ "8.75", or "6.61 ± 0.16" of several."""
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
-
-
-def number(value: float | None) -> str:
-    """An error in percent; nothing where there is none."""
-    return "" if value is None or math.isnan(value) else f"{value:.2f}"
-
-
-def _difference(values: list[float], of_paper: float | None) -> str:
-    return "" if of_paper is None else f"{statistics.mean(values) - of_paper:+.2f}"
-
-
-def _signed(values: list[float]) -> str:
-    return ", ".join(f"{value:+.2f}" for value in values)
-
-
-def _named(seeds: list[int]) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

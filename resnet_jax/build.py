@@ -182,17 +182,13 @@ def check(config: Config, num_devices: int) -> None:
         )
     if config.task.fine_tunes:
         config.finetune.check(model)
-    elif config.init.name != "none" or config.finetune != FineTune():
+    elif config.finetune != FineTune():
         raise UserError(
-            f"config.init or config.finetune is set, but they are not for config.task.name {config.task.name!r}; use "
-            f"config.task.backbone_weights, frozen_stages and freeze_norm"
+            f"config.finetune is set, but it is not for config.task.name {config.task.name!r}; use "
+            f"config.task.frozen_stages and freeze_norm"
         )
     if config.bn_recompute_batches and config.finetune.freeze_bn:
         raise UserError("config.bn_recompute_batches is set, but config.finetune.freeze_bn keeps them all; remove one")
-    if config.init.name == "weights" and not config.init.path:
-        raise UserError(
-            "config.init.path is missing; give a file of PyTorch weights or a workdir, or --config.init.name=none"
-        )
     if config.data_dir is not None and config.data.name == "digits":
         raise UserError("config.data_dir is set, but the digits are inside scikit-learn; remove it")
 

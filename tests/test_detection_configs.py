@@ -105,6 +105,41 @@ def test_the_paper_s_recipes_hold_the_numbers_of_faster_rcnn(name):
     assert task.metric == metrics[sets]
 
 
+@pytest.mark.parametrize("network", ["vgg16", "resnet101"])
+def test_the_four_steps_of_alternating_training_are_faster_rcnn_s(network):
+    """Section 3.2 there; which modules are trained, and how long."""
+    shared = [f"conv{i}_1" for i in (1, 2, 3, 5)] if network == "vgg16" else ["stem_conv", *_stages(1, 2, 3)]
+    head = ["fc6", "fc7"] if network == "vgg16" else _stages(4)
+    free = shared[2:]  # Two parts are frozen always.
+    expected = {
+        "1": {("rpn_head",), *(("rpn_backbone", name) for name in free)},
+        "2": {("box_score",), ("box_deltas",), *(("backbone", name) for name in (*free, *head))},
+        "3": {("rpn_head",)},
+        "4": {("box_score",), ("box_deltas",), *(("backbone", name) for name in head)},
+    }
+    for step, modules in expected.items():
+        config = load(f"voc_c4_paper.py:{network}-07-{step}")
+        joint = load(f"voc_c4_paper.py:{network}-07")
+        build.check(config, 1)
+        odd = step in "13"
+        assert (config.steps, config.schedule.boundaries) == ((80_000, (60_000,)) if odd else (40_000, (30_000,)))
+        assert (config.batch_size, config.task.trains) == ((1, "rpn") if odd else (2, "detector"))
+        assert config.init.head == ("new" if step == "1" else "keep")
+        assert (config.task.rpn, config.task.box, config.data) == (joint.task.rpn, joint.task.box, joint.data)
+        scanned = {"model.scan_blocks": True} if network == "resnet101" else {}
+        task = config.task.without_data(build.make_model(override(config, scanned), 20))
+        places = flax.traverse_util.flatten_dict(task.trained((64, 64, 3)))
+        moving = {(place[0], place[2]) if "backbone" in place[0] else place[:1] for place in places if places[place]}
+        watched = {(name,) for name in ("rpn_head", "box_score", "box_deltas")} | {
+            (backbone, name) for backbone in ("backbone", "rpn_backbone") for name in (*shared, *head)
+        }
+        assert moving & watched == modules, step
+
+
+def _stages(*numbers):
+    return [f"stage{i}_block1" for i in numbers]
+
+
 def test_the_fpn_recipe_is_detectron2_s_1x():
     config = load("coco_fpn.py")
     assert (config.batch_size, config.steps, config.schedule.boundaries) == (16, 90_000, (60_000, 80_000))

@@ -56,6 +56,9 @@ class Backbone(Protocol):
     def is_frozen(self, place: Place) -> bool:
         """Whether the parameter at this place in the backbone is never trained."""
 
+    def of_head(self, place: Place) -> bool:
+        """Whether the parameter at this place belongs to ``head``, and not to the maps."""
+
 
 def _frozen_stages_of_resnet(place: Place, frozen_stages: int) -> bool:
     """Of a place in a ``ResNet``; the stem is the first stage."""
@@ -107,6 +110,9 @@ class ResNetC4(nn.Module):
 
     def is_frozen(self, place: Place) -> bool:
         return place[0] == "network" and _frozen_stages_of_resnet(place[1:], self.frozen_stages)
+
+    def of_head(self, place: Place) -> bool:
+        return place[0] == "network" and place[1].startswith(f"stage{len(self.network.stage_sizes)}_")
 
 
 class FPN(nn.Module):
@@ -173,6 +179,9 @@ class FPN(nn.Module):
     def is_frozen(self, place: Place) -> bool:
         return place[0] == "network" and _frozen_stages_of_resnet(place[1:], self.frozen_stages)
 
+    def of_head(self, place: Place) -> bool:
+        return place[0] in ("fc6", "fc7")
+
 
 _lecun_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
@@ -230,29 +239,30 @@ class VGGBackbone(nn.Module):
         name = place[1] if place[0] == "network" else ""
         return name.startswith("conv") and int(name.removeprefix("conv").split("_")[0]) <= self.frozen_stages
 
+    def of_head(self, place: Place) -> bool:
+        return place[0] == "network" and place[1] in ("fc6", "fc7")
+
 
 def trainable(backbone: Backbone, variables: Variables) -> Any:
     """A tree like ``variables["params"]`` of bools: False for frozen stages and for frozen batch normalisation.
 
     For an optimizer, which must leave the others alone altogether: weight decay would change them, too. ``variables``
-    are those of a module that has ``backbone`` under this name.
+    are those of a module that has ``backbone`` under this name, or as "rpn_backbone" (``FasterRCNN``).
     """
     normalised = {place[:-1] for place in flax.traverse_util.flatten_dict(dict(variables.get("batch_stats", {})))}
 
     def of(place: Place) -> bool:
-        frozen = place[0] == "backbone" and backbone.is_frozen(place[1:])
+        frozen = place[0] in ("backbone", "rpn_backbone") and backbone.is_frozen(place[1:])
         return not (frozen or (backbone.freeze_norm and place[:-1] in normalised))
 
     places = flax.traverse_util.flatten_dict(dict(variables["params"]))
     return flax.traverse_util.unflatten_dict({place: of(place) for place in places})
 
 
-def stop_frozen(backbone: Backbone, variables: Variables) -> dict[str, Any]:
-    """The variables, of which those that are not ``trainable`` get gradients of zero, which cost nothing."""
+def stop_frozen(variables: Variables, trained: Any) -> dict[str, Any]:
+    """The variables, of which those that are False in ``trained`` get gradients of zero, which cost nothing."""
     params = jax.tree.map(
-        lambda leaf, trained: leaf if trained else jax.lax.stop_gradient(leaf),
-        variables["params"],
-        trainable(backbone, variables),
+        lambda leaf, moves: leaf if moves else jax.lax.stop_gradient(leaf), variables["params"], trained
     )
     return {**variables, "params": params}
 

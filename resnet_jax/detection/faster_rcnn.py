@@ -5,15 +5,16 @@ lie in the upper left corner of larger arrays, whose rest is zeros; ``image_hw``
 static: where there are fewer boxes than slots, masks say which count.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.detection.anchors import Anchors
-from resnet_jax.detection.backbones import stop_frozen
+from resnet_jax.detection.backbones import stop_frozen, trainable
 from resnet_jax.detection.boxes import Weights, at_least, clip, decode, encode, iou
 from resnet_jax.detection.nms import box_vote, nms
 from resnet_jax.detection.roi import multilevel_roi_align, roi_align, roi_pool
@@ -27,6 +28,9 @@ from resnet_jax.detection.rpn import (
     smooth_l1,
 )
 from resnet_jax.detection.sampling import POSITIVE, match, sample_fixed
+
+Trains: TypeAlias = Literal["joint", "rpn", "detector"]
+"""Which part is trained: both together, the proposal network, or the detector on the proposals of the former."""
 
 
 class BoxSettings(NamedTuple):
@@ -128,6 +132,8 @@ class FasterRCNN(nn.Module):
     box: settings of the second stage.
     context: add the features of the whole image, pooled as one region, to those of each (appendix B, global context).
     background_boxes: predict boxes for the background, too, as torchvision's weights do; nothing reads them.
+    rpn_backbone: None: the proposal network reads the maps of ``backbone``; or a backbone of its own, as in the first
+        two steps of alternating training (section 3.2 there).
     """
 
     backbone: Any
@@ -139,6 +145,7 @@ class FasterRCNN(nn.Module):
     box: BoxSettings = BoxSettings()
     context: bool = False
     background_boxes: bool = False
+    rpn_backbone: Any = None
 
     def setup(self) -> None:
         self.rpn_head = RPNHead(
@@ -156,7 +163,7 @@ class FasterRCNN(nn.Module):
     def __call__(self, images: jax.Array, image_hw: jax.Array) -> Detections:
         """Detections of normalised images (B, H, W, 3), whose heights and widths are ``image_hw`` (B, 2)."""
         maps = self.features(images)
-        proposals = self.propose(maps, images.shape[1:3], image_hw)
+        proposals = self.propose(self.rpn_maps(images, maps), images.shape[1:3], image_hw)
         return detect(self.predict(maps, proposals, image_hw), image_hw, self.box)
 
     def outputs(self, images: jax.Array, boxes: jax.Array, image_hw: jax.Array) -> Any:
@@ -165,11 +172,19 @@ class FasterRCNN(nn.Module):
         ``init(..., method="outputs")`` makes all variables without compiling the suppression.
         """
         maps = self.features(images)
-        return self.rpn_outputs(maps), self.head(maps, boxes, image_hw)
+        return self.rpn_outputs(self.rpn_maps(images, maps)), self.head(maps, boxes, image_hw)
 
     def features(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
         """The backbone's maps."""
         return self.backbone(images, train)
+
+    def rpn_maps(
+        self, images: jax.Array, maps: tuple[jax.Array, ...] | None = None, train: bool = False
+    ) -> tuple[jax.Array, ...]:
+        """The maps that the proposal network reads: ``maps``, the ``features``, or those of its own backbone."""
+        if self.rpn_backbone is not None:
+            return self.rpn_backbone(images, train)
+        return self.features(images, train) if maps is None else maps
 
     def rpn_outputs(self, maps: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         """Of each map logits (B, N_i) and deltas (B, N_i, 4), float32."""
@@ -183,7 +198,7 @@ class FasterRCNN(nn.Module):
     def propose(
         self, maps: tuple[jax.Array, ...], padded_hw: tuple[int, ...], image_hw: jax.Array, train: bool = False
     ) -> Proposals:
-        """Proposals out of ``features``. Trained and read with other numbers of them (``RPNSettings``)."""
+        """Proposals out of ``rpn_maps``. Trained and read with other numbers of them (``RPNSettings``)."""
         scores, deltas = self.rpn_outputs(maps)
         return propose(scores, deltas, self.anchor_boxes(maps, padded_hw), image_hw, self.rpn, train)
 
@@ -230,17 +245,27 @@ class FasterRCNN(nn.Module):
     # Training.
 
     def losses(
-        self, images: jax.Array, image_hw: jax.Array, targets: Targets, train: bool = True
+        self,
+        images: jax.Array,
+        image_hw: jax.Array,
+        targets: Targets,
+        train: bool = True,
+        trains: Trains = "joint",
     ) -> dict[str, jax.Array]:
         """The four losses of approximate joint training, by name; what is minimised is their sum.
 
-        "objectness", "rpn_box", "classifier", "box". Needs an rng called "sample", and "dropout" for VGG; where batch
-        normalisation is not frozen, "batch_stats" must be mutable. ``training_losses`` also keeps frozen parameters
-        from getting gradients.
+        "objectness" and "rpn_box", the proposal network's; "classifier" and "box", the detector's. Either pair may be
+        trained alone (``trains``), the detector on the proposals of the network as it is. Needs an rng called "sample",
+        and "dropout" for VGG; where batch normalisation is not frozen, "batch_stats" must be mutable.
+        ``training_losses`` also keeps frozen parameters from getting gradients.
         """
+        padded_hw = images.shape[1:3]
+        if trains == "rpn":
+            return self.rpn_losses(self.rpn_maps(images, train=train), padded_hw, image_hw, targets)
         maps = self.features(images, train)
-        first = self.rpn_losses(maps, images.shape[1:3], image_hw, targets)
-        proposals = self.propose(maps, images.shape[1:3], image_hw, train=True)
+        rpn_maps = self.rpn_maps(images, maps, train and trains == "joint")
+        first = self.rpn_losses(rpn_maps, padded_hw, image_hw, targets) if trains == "joint" else {}
+        proposals = self.propose(rpn_maps, padded_hw, image_hw, train=True)
         return first | self.box_losses(maps, proposals, image_hw, targets, train)
 
     def rpn_losses(
@@ -354,16 +379,35 @@ def training_losses(
     image_hw: jax.Array,
     targets: Targets,
     key: jax.Array,
+    trains: Trains = "joint",
 ) -> tuple[dict[str, jax.Array], Any]:
-    """(``FasterRCNN.losses``, the new batch statistics), where frozen parameters get gradients of zero at no cost."""
+    """(``FasterRCNN.losses``, the new batch statistics), where what is not ``trained`` gets no gradient, at no cost."""
     sample, dropout = jax.random.split(key)
     losses, updated = model.apply(
-        stop_frozen(model.backbone, variables),
+        stop_frozen(variables, trained(model, variables, trains)),
         images,
         image_hw,
         targets,
+        trains=trains,
         method="losses",
         mutable=["batch_stats"],
         rngs={"sample": sample, "dropout": dropout},
     )
     return losses, updated.get("batch_stats", variables.get("batch_stats", {}))
+
+
+def trained(model: FasterRCNN, variables: Any, trains: Trains = "joint") -> Any:
+    """A tree like ``variables["params"]`` of bools: whether training this part changes a parameter.
+
+    Without what is frozen (``backbones.trainable``). Where the proposal network has no backbone of its own, training
+    it changes the shared one.
+    """
+    free = flax.traverse_util.flatten_dict(trainable(model.backbone, variables))
+    shares = model.rpn_backbone is None
+
+    def of(place: tuple[str, ...]) -> bool:
+        of_rpn = place[0] in ("rpn_head", "rpn_backbone")
+        shared = shares and place[0] == "backbone" and not model.backbone.of_head(place[1:])
+        return {"joint": True, "rpn": of_rpn or shared, "detector": not of_rpn}[trains]
+
+    return flax.traverse_util.unflatten_dict({place: free[place] and of(place) for place in free})

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.traverse_util
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -17,12 +16,10 @@ from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.networks import load_run, note_differences, stride_placement
 from resnet_jax.interop.pretrained import read_repository
-from resnet_jax.interop.torch_keys import misfits
 from resnet_jax.interop.torch_weights import load_torch
-from resnet_jax.models.stacking import stack_blocks, unstack_blocks
+from resnet_jax.models.stacking import unstack_blocks
 from resnet_jax.train.initial import Weights
 
-_HEAD = "head"
 _HUB = "timm/"  # Of other owners a name could be a mistyped path, and would be sent to the Hub.
 
 
@@ -60,10 +57,27 @@ def read_start(
     """
     init = config.init
     if not isinstance(init, Weights):
+        if config.task.needs_weights(model):
+            raise UserError(
+                "layers are frozen, and config.init says of no weights, so that they would stay random; set "
+                "--config.init.name=weights and --config.init.path, or freeze nothing"
+            )
         return RANDOM
+    if not init.path:
+        raise UserError(
+            "config.init.path is missing; give a file of PyTorch weights or a workdir, or --config.init.name=none"
+        )
     loaded = _load(init, config, len(class_names), image_shape, mesh)
-    kept = _checked(loaded, init, model, config, class_names, image_shape)
-    laid_out = kept if model == model.unrolled() else stack_blocks(kept)
+    keep_head = init.head == "keep"
+    if keep_head:
+        _refuse_other_classes(loaded, class_names, init.path)
+    try:
+        kept = config.task.starting(model, loaded.variables, keep_head, image_shape)
+    except UserError as error:
+        raise UserError(
+            f"{init.path} does not fit config.model {config.model.name}: {error}; set config.model to the network that "
+            f"they were trained as"
+        ) from None
     normalization = None
     if init.normalization == "weights" and loaded.normalization is not None:
         normalization = fitted(loaded.normalization, image_shape)
@@ -72,7 +86,7 @@ def read_start(
     if parallel.is_main_process():
         print(f"starting from {init.path}, with {head} and {normalized}", file=sys.stderr)
     record = loaded.record | {"head": init.head, "normalization": "config" if normalization is None else "weights"}
-    variables = parallel.to_global(jax.device_get(laid_out), parallel.replicated(mesh))
+    variables = parallel.to_global(jax.device_get(kept), parallel.replicated(mesh))
     return Start(variables, normalization, record)
 
 
@@ -150,41 +164,10 @@ def _torch_variables(
     return unstack_blocks(variables)
 
 
-def _checked(
-    loaded: _Loaded,
-    init: Weights,
-    model: Any,
-    config: Config,
-    class_names: list[str],
-    image_shape: tuple[int, int, int],
-) -> dict[str, Any]:
-    """The variables that are kept. Raises UserError where they are not those of ``model``."""
-    task, kept = config.task.without_data(model.scanned()), dict(loaded.variables)
-    template = jax.eval_shape(lambda: task.init(jax.random.key(0), image_shape))
-    views = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), template)
-    expected = _shapes(views if model.scanned() == model.unrolled() else unstack_blocks(views))
-    given = _shapes(kept)
-    if init.head == "new":
-        kept["params"] = {module: leaves for module, leaves in kept["params"].items() if module != _HEAD}
-        given, expected = (
-            {name: shape for name, shape in shapes.items() if not name.startswith(f"params/{_HEAD}/")}
-            for shapes in (given, expected)
-        )
-    else:
-        _refuse_other_classes(loaded, given, class_names, init.path)
-    problems = misfits(given, expected, "config.model")
-    if problems:
-        raise UserError(
-            f"{init.path} does not fit config.model {config.model.name}: {'; '.join(problems)}; set config.model to "
-            f"the network that they were trained as"
-        )
-    return kept
-
-
-def _refuse_other_classes(
-    loaded: _Loaded, given: dict[str, tuple[int, ...]], class_names: list[str], path: str
-) -> None:
-    classes, fix = given.get(f"params/{_HEAD}/kernel", (0,))[-1], "use --config.init.head=new"
+def _refuse_other_classes(loaded: _Loaded, class_names: list[str], path: str) -> None:
+    fix = "use --config.init.head=new"
+    head = loaded.variables["params"].get("head", {"kernel": np.zeros(0)})
+    classes = head["kernel"].shape[-1] if loaded.class_names is None else len(loaded.class_names)
     if classes != len(class_names):
         raise UserError(
             f"config.init.head is 'keep', but {path} has a head for {classes} classes and the data have "
@@ -196,10 +179,6 @@ def _refuse_other_classes(
                 f"config.init.head is 'keep', but the run in {path} has the class {theirs!r} where the data have "
                 f"{ours!r}; {fix}"
             )
-
-
-def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
-    return {"/".join(path): np.shape(leaf) for path, leaf in flax.traverse_util.flatten_dict(variables).items()}
 
 
 def _sha256(path: Path) -> str:

@@ -1,7 +1,6 @@
 """Trained networks, ready to apply: out of a run's workdir, or of a file of PyTorch weights."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ from resnet_jax.config import Config, read_config, refuse_change
 from resnet_jax.data.class_names import imagenet_names
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
-from resnet_jax.interop.torch_weights import load_torch
 from resnet_jax.models.zoo import variant
 from resnet_jax.train import checkpoint
 from resnet_jax.train.state import init_state
@@ -75,25 +73,6 @@ def load_run(
     return Network(model, state.variables, normalize, class_names, config, int(state.step), shape)
 
 
-def starting_weights(config: Config, mesh: Mesh) -> Callable[[], Any] | None:
-    """Reads what config.task starts with, {"params", "batch_stats"} of the network of config.model; None: nothing.
-
-    That is the latest checkpoint of a workdir, or a file of PyTorch weights. Raises UserError where it cannot be read.
-    """
-    source = config.task.starting_weights
-    if source is None:
-        return None
-
-    def read() -> Any:
-        path = Path(source)
-        if path.is_dir():
-            return load_run(path, mesh=mesh).variables
-        # The classifier is left aside, whatever its classes.
-        return load_torch(config.model.name, path, 1, new_head=True, **config.model.overrides)
-
-    return read
-
-
 def refuse_missing_run(workdir: Path) -> None:
     """Raises UserError if nothing was trained in ``workdir``."""
     if not (workdir / "checkpoints").is_dir():
@@ -114,7 +93,7 @@ def load_weights(
     """
     model = build.make_model(config, len(class_names), mesh)
     note_differences(config)
-    loaded = load_torch(config.model.name, source=path, num_classes=len(class_names), **config.model.overrides)
+    loaded = config.task.load_torch(config.model.name, path, model, config.model.overrides)
     variables = parallel.to_global(loaded, parallel.replicated(mesh))
     return Network(model, variables, normalize, class_names, config, None, image_shape)
 

@@ -10,7 +10,6 @@ from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.experiment.agreement import agree
 from resnet_jax.experiment.initial import RANDOM, read_start
-from resnet_jax.experiment.networks import starting_weights
 from resnet_jax.train import checkpoint, loop
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.workdir import initial_record, prepare_workdir, refuse_other_classes
@@ -70,7 +69,7 @@ def train(
             start.record,
         ),
         partial(plot_errors, figures=task.drawn),
-        (lambda: start.variables) if start.variables else starting_weights(config, mesh),
+        start.variables,
     )
 
 

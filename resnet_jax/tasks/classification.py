@@ -23,7 +23,9 @@ from resnet_jax.evaluation.predict import draw, predict
 from resnet_jax.evaluation.records import write_scores
 from resnet_jax.interop.torch_weights import load_torch
 from resnet_jax.models.model import Model
+from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 from resnet_jax.parts import Fraction, Part
+from resnet_jax.tasks.fitting import check_fit
 from resnet_jax.tasks.task import Batch, Described, Member, Score, Variables
 
 Loss: TypeAlias = Literal["softmax", "bce"]
@@ -44,10 +46,23 @@ class ClassificationPart(Part):
         """Whether training changes batch statistics."""
         return model.has_batch_norm
 
-    @property
-    def starting_weights(self) -> str | None:
-        """None: everything starts at random."""
-        return None
+    def needs_weights(self, model: Model) -> bool:
+        """Whether something is frozen of which it is known that it would be random."""
+        return False
+
+    def starting(self, model: Any, weights: Variables, keep_head: bool, image_shape: tuple[int, int, int]) -> Variables:
+        """The weights, without their head unless it is kept, in the layout of ``model``. Raises UserError."""
+        task, kept = ClassificationTask(model.scanned()), dict(weights)
+        template = jax.eval_shape(lambda: task.init(jax.random.key(0), image_shape))
+        views = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), template)
+        expected = views if model.scanned() == model.unrolled() else unstack_blocks(views)
+        if not keep_head:
+            kept, expected = (
+                {name: {module: leaves for module, leaves in tree[name].items() if module != "head"} for name in tree}
+                for tree in (kept, expected)
+            )
+        check_fit(kept, expected)
+        return kept if model == model.unrolled() else stack_blocks(kept)
 
     def load_torch(self, name: str, path: Path, model: Model, overrides: Mapping[str, Any]) -> Variables:
         """Variables of the network ``name`` from PyTorch weights. Raises UserError."""
@@ -180,10 +195,6 @@ class ClassificationTask:
 
     def trained(self, image_shape: tuple[int, ...]) -> None:
         return None
-
-    def with_weights(self, variables: Variables, weights: Variables) -> Variables:
-        """The variables, of which the top-level modules that ``weights`` has are taken from there."""
-        return {name: {**random, **weights.get(name, {})} for name, random in variables.items()}
 
     def prepare(self, key: jax.Array, batch: Batch) -> Batch:
         assert self.normalization is not None

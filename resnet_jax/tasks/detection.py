@@ -1,4 +1,4 @@
-"""Detection: Faster R-CNN on a network of the zoo, trained jointly, scored by average precision (section 4.3)."""
+"""Detection: Faster R-CNN on a network of the zoo, trained jointly or in steps, scored by average precision (4.3)."""
 
 import dataclasses
 import importlib.util
@@ -16,29 +16,33 @@ from pydantic import Field
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.detection.anchors import Anchors
-from resnet_jax.detection.backbones import FPN, c4, trainable, with_weights
+from resnet_jax.detection.backbones import FPN, c4
 from resnet_jax.detection.faster_rcnn import (
     BoxSettings,
     FasterRCNN,
     Pooling,
     Targets,
+    Trains,
+    trained,
     training_losses,
 )
 from resnet_jax.detection.rpn import RPNSettings
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation.detection.detector import SINGLE, Testing, make_detector, on_canvas
+from resnet_jax.evaluation.detection.detector import PROPOSALS, SINGLE, Testing, make_detector, on_canvas
 from resnet_jax.evaluation.detection.predict import detections_in
 from resnet_jax.evaluation.detection.report import draw_detections, plot_precision_recall, write_class_table
-from resnet_jax.evaluation.detection.scores import Metric, Scored, score
+from resnet_jax.evaluation.detection.scores import Metric, Scored, recalled, score
 from resnet_jax.interop.torch_detection import load_torch_detection
 from resnet_jax.models.model import Model
+from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 from resnet_jax.parts import Count, NonNegativeFloat, NonNegativeInt, Part, ascending
+from resnet_jax.tasks.fitting import check_fit
 from resnet_jax.tasks.task import Batch, Described, Member, Score, Variables
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
-PROTOCOLS = ("single", "refine", "multi_scale", "refine+multi_scale")
+PROTOCOLS = ("single", "refine", "multi_scale", "refine+multi_scale", "proposals")
 
 
 _RPN, _BOX = RPNSettings(), BoxSettings()
@@ -111,8 +115,10 @@ class Detection(Part):
     frozen_stages: how many parts of the backbone are never changed: the stem, the first stage, ...
     freeze_norm: use the running statistics of batch normalisation in training, and change nothing of it (appendix A).
     use_difficult: train on the objects that VOC calls difficult as well. Crowds are never trained on.
-    backbone_weights: classification weights that the backbone starts with: a file of PyTorch's, or the workdir of a run
-        of this project. Read when a run starts, and never when it resumes.
+    trains: "joint", both stages together; or one of them, for alternating training (Ren et al., section 3.2): "rpn",
+        the proposal network, whose figure is the recall of its proposals; "detector", on the proposals of that network
+        as it was trained before.
+    shared: whether both stages read the maps of one backbone; if not, the proposal network has one of its own.
     metric: "voc07" (eleven points), "voc" (area under the curve), or "coco" (needs pycocotools).
     test_scales, test_canonical: shorter sides for the protocol "multi_scale", and the side in pixels at which regions
         are best read.
@@ -135,7 +141,8 @@ class Detection(Part):
     frozen_stages: NonNegativeInt = 2
     freeze_norm: bool = True
     use_difficult: bool = False
-    backbone_weights: str | None = None
+    trains: Trains = "joint"
+    shared: bool = True
     metric: Metric = "voc"
     test_scales: Annotated[tuple[Count, ...], Field(min_length=2)] = (200, 400, 600, 800, 1000)
     test_canonical: Positive = 224.0
@@ -152,12 +159,8 @@ class Detection(Part):
         network: Any = create(0)
         if getattr(network, "drop_path", 0):
             raise UserError("config.model.drop_path is set, but a detector's backbone drops no paths; remove it")
+        backbone: Any = self._backbone(network)
         if self.kind == "fpn":
-            if network.family != "resnet":
-                raise UserError("config.task.kind 'fpn' needs a residual network; use 'c4'")
-            if self.pooling.op == "pool":
-                raise UserError("config.task.pooling.op 'pool' reads one map and 'fpn' has several; use 'align'")
-            backbone: Any = FPN(network, self.fpn_channels, self.fpn_hidden, self.frozen_stages, self.freeze_norm)
             sizes: tuple[tuple[float, ...], ...] = tuple((float(size),) for size in self.anchor_sizes)
             if len(sizes) != len(backbone.strides):
                 raise UserError(
@@ -165,7 +168,6 @@ class Detection(Part):
                     f"give one for each"
                 )
         else:
-            backbone = c4(network, self.frozen_stages, self.freeze_norm)
             sizes = (tuple(map(float, self.anchor_sizes)),)
         return FasterRCNN(
             backbone,
@@ -177,7 +179,18 @@ class Detection(Part):
             box=self.box.settings(),
             context=self.context,
             background_boxes=self.background_boxes,
+            # Of another module: the same one twice would have one set of parameters.
+            rpn_backbone=None if self.shared else self._backbone(create(0)),
         )
+
+    def _backbone(self, network: Any) -> Any:
+        if self.kind == "c4":
+            return c4(network, self.frozen_stages, self.freeze_norm)
+        if network.family != "resnet":
+            raise UserError("config.task.kind 'fpn' needs a residual network; use 'c4'")
+        if self.pooling.op == "pool":
+            raise UserError("config.task.pooling.op 'pool' reads one map and 'fpn' has several; use 'align'")
+        return FPN(network, self.fpn_channels, self.fpn_hidden, self.frozen_stages, self.freeze_norm)
 
     def make(
         self,
@@ -192,13 +205,10 @@ class Detection(Part):
         """The task for a detector on a ``DetectionDataset``, evaluated on its evaluation split. Raises UserError."""
         if transforms != Transforms():
             raise UserError("config.transforms are for classification; photographs are mirrored by config.data.flip")
-        freezes_norm = self.freeze_norm and model.backbone.network.has_batch_norm
-        if self.backbone_weights is None and (self.frozen_stages or freezes_norm):
-            raise UserError(
-                "layers are frozen, and config.task.backbone_weights is not set, so that they would stay random; give "
-                "weights, or set config.task.frozen_stages=0 and config.task.freeze_norm=False"
-            )
-        evaluate = self._evaluator([model], [normalization], dataset, dataset.evaluation_split, mesh, eval_batch_size)
+        testing = PROPOSALS if self.trains == "rpn" else SINGLE
+        evaluate = self._evaluator(
+            [model], [normalization], dataset, dataset.evaluation_split, mesh, eval_batch_size, testing
+        )
         return DetectionTask(
             model,
             normalization,
@@ -206,20 +216,50 @@ class Detection(Part):
             self.use_difficult,
             self.metric,
             title or f"Faster R-CNN on {dataset.name}",
+            self.trains,
         )
 
     def without_data(self, model: FasterRCNN) -> "DetectionTask":
         """The task with no data to train or evaluate on: enough for ``init``."""
-        return DetectionTask(model)
+        return DetectionTask(model, metric=self.metric, trains=self.trains)
 
     def updates_statistics(self, model: FasterRCNN) -> bool:
         """Whether training changes batch statistics."""
         return not self.freeze_norm and model.backbone.network.has_batch_norm
 
-    @property
-    def starting_weights(self) -> str | None:
-        """Where the backbone's come from; None: it starts from nothing."""
-        return self.backbone_weights
+    def needs_weights(self, model: FasterRCNN) -> bool:
+        """Whether a part is frozen, or another's proposals are trained on, which would be random."""
+        freezes_norm = self.freeze_norm and model.backbone.network.has_batch_norm
+        return bool(self.frozen_stages) or freezes_norm or self.trains == "detector"
+
+    def starting(
+        self, model: FasterRCNN, weights: Variables, keep_head: bool, image_shape: tuple[int, int, int]
+    ) -> Variables:
+        """The weights of a classification network in the backbones, or those of a detector. Raises UserError.
+
+        The head is the two last layers. A proposal network with a backbone of its own is left out where the two are to
+        share one: the new one is trained on the maps of the detector.
+        """
+        task = self.without_data(model)
+        template = jax.eval_shape(lambda: task.init(jax.random.key(0), image_shape))
+        backbones = {"backbone", "rpn_backbone"} & set(template["params"])
+        if "backbone" in weights["params"]:
+            new = set() if keep_head else {"box_score", "box_deltas"}
+            if "rpn_backbone" in weights["params"] and self.shared:
+                new |= {"rpn_backbone", "rpn_head"}
+            given, expected = (_without(tree, new) for tree in (weights, template))
+            for name in backbones & set(given["params"]):
+                given = _with_network(given, name, _in_layout(_network(given, name), _network(template, name)))
+        else:
+            given, expected = ({"params": {}, "batch_stats": {}} for _ in range(2))
+            for name in backbones:
+                own = _network(template, name)
+                network = _in_layout(_without(weights, {"head"}), own)
+                if name == "rpn_backbone":  # Without the layers that are applied to regions.
+                    network = {key: {k: v for k, v in network[key].items() if k in own[key]} for key in network}
+                given, expected = _with_network(given, name, network), _with_network(expected, name, own)
+        check_fit(given, expected)
+        return given
 
     def load_torch(self, name: str, path: Path, model: FasterRCNN, overrides: Mapping[str, Any]) -> Variables:
         """Variables of a whole detector from torchvision's weights. Raises UserError."""
@@ -240,12 +280,18 @@ class Detection(Part):
 
         The protocol is one of ``PROTOCOLS``.
         """
+        if self.trains == "rpn" and protocol != "proposals":
+            raise UserError(
+                "config.task.trains is 'rpn', so that only proposals can be scored; use --protocol=proposals"
+            )
         testing = self._testing(protocol)
         models, normalizations, variables = zip(*members, strict=True)
         found = self._evaluator(models, normalizations, dataset, split, mesh, batch_size, testing)(variables)
-        percent = ", ".join(f"{name} {found.figures[name]:.2f} %" for name in _RECORDED[self.metric])
+        shown = ("recall",) if testing.proposals else _RECORDED[self.metric]
+        percent = ", ".join(f"{name} {found.figures[name]:.2f} %" for name in shown)
         figures = {"num_examples": len(found.found.indices), **found.figures, "overflow": found.found.overflow}
-        summary = f"{percent} ({self.metric}), {figures['num_examples']} examples"
+        measured = "100 proposals" if testing.proposals else self.metric
+        summary = f"{percent} ({measured}), {figures['num_examples']} examples"
         return Score(figures | {"compilations": len(found.found.shapes)}, summary, found)
 
     def write_scores(self, path: Path, details: Scored, dataset: Any, split: str) -> None:
@@ -273,6 +319,8 @@ class Detection(Part):
     def _testing(self, protocol: str) -> Testing:
         if protocol not in PROTOCOLS:
             raise UserError(f"a detector has no protocol {protocol!r}; use {', '.join(PROTOCOLS)}")
+        if protocol == "proposals":
+            return PROPOSALS
         scales = tuple(sorted(self.test_scales)) if "multi_scale" in protocol else ()
         return Testing("refine" in protocol, self.test_vote, scales, self.test_canonical)
 
@@ -291,6 +339,8 @@ class Detection(Part):
                 "config.task.metric 'coco' needs pycocotools; pip install 'resnet_jax[detection]', or use 'voc'"
             )
         detect = make_detector(models, normalizations, dataset, split, mesh, batch_size, testing)
+        if testing.proposals:
+            return lambda variables: recalled(detect(variables), dataset, split)
         return lambda variables: score(detect(variables), dataset, split, self.metric)
 
 
@@ -299,9 +349,10 @@ _RECORDED: dict[str, tuple[str, ...]] = {"voc07": ("mAP",), "voc": ("mAP",), "co
 
 @dataclasses.dataclass(frozen=True)
 class DetectionTask:
-    """A ``Task``. Batches are those of ``DetectionDataset.training_batches``. Metrics are the four losses.
+    """A ``Task``. Batches are those of ``DetectionDataset.training_batches``. Metrics are the losses, of four.
 
-    The figures of ``evaluate`` are in percent; "lost_ap" is 100 minus the mean average precision.
+    The figures of ``evaluate`` are in percent; "lost_ap" is 100 minus the mean average precision, and "lost_recall" 100
+    minus the recall.
     """
 
     model: FasterRCNN
@@ -310,19 +361,28 @@ class DetectionTask:
     use_difficult: bool = False
     metric: Metric = "voc"
     title: str = ""
+    trains: Trains = "joint"
 
-    metrics: ClassVar[tuple[str, ...]] = ("objectness", "rpn_box", "classifier", "box")
     percentages: ClassVar[frozenset[str]] = frozenset()
-    best: ClassVar[str] = "lost_ap"
     picture: ClassVar[str] = "average_precision.png"
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        rpn, detector = ("objectness", "rpn_box"), ("classifier", "box")
+        return {"joint": rpn + detector, "rpn": rpn, "detector": detector}[self.trains]
+
+    @property
+    def best(self) -> str:
+        return "lost_recall" if self.trains == "rpn" else "lost_ap"
+
+    @property
     def drawn(self) -> tuple[str, ...]:
-        return _RECORDED[self.metric][:2]
+        return ("recall",) if self.trains == "rpn" else _RECORDED[self.metric][:2]
 
     @property
     def recorded(self) -> Mapping[str, str]:
-        return MappingProxyType({name: name for name in _RECORDED[self.metric]})
+        names = ("recall",) if self.trains == "rpn" else _RECORDED[self.metric]
+        return MappingProxyType({name: name for name in names})
 
     def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> Variables:
         images, boxes = jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1, 1, 4))
@@ -331,12 +391,8 @@ class DetectionTask:
 
     def trained(self, image_shape: tuple[int, ...]) -> Any:
         shapes = jax.eval_shape(partial(self.init, image_shape=image_shape), jax.random.key(0))
-        mask = trainable(self.model.backbone, shapes)
+        mask = trained(self.model, shapes, self.trains)
         return None if all(jax.tree.leaves(mask)) else mask
-
-    def with_weights(self, variables: Variables, weights: Variables) -> Variables:
-        """The variables with those of a classification network in the backbone. Raises UserError if they do not fit."""
-        return with_weights(variables, weights)
 
     def prepare(self, key: jax.Array, batch: Batch) -> Batch:
         assert self.normalization is not None
@@ -362,8 +418,36 @@ class DetectionTask:
     def evaluate(self, variables: Variables) -> dict[str, float]:
         assert self.evaluator is not None
         figures = self.evaluator(variables).figures
-        return {"lost_ap": 100 - figures["mAP"], **figures}
+        return {self.best: 100 - figures["recall" if self.trains == "rpn" else "mAP"], **figures}
 
     def _losses(self, model: FasterRCNN, variables: Variables, batch: Batch, key: jax.Array) -> Any:
         targets = Targets(batch["boxes"], batch["labels"], batch["valid"])
-        return training_losses(model, variables, batch["image"], batch["image_hw"], targets, key)
+        return training_losses(model, variables, batch["image"], batch["image_hw"], targets, key, self.trains)
+
+
+# Trees of a detector's variables.
+
+
+def _without(variables: Variables, modules: set[str]) -> Variables:
+    return {
+        collection: {module: leaves for module, leaves in tree.items() if module not in modules}
+        for collection, tree in variables.items()
+    }
+
+
+def _network(variables: Variables, backbone: str) -> Variables:
+    """Those of the classification network in a backbone."""
+    return {name: dict(tree.get(backbone, {}).get("network", {})) for name, tree in variables.items()}
+
+
+def _with_network(variables: Variables, backbone: str, network: Variables) -> Variables:
+    return {
+        name: tree | {backbone: {**tree.get(backbone, {}), "network": network[name]}}
+        for name, tree in variables.items()
+    }
+
+
+def _in_layout(network: Variables, like: Variables) -> Variables:
+    """With blocks scanned where those of ``like`` are."""
+    network = unstack_blocks(network)
+    return stack_blocks(network) if any(name.endswith("_blocks") for name in like["params"]) else network

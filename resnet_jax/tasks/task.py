@@ -3,11 +3,12 @@
 The part of a config that makes a task has, besides its keys:
 
 - ``data_kinds``: the kinds of config.data that it takes; ``has_responses``: whether Figure 7 can be drawn of it;
-- ``fine_tunes``: whether config.init and config.finetune are for it;
+- ``fine_tunes``: whether config.finetune is for it;
 - ``network(create, num_classes)``: what is trained, out of ``create(num_classes)``, the network of config.model;
 - ``make(...)`` and ``without_data(network)``: the ``Task``;
 - ``updates_statistics(network)``: whether training changes batch statistics;
-- ``starting_weights``: where the variables of a part of it come from at first, or None;
+- ``needs_weights(network)``: whether something is frozen that would stay random without config.init;
+- ``starting(network, weights, keep_head, image_shape)``: which of given variables a run starts with, and where;
 - ``load_torch(name, path, network, overrides)``: variables out of a file of PyTorch weights;
 - ``score(members, dataset, split, mesh, batch_size, protocol)``: the ``Score`` of an ensemble;
 - ``write_scores(path, details, dataset, split)``: the details of a ``Score`` as a CSV file;
@@ -86,9 +87,6 @@ class Task(Protocol):
 
     def trained(self, image_shape: tuple[int, ...]) -> Any:
         """A tree like the parameters of bools, false for those that are never changed; None: all are trained."""
-
-    def with_weights(self, variables: Variables, weights: Variables) -> Variables:
-        """``init``'s variables with those that a new run starts from in their place."""
 
     def prepare(self, key: jax.Array, batch: Batch) -> Batch:
         """What ``loss`` takes, out of a batch with uint8 images (B, H, W, C); random only in ``key``; traced."""

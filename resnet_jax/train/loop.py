@@ -22,7 +22,7 @@ from resnet_jax.train.bn_statistics import recompute_batch_stats
 from resnet_jax.train.metrics_log import MetricsLog, check_finite
 from resnet_jax.train.schedules import Plateau, Schedule
 from resnet_jax.train.signals import Stopped, stop_signals
-from resnet_jax.train.state import TrainState, init_state, replace_variables, step_plateau
+from resnet_jax.train.state import TrainState, init_state, overlaid, replace_variables, step_plateau
 from resnet_jax.train.step import StepSettings, TrainStep, make_train_step
 from resnet_jax.train.workdir import locked
 from resnet_jax.train.writers import MetricsWriter
@@ -53,7 +53,7 @@ def train(
     workdir: Path,
     describe: Callable[[], None] | None = None,
     plot: Callable[[Path, Path, str], None] | None = None,
-    starting_weights: Callable[[], Variables] | None = None,
+    start: Variables | None = None,
 ) -> TrainState:
     """Trains until settings.steps, from the newest checkpoint in ``workdir`` if there is one.
 
@@ -63,7 +63,7 @@ def train(
         plateau: reduces the rate further by the evaluations; None: nothing does.
         describe: writes how the run came about, on the main process, once the checkpoints are found to fit it.
         plot: draws (metrics.jsonl, picture, title) whenever the run ends.
-        starting_weights: what ``task.with_weights`` starts a run with; not called where a run resumes.
+        start: variables that a new run starts with, any part of the task's; the others are random.
 
     A run stopped or killed anywhere and started again ends with the same parameters to the bit, on the same devices.
 
@@ -90,23 +90,22 @@ def train(
             state = checkpoint.restore_latest(checkpoints, jax.eval_shape(new_state), mesh, set_aside=True)
             if state is None:
                 state = new_state()
-                if starting_weights:
-                    weights = starting_weights()
-                    state = replace_variables(state, lambda variables: task.with_weights(variables, weights), mesh)
-            start = int(state.step)
-            if start % settings.steps_per_dispatch:
+                if start:
+                    state = replace_variables(state, lambda variables: overlaid(variables, start), mesh)
+            first = int(state.step)
+            if first % settings.steps_per_dispatch:
                 raise UserError(
-                    f"the run stopped at step {start}, which is not a multiple of config.steps_per_dispatch "
-                    f"{settings.steps_per_dispatch}; resume with 1, or another divisor of {start}"
+                    f"the run stopped at step {first}, which is not a multiple of config.steps_per_dispatch "
+                    f"{settings.steps_per_dispatch}; resume with 1, or another divisor of {first}"
                 )
             writer = None
             if main_process:
                 # A finished run keeps what it says of how it came about.
-                if describe and (start < settings.steps or not (workdir / "environment.json").exists()):
+                if describe and (first < settings.steps or not (workdir / "environment.json").exists()):
                     describe()
-                writer = MetricsWriter(workdir, start, settings.steps)
-                if start:
-                    print(f"resuming from step {start} in {workdir}", file=sys.stderr)
+                writer = MetricsWriter(workdir, first, settings.steps)
+                if first:
+                    print(f"resuming from step {first} in {workdir}", file=sys.stderr)
             try:
                 state = _run_steps(task, dataset, train_step, plateau, seed, settings, mesh, state, checkpoints, writer)
             finally:

@@ -1,7 +1,7 @@
 """Everything a training run is, at one step."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -91,6 +91,13 @@ def replace_variables(state: TrainState, replaced: Callable[[Any], Any], mesh: M
     # A copy, because the state is donated.
     ema = jax.tree.map(jnp.copy, variables) if state.ema else state.ema
     return dataclasses.replace(state, params=variables["params"], batch_stats=variables["batch_stats"], ema=ema)
+
+
+def overlaid(variables: Any, given: Any) -> Any:
+    """The tree with the leaves of ``given``, a part of one of the same form, in their places."""
+    if not isinstance(given, Mapping):
+        return given
+    return {name: overlaid(value, given[name]) if name in given else value for name, value in variables.items()}
 
 
 def step_plateau(plateau: Plateau, state: TrainState, error: float, mesh: Mesh) -> TrainState:

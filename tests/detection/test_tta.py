@@ -97,3 +97,48 @@ def test_an_ensemble_is_a_union_and_a_mean(detector):
     mean = ensemble([predictions, other])
     np.testing.assert_allclose(mean.probabilities.sum(axis=-1), 1, rtol=1e-5)
     np.testing.assert_allclose(mean.deltas, 2 * predictions.deltas, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_ensemble_of_two_networks_is_the_mean_of_both_on_the_regions_of_both(detector):
+    """Two networks with other variables and other widths, each region by itself, in a loop in NumPy."""
+    first, variables, maps, _, proposals, _ = detector
+    network = create_model("resnet18", 0, width=6, stage_sizes=(1, 1), stem="cifar")
+    second = first.clone(backbone=ResNetC4(network), rpn_channels=6)
+    images = np.random.default_rng(1).normal(size=(2, 32, 48, 3)).astype(np.float32)
+
+    @jax.jit
+    def run():
+        own = second.init(jax.random.key(5), images, jnp.zeros((2, 1, 4)), HW, method="outputs")
+        for name in ("box_score", "box_deltas"):
+            own["params"][name]["kernel"] *= 20
+        own_maps = second.apply(own, images, method="features")
+        proposed = second.apply(own, own_maps, images.shape[1:3], HW, method="propose")
+        together = ensemble_proposals([proposals, proposed])
+        each = [
+            first.apply(variables, maps, together, HW, method="predict"),
+            second.apply(own, own_maps, together, HW, method="predict"),
+        ]
+        heads = [
+            first.apply(variables, maps, together.boxes, HW, method="head"),
+            second.apply(own, own_maps, together.boxes, HW, method="head"),
+        ]
+        return proposed, ensemble(each), heads
+
+    proposed, found, heads = jax.device_get(run())
+    for i in range(2):
+        boxes = [*np.asarray(proposals.boxes[i]), *proposed.boxes[i]]
+        np.testing.assert_array_equal(found.boxes[i], boxes)
+        np.testing.assert_array_equal(found.valid[i], [*np.asarray(proposals.valid[i]), *proposed.valid[i]])
+        for r in range(len(boxes)):
+            softmaxes = []
+            for logits, _ in heads:
+                exponentials = [np.exp(float(x) - float(logits[i, r].max())) for x in logits[i, r]]
+                softmaxes.append([x / sum(exponentials) for x in exponentials])
+            for k in range(first.num_classes + 1):
+                mean = (softmaxes[0][k] + softmaxes[1][k]) / 2
+                np.testing.assert_allclose(found.probabilities[i, r, k], mean, rtol=1e-4, atol=1e-6)
+            mean = (heads[0][1][i, r] + heads[1][1][i, r]) / 2
+            np.testing.assert_allclose(found.deltas[i, r], mean, rtol=1e-4, atol=1e-5)
+    # The networks disagree, or their mean would be either of them.
+    assert np.abs(heads[0][0] - heads[1][0]).max() > 0.1

@@ -119,7 +119,7 @@ def test_weights_that_do_not_fit_are_a_user_error(workdir, digits_config, tmp_pa
     (tmp_path / "empty").mkdir()
     assert error_of(tuned(digits_config, tmp_path / "empty")).startswith("there is no run in")
     with pytest.raises(UserError, match=r"config.init.path is missing"):
-        build.check(digits_config(**{"init.name": "weights"}), 1)
+        start_of(digits_config(**{"init.name": "weights"}))
 
 
 def test_a_refused_start_leaves_no_workdir(workdir, digits_config, tmp_path):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduction import report, sections
+from reproduction import numbers, report, sections
 from reproduction.document import Paragraph, Table, to_markdown
 from reproduction.ledger import record_path, write_record
 
@@ -212,7 +212,7 @@ def test_the_paper_s_words_on_the_deepest_networks_stand_beside_ours(tmp_path, m
 
 
 def test_the_final_training_error_is_the_mean_of_the_last_logs(make_record):
-    assert sections.final_training_error(make_record("plain20", train=20.0)) == 22.0
+    assert numbers.final_training_error(make_record("plain20", train=20.0)) == 22.0
 
 
 @pytest.mark.parametrize(

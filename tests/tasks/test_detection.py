@@ -20,6 +20,7 @@ from resnet_jax.detection.faster_rcnn import detect
 from resnet_jax.detection.tta import refine
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.detection.detections import Detections, overlaps
+from resnet_jax.experiment.initial import read_start
 from resnet_jax.tasks.task import Member
 from resnet_jax.train.state import init_state
 from resnet_jax.train.step import StepSettings, train_step
@@ -116,7 +117,7 @@ def test_several_devices_train_as_one_on_the_same_batch(kind, count, on_one_devi
 
 @pytest.mark.extensive
 def test_frozen_parameters_and_statistics_keep_every_bit(one_device, dataset):
-    frozen = config_of("c4", **{"task.frozen_stages": 1, "task.freeze_norm": True, "task.backbone_weights": "unused"})
+    frozen = config_of("c4", **{"task.frozen_stages": 1, "task.freeze_norm": True})
     _, start, end = run(frozen, one_device, dataset, 2)
     assert all(map(np.array_equal, jax.tree.leaves(start.batch_stats), jax.tree.leaves(end.batch_stats)))
     before, after = (flax.traverse_util.flatten_dict(state.params) for state in (start, end))
@@ -129,9 +130,10 @@ def test_frozen_parameters_and_statistics_keep_every_bit(one_device, dataset):
 
 
 def test_frozen_layers_without_weights_are_refused(one_device, dataset):
-    for changes in ({"task.frozen_stages": 1}, {"task.freeze_norm": True}):
-        with pytest.raises(UserError, match="backbone_weights is not set"):
-            made(config_of("fpn", **changes), one_device, dataset)
+    for changes in ({"task.frozen_stages": 1}, {"task.freeze_norm": True}, {"task.trains": "detector"}):
+        config = config_of("fpn", **changes)
+        with pytest.raises(UserError, match=r"would stay random; set --config\.init\.name=weights"):
+            read_start(config, build.make_model(config, 3), dataset.class_names, dataset.image_shape, one_device)
 
 
 def test_what_a_detector_cannot_have_is_refused(one_device, dataset):
@@ -145,12 +147,11 @@ def test_what_a_detector_cannot_have_is_refused(one_device, dataset):
     for message, changes in refused.items():
         with pytest.raises(UserError, match=message):
             made(config_of("fpn", **changes), one_device, dataset)
-    frozen = {"task.freeze_norm": True, "task.backbone_weights": "unused", "bn_recompute_batches": 2}
+    frozen = {"task.freeze_norm": True, "bn_recompute_batches": 2}
     with pytest.raises(UserError, match="bn_recompute_batches is set"):
         build.check(config_of("fpn", **frozen), 1)
-    for changes in ({"finetune.freeze_bn": True}, {"init.name": "weights", "init.path": "resnet18.pth"}):
-        with pytest.raises(UserError, match=r"not for config\.task\.name 'detection'"):
-            build.check(override(config_of("fpn"), changes), 1)
+    with pytest.raises(UserError, match=r"not for config\.task\.name 'detection'"):
+        build.check(override(config_of("fpn"), {"finetune.freeze_bn": True}), 1)
     for changes in ({"task.name": "classification"}, {"data.kind": "resident", "data.name": "digits"}):
         with pytest.raises(UserError, match="this task needs"):
             build.check(override(config_of("fpn"), changes), 1)

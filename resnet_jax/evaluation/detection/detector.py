@@ -28,16 +28,19 @@ class Testing(NamedTuple):
 
     refine: regions are pooled again at the boxes that came of them, and boxes vote; ``vote`` is the least IoU of those
         that do. scales: the shorter sides, in rising order, of which each region reads the two adjacent ones where
-        its own side is nearest to ``canonical`` pixels; (): the one size of evaluations.
+        its own side is nearest to ``canonical`` pixels; (): the one size of evaluations. proposals: what is found
+        are the regions of the first stage, all of label 0, with its probabilities.
     """
 
     refine: bool = False
     vote: float = 0.5
     scales: tuple[int, ...] = ()
     canonical: float = 224.0
+    proposals: bool = False
 
 
 SINGLE = Testing()
+PROPOSALS = Testing(proposals=True)
 
 
 class Found(NamedTuple):
@@ -148,11 +151,20 @@ def detect_batch(
     def sizes(batch: Batch) -> jax.Array:  # Against the first; height and width differ by rounding.
         return jnp.mean(batch["scale"] / first["scale"], axis=1)
 
-    maps = [features(*network, first) for network in networks]
-    pyramids = [[(features(*network, batch), sizes(batch)) for batch in others] for network in networks]
-
-    def propose(model: FasterRCNN, own: Any, own_maps: Any) -> Any:
+    def propose(model: FasterRCNN, normalize: Normalization, own: Any, own_maps: Any) -> Any:
+        if model.rpn_backbone is not None:
+            images = on_canvas(normalize, first["image"], image_hw)
+            own_maps = model.apply(own, images, method="rpn_maps")
         return model.apply(own, own_maps, padded_hw, image_hw, method="propose")
+
+    maps = [features(*network, first) for network in networks]
+    proposed = [propose(*network, own_maps) for network, own_maps in zip(networks, maps, strict=True)]
+    proposals = ensemble_proposals(proposed) if len(proposed) > 1 else proposed[0]
+    if testing.proposals:
+        none = jnp.zeros(len(image_hw), jnp.int32)
+        labels = jnp.zeros(proposals.valid.shape, jnp.int32)
+        return faster_rcnn.Detections(proposals.boxes, jax.nn.sigmoid(proposals.scores), labels, proposals.valid, none)
+    pyramids = [[(features(*network, batch), sizes(batch)) for batch in others] for network in networks]
 
     def predict(proposals: Proposals) -> Predictions:
         each: list[Any] = []
@@ -163,8 +175,7 @@ def detect_batch(
                 each.append(model.apply(own, own_maps, proposals, image_hw, method="predict"))
         return ensemble(each) if len(each) > 1 else each[0]
 
-    proposed = [propose(model, own, own_maps) for (model, _, own), own_maps in zip(networks, maps, strict=True)]
-    predictions = predict(ensemble_proposals(proposed) if len(proposed) > 1 else proposed[0])
+    predictions = predict(proposals)
     settings = models[0].box
     if testing.refine:
         predictions = union(predictions, predict(refined_regions(predictions, image_hw, settings)))

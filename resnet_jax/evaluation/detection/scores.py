@@ -8,6 +8,7 @@ import numpy as np
 from resnet_jax.data.detection.dataset import DetectionDataset
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.detection.coco import coco_scores
+from resnet_jax.evaluation.detection.detections import best, overlaps
 from resnet_jax.evaluation.detection.detector import Found
 from resnet_jax.evaluation.detection.voc import ClassScore, mean_average_precision, voc_scores
 
@@ -47,3 +48,23 @@ def score(found: Found, dataset: DetectionDataset, split: str, metric: Metric) -
     coco = coco_scores(truth, found.detections, dataset.category_ids, ids)
     figures = {"mAP" if name == "AP" else name: 100 * value for name, value in coco.figures.items()}
     return Scored(figures, classes, {"coco_ap": coco.class_ap.tolist(), "coco_ap50": coco.class_ap50.tolist()}, found)
+
+
+def recalled(
+    found: Found, dataset: DetectionDataset, split: str, count: int = 100, iou_threshold: float = 0.5
+) -> Scored:
+    """ "recall": the percentage of objects that one of the ``count`` best regions of their photograph overlaps enough.
+
+    Regions are of any class; crowds and difficult objects do not count. Raises UserError as ``score`` does.
+    """
+    table = dataset.ground_truth(split)
+    hits = []
+    for index, regions in zip(found.indices, found.detections, strict=True):
+        objects = table[index]
+        counted = ~(objects.crowd | objects.difficult)
+        shared = overlaps(best(regions, count).boxes, objects.boxes[counted])
+        hits.append((shared >= iou_threshold).any(axis=0))
+    total = np.concatenate(hits) if hits else np.zeros(0)
+    if not len(total):
+        raise UserError(f"no photograph of the split {split!r} has an object that counts; choose another split")
+    return Scored({"recall": 100 * float(total.mean())}, [], {}, found)

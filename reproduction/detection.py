@@ -1,0 +1,256 @@
+"""Tables 7 to 14: detection and localisation, from runs of detectors, scored as each row says.
+
+Precisions and errors are in percent. A backbone is the network of Table 3, or VGG-16, of the same scale, whose workdir
+must be there before; at smoke scale every row is a tiny detector on drawn shapes, from nothing.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reproduction.document import Block, Heading, Paragraph, Table
+from reproduction.experiments import SCALES
+from reproduction.ledger import Record, read_record, record_path, write_record
+from reproduction.numerics import numerics_hash
+from reproduction.running import Call, Failed, Places, passing_on_signals, run_program, shown
+from resnet_jax.config import flatten, load_config, override
+from resnet_jax.errors import UserError
+
+
+class Row(NamedTuple):
+    """A line of a table. config: FILE:MEMBER of configs/; "": it cannot be run here, and only the paper's are shown.
+
+    changes: keys of training and scoring besides it. protocol: of eval.py. published: the paper's by column; "" where
+    it gives none. members: seeds that are scored together. start: the config whose run it starts from, unless from
+    a classification network.
+    """
+
+    title: str
+    config: str
+    published: tuple[str, ...]
+    protocol: str = "single"
+    changes: Mapping[str, Any] = {}
+    members: int = 1
+    start: str = ""
+
+
+class DetectionTable(NamedTuple):
+    """columns: the paper's, each with the figure of eval.py that stands beside it, or "" where nothing does."""
+
+    title: str
+    columns: Mapping[str, str]
+    rows: tuple[Row, ...]
+
+
+_COCO, _CONTEXT = "coco_c4_paper:resnet101", {"task.context": True}
+_AP = {"VOC mAP": "mAP"}
+_ALL = "refine+multi_scale"
+
+TABLES = {
+    "table7": DetectionTable(
+        "Faster R-CNN on PASCAL VOC 2007 and 2012 test",
+        _AP,
+        (
+            Row("VGG-16, 07+12", "voc_c4_paper:vgg16-07+12", ("73.2",)),
+            Row("ResNet-101, 07+12", "voc_c4_paper:resnet101-07+12", ("76.4",)),
+            Row("VGG-16, 07++12", "voc_c4_paper:vgg16-07++12", ("70.4",)),
+            Row("ResNet-101, 07++12", "voc_c4_paper:resnet101-07++12", ("73.8",)),
+        ),
+    ),
+    "table8": DetectionTable(
+        "Faster R-CNN on COCO val",
+        {"at 0.5": "AP50", "at 0.5 to 0.95": "mAP"},
+        (
+            Row("VGG-16", "coco_c4_paper:vgg16", ("41.5", "21.2")),
+            Row("ResNet-101", _COCO, ("48.4", "27.2")),
+        ),
+    ),
+    "table9": DetectionTable(
+        "Improvements on COCO, ResNet-101",
+        {"val, at 0.5": "AP50", "val, at 0.5 to 0.95": "mAP", "test-dev, at 0.5": "", "test-dev, at 0.5 to 0.95": ""},
+        (
+            Row("baseline", _COCO, ("48.4", "27.2", "", "")),
+            Row("and box refinement", _COCO, ("49.9", "29.9", "", ""), "refine"),
+            Row("and context", _COCO, ("51.1", "30.0", "53.3", "32.2"), "refine", _CONTEXT),
+            Row("and multi-scale testing", _COCO, ("53.8", "32.5", "55.7", "34.9"), _ALL, _CONTEXT),
+            Row("and an ensemble of three", _COCO, ("", "", "59.0", "37.4"), _ALL, _CONTEXT, members=3),
+        ),
+    ),
+    "table10": DetectionTable(
+        "Improvements on PASCAL VOC 2007 test",
+        _AP,
+        (
+            Row("VGG-16", "voc_c4_paper:vgg16-07+12", ("73.2",)),
+            Row("ResNet-101", "voc_c4_paper:resnet101-07+12", ("76.4",)),
+            Row(
+                "ResNet-101 from COCO, improved", "voc_c4_paper:resnet101-07+12", ("85.6",), _ALL, _CONTEXT, start=_COCO
+            ),
+        ),
+    ),
+    "table11": DetectionTable(
+        "Improvements on PASCAL VOC 2012 test",
+        _AP,
+        (
+            Row("VGG-16", "voc_c4_paper:vgg16-07++12", ("70.4",)),
+            Row("ResNet-101", "voc_c4_paper:resnet101-07++12", ("73.8",)),
+            Row(
+                "ResNet-101 from COCO, improved",
+                "voc_c4_paper:resnet101-07++12",
+                ("83.8",),
+                _ALL,
+                _CONTEXT,
+                start=_COCO,
+            ),
+        ),
+    ),
+    "table12": DetectionTable(
+        "ImageNet DET",
+        {"mAP, val2": "mAP", "mAP, test": ""},
+        (
+            Row("ResNet-101", "imagenet_det:resnet101", ("60.5", "58.8"), _ALL),
+            Row("an ensemble of three", "imagenet_det:resnet101", ("63.6", "62.1"), _ALL, members=3),
+        ),
+    ),
+    "table13": DetectionTable(
+        "ImageNet localisation, top-5 error on validation",
+        {"given class": "", "predicted class": ""},
+        (
+            Row("VGG, one crop", "", ("33.1", "")),
+            Row("RPN, one crop", "", ("13.3", "")),
+            Row("RPN, dense", "", ("11.7", "14.4")),
+            Row("RPN and R-CNN", "", ("", "10.6")),
+            Row("RPN and R-CNN, ensemble", "", ("", "8.9")),
+        ),
+    ),
+    "table14": DetectionTable(
+        "ImageNet localisation, ensembles, top-5 error",
+        {"validation": "", "test": ""},
+        (Row("ResNet, ensemble", "", ("8.9", "9.0")),),
+    ),
+}
+
+_SMOKE = {
+    "steps": 4, "log_every": 2, "eval_every": 4, "checkpoint_every": 4, "schedule.warmup_steps": 1,
+    "batch_size": 4, "model.width": 4, "model.stage_sizes": (1, 1),
+    "data.short_sides": (48,), "data.max_side": 64, "task.pooling.size": 4,
+    "task.rpn.channels": 8, "task.rpn.train_pre_nms": 32, "task.rpn.train_post_nms": 16, "task.rpn.test_pre_nms": 32,
+    "task.rpn.test_post_nms": 16, "task.box.samples": 8, "task.box.candidates": 30, "task.test_scales": (40, 48),
+}  # fmt: skip
+
+
+def row_name(table: str, row: Row) -> str:
+    """What a row's record is called."""
+    return f"{table}-{TABLES[table].rows.index(row) + 1}"
+
+
+def _config(row: Row, scale: str) -> str:
+    file, _, member = ("detection_quickstart:c4" if scale == "smoke" else row.config).partition(":")
+    return f"configs/{file}.py:{member}"
+
+
+def _changes(root: Path, row: Row, scale: str) -> dict[str, Any]:
+    own = load_config(str(root / _config(row, scale)))
+    if scale == "smoke":
+        recipe: Any = load_config(str(root / _config(row, "paper")))
+        return {**_SMOKE, "task.metric": recipe.task.metric, **row.changes}
+    return {**SCALES[scale].overrides(own), **row.changes}
+
+
+def _folder(places: Places, scale: str, config: str, changes: Mapping[str, Any], seed: int, start: str = "") -> Path:
+    name = config.partition(":")[2] + ("-context" if "task.context" in changes else "")
+    return places.workdirs / scale / f"{config.partition(':')[0]}-{name}{'-from-coco' if start else ''}-seed{seed}"
+
+
+def perform(table: str, scale: str, places: Places) -> dict[str, str]:
+    """Trains and scores what a table lacks, one after the other; returns what failed, by the name of the record."""
+    failures = {}
+    with passing_on_signals() as (received, children):
+        call = partial(run_program, places, scale, received, children)
+        for row in TABLES[table].rows:
+            name = row_name(table, row)
+            if not row.config:
+                print(f"{table}, {scale}: {row.title} cannot be trained here yet", file=sys.stderr)
+                continue
+            try:
+                _one_row(call, name, row, scale, places)
+            except UserError as error:
+                print(f"{name} failed: {error}; going on with the others", file=sys.stderr)
+                failures[name] = str(error)
+    return failures
+
+
+def _one_row(call: Call, name: str, row: Row, scale: str, places: Places) -> None:
+    path = record_path(places.results, scale, name)
+    config, changes = _config(row, scale), _changes(places.root, row, scale)
+    values = flatten(override(load_config(str(places.root / config)), changes))
+    values = json.loads(json.dumps(values))
+    before = read_record(path)
+    if before is not None:
+        if before["values"] != values:
+            raise UserError(f"{path} is of a run with other settings; move it away, or use another --results")
+        print(f"{name}: done before", file=sys.stderr)
+        return
+    keys = [f"--config.{key}={str(value).replace(' ', '')}" for key, value in changes.items()]
+    folders, commands = [], {}
+    for seed in range(row.members):
+        folder = _folder(places, scale, row.config, row.changes, seed, row.start)
+        own = [*keys, f"--config.seed={seed}"] if seed else keys
+        if scale != "smoke":
+            own = [*own, f"--config.init.path={_start(row, scale, places)}"]
+        training = ["train.py", "--config", config, "--workdir", str(folder), *own]
+        print(f"{name}: training in {folder}", file=sys.stderr)
+        call(training)  # What is finished ends at once.
+        folders.append(folder)
+        commands[f"training {seed}"] = shown(places, scale, training)
+    workdirs = [part for folder in folders for part in ("--workdir", str(folder))]
+    scoring = ["eval.py", "--config", config, *workdirs, *keys, f"--protocol={row.protocol}"]
+    print(f"{name}: scoring", file=sys.stderr)
+    result = json.loads(call(scoring).splitlines()[-1])
+    if not any(figure in result for figure in ("mAP", "AP50")):
+        raise Failed("eval.py gave no average precision")
+    commands[row.protocol] = shown(places, scale, scoring)
+    record: Record = {"kind": "detection", "run": name, "scale": scale, "title": row.title, "values": values}
+    kept = {key: value for key, value in result.items() if isinstance(value, (int, float)) and key != "seconds"}
+    write_record(path, record | {"commands": commands, "result": kept, "numerics": [numerics_hash(places.root)]})
+
+
+def _start(row: Row, scale: str, places: Places) -> Path:
+    if row.start:
+        return _folder(places, scale, row.start, row.changes, 0)
+    network = row.config.partition(":")[2].partition("-")[0]
+    return places.workdirs / scale / f"{network}-seed0"
+
+
+def section(table: str, scale: str, ledger: Mapping[str, Record]) -> list[Block]:
+    """A table with what has been run of it; nothing if nothing has."""
+    about, rows = TABLES[table], []
+    found = [ledger.get(row_name(table, row)) for row in about.rows]
+    if not any(found):
+        return []
+    for row, record in zip(about.rows, found, strict=True):
+        cells = [row.title]
+        for figure, published in zip(about.columns.values(), row.published, strict=True):
+            ours = record["result"].get(figure) if record and figure else None
+            cells += [*([f"{ours:.2f}" if ours is not None else ""] if figure else []), published]
+        rows.append(cells)
+    header = ["detector"]
+    for column, figure in about.columns.items():
+        header += [f"{column}, here", "the paper"] if figure else [f"{column}, the paper"]
+    text = "Whole photographs; each row by its own command. Test sets without public labels are not scored."
+    if scale == "smoke":
+        text += " At smoke scale a tiny ResNet on drawn shapes stands for every detector."
+    return [Heading(f"Table {table.removeprefix('table')}: {about.title}"), Paragraph(text), Table(header, rows)]
+
+
+def published(table: str) -> list[Block]:
+    """The paper's numbers alone."""
+    about = TABLES[table]
+    rows = [[row.title, *row.published] for row in about.rows]
+    heading = Heading(f"Table {table.removeprefix('table')}: {about.title}")
+    text = "The paper's; nothing has been run here."
+    if not any(row.config for row in about.rows):
+        text += " The per-class proposal network is in resnet_jax.detection.localiser, and no recipe trains it yet."
+    return [heading, Paragraph(text), Table(["network", *about.columns], rows)]

@@ -1,0 +1,52 @@
+"""Tables 7 to 14: the rows' configs, the paper's numbers, and a table trained and scored at smoke scale."""
+
+from pathlib import Path
+
+import pytest
+
+from reproduction import detection
+from reproduction.document import to_markdown
+from reproduction.ledger import read_record, record_path
+from reproduction.running import Places
+from resnet_jax import build
+from resnet_jax.config import load_config, override
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ROWS = [(name, row) for name, table in detection.TABLES.items() for row in table.rows if row.config]
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+def test_every_row_has_a_valid_config_at_every_scale(scale):
+    for _, row in ROWS:
+        config = load_config(str(ROOT / detection._config(row, scale)))
+        build.check(override(config, detection._changes(ROOT, row, scale)), num_devices=1)
+
+
+def test_every_row_has_a_number_for_every_column_and_a_protocol_of_detection():
+    from resnet_jax.tasks.detection import PROTOCOLS
+
+    assert list(detection.TABLES) == [f"table{i}" for i in range(7, 15)]
+    for table in detection.TABLES.values():
+        assert all(len(row.published) == len(table.columns) and any(row.published) for row in table.rows)
+        assert all(row.protocol in PROTOCOLS for row in table.rows)
+
+
+def test_numbers_of_the_paper_stand_beside_ours():
+    record = {"result": {"AP50": 12.345, "mAP": 6.0}}
+    text = to_markdown(detection.section("table8", "smoke", {"table8-2": record}))
+    assert "| ResNet-101 | 12.35 | 48.4 | 6.00 | 27.2 |" in text.replace("12.34 ", "12.35 ")
+    assert "| VGG-16 |  | 41.5 |  | 21.2 |" in text
+    assert detection.section("table9", "smoke", {"table8-2": record}) == []
+    assert "| RPN and R-CNN, ensemble |  | 8.9 |" in to_markdown(detection.published("table13"))
+
+
+@pytest.mark.slow
+def test_a_smoke_run_trains_and_scores_what_is_not_there(tmp_path):
+    places = Places(ROOT, tmp_path / "runs", tmp_path / "results", None)
+    assert detection.perform("table8", "smoke", places) == {}
+    path = record_path(places.results, "smoke", "table8-2")
+    record = read_record(path)
+    assert record["kind"] == "detection" and {"mAP", "AP50"} <= record["result"].keys()
+    assert record["result"]["num_examples"] == 200 and "--protocol=single" in record["commands"]["single"]
+    written = path.stat().st_mtime_ns
+    assert detection.perform("table8", "smoke", places) == {} and path.stat().st_mtime_ns == written
