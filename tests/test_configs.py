@@ -54,6 +54,7 @@ NETWORKS = {
     "resnet_strikes_back.py:a2": (25_557_032, ["20.2"]),
     "resnet_strikes_back.py:a3": (25_557_032, ["21.9"]),
     "torchvision_v2.py": (25_557_032, ["80.858"]),
+    "resnet_rs.py": (35_691_912, ["78.8", "2103.07579"]),
     "fast_imagenet.py:16": (25_557_032, ["26.2"]),
     "fast_imagenet.py:88": (25_557_032, ["21.6"]),
     **{f"mlperf.py:{batch_size}": (25_557_032, ["75.9"]) for batch_size in (4096, 8192, 32768, 65536)},

@@ -136,8 +136,8 @@ def test_create_model_takes_the_number_of_classes_and_dtypes_by_name():
         ("lstm", {}, "'lstm'; The models are resnet18, .*vgg19"),
         (
             "resnet20",
-            {"droput": 0.1},
-            "field 'droput'; did you mean 'drop_path'.* of resnet20 are stage_sizes, ",
+            {"dropot": 0.1},
+            "field 'dropot'; did you mean 'dropout'.* of resnet20 are stage_sizes, ",
         ),
         ("resnet20", {"parent": None}, "field 'parent'"),
         ("resnet20", {"stem": "mnist"}, r"stem is 'mnist'; .* 'imagenet' or .* 'cifar' or "),
