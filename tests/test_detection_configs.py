@@ -45,6 +45,8 @@ def test_every_recipe_is_valid(name, num_devices):
     config = load(name)
     if config.batch_size % num_devices:
         pytest.skip("the released recipe has two photographs a step")
+    if config.init.name == "weights":
+        config = override(config, {"init.path": "weights.pth"})
     build.check(config, num_devices)
     build.make_schedule(config, build.intervals(config, RECIPES[name][0]))
 
@@ -118,7 +120,7 @@ def test_the_four_steps_of_alternating_training_are_faster_rcnn_s(network):
         "4": {("box_score",), ("box_deltas",), *(("backbone", name) for name in head)},
     }
     for step, modules in expected.items():
-        config = load(f"voc_c4_paper.py:{network}-07-{step}")
+        config = override(load(f"voc_c4_paper.py:{network}-07-{step}"), {"init.path": "weights.pth"})
         joint = load(f"voc_c4_paper.py:{network}-07")
         build.check(config, 1)
         odd = step in "13"

@@ -63,10 +63,6 @@ def read_start(
                 "--config.init.name=weights and --config.init.path, or freeze nothing"
             )
         return RANDOM
-    if not init.path:
-        raise UserError(
-            "config.init.path is missing; give a file of PyTorch weights or a workdir, or --config.init.name=none"
-        )
     loaded = _load(init, config, len(class_names), image_shape, mesh)
     keep_head = init.head == "keep"
     if keep_head:

@@ -118,8 +118,6 @@ def test_weights_that_do_not_fit_are_a_user_error(workdir, digits_config, tmp_pa
     assert "no such file of weights or workdir" in error_of(tuned(digits_config, tmp_path / "none.pth"))
     (tmp_path / "empty").mkdir()
     assert error_of(tuned(digits_config, tmp_path / "empty")).startswith("there is no run in")
-    with pytest.raises(UserError, match=r"config.init.path is missing"):
-        start_of(digits_config(**{"init.name": "weights"}))
 
 
 def test_a_refused_start_leaves_no_workdir(workdir, digits_config, tmp_path):
