@@ -108,6 +108,7 @@ def test_the_paper_s_recipes_hold_the_numbers_of_faster_rcnn(name):
 
 
 @pytest.mark.parametrize("network", ["vgg16", "resnet101"])
+@pytest.mark.extensive
 def test_the_four_steps_of_alternating_training_are_faster_rcnn_s(network):
     """Section 3.2 there; which modules are trained, and how long."""
     shared = [f"conv{i}_1" for i in (1, 2, 3, 5)] if network == "vgg16" else ["stem_conv", *_stages(1, 2, 3)]

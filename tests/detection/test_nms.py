@@ -77,6 +77,7 @@ def test_equal_boxes_of_equal_scores_keep_the_first():
     assert kept_by(nms(boxes, jnp.zeros(6), 1.0, 4)) == [0, 1, 2, 3]
 
 
+@pytest.mark.extensive
 def test_at_most_max_out_boxes_and_none_of_no_boxes():
     boxes = jnp.arange(5.0)[:, None] * 10 + jnp.array([0.0, 0, 5, 5])
     scores = jnp.array([1.0, 5, jnp.nan, -jnp.inf, 4])
@@ -93,6 +94,7 @@ def test_it_stops_once_enough_are_found(monkeypatch):
     assert kept_by(nms_module.nms(boxes, -jnp.arange(10.0), 0.5, 3)) == [0, 1, 2]
 
 
+@pytest.mark.extensive
 def test_box_votes_are_a_weighted_mean(random_boxes):
     rng = np.random.default_rng(3)
     boxes, scores, groups = random_boxes(rng, 40), rng.random(40).astype(np.float32), rng.integers(2, size=40)

@@ -167,6 +167,7 @@ def count_compilations(caplog, run):
     ],
     ids=["basic-1-device", "basic-8-devices", "bottleneck-1-device"],
 )
+@pytest.mark.extensive
 def test_several_scales_are_the_mean_of_each_photograph_alone_and_whole(
     num_devices, settings, canvases, photograph_folder, open_folder, random_variables, monkeypatch, caplog
 ):

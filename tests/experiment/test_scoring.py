@@ -108,6 +108,7 @@ def test_weights_are_scored_with_the_normalization_of_the_config(tmp_path, digit
     assert found[0] == found[0] | {"weights": path, "checkpoint": None, "step": None, "split": "test"}
 
 
+@pytest.mark.extensive
 def test_an_ensemble_of_runs_and_weights_is_the_mean_of_its_members_probabilities(
     tmp_path, digits_config, save_run, weights
 ):

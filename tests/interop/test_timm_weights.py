@@ -88,6 +88,7 @@ def test_logits_and_last_map_equal_those_of_timm_and_the_weights_come_back(tmp_p
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.extensive
 def test_keys_shapes_and_the_count_of_parameters_are_timm_s(name):
     model = create_model(name, 10)
     shapes, key_of = variable_shapes(model.unrolled(), channels=3), torch_keys(model, "fc")

@@ -59,6 +59,7 @@ def run_program(program, *arguments, cwd, devices=1):
     return the_error(result.stderr)
 
 
+@pytest.mark.extensive
 def test_train_names_an_unknown_key_and_the_nearest_one(tmp_path):
     error = run_program(
         "train.py", "--config", QUICKSTART, "--workdir", "run", "--config.optimizer.learning_rat=1", cwd=tmp_path
@@ -66,6 +67,7 @@ def test_train_names_an_unknown_key_and_the_nearest_one(tmp_path):
     assert "config.optimizer.learning_rat;" in error and "did you mean config.optimizer.learning_rate?" in error
 
 
+@pytest.mark.extensive
 def test_train_names_a_batch_that_the_devices_cannot_share(tmp_path):
     error = run_program(
         "train.py", "--config", QUICKSTART, "--workdir", "run", "--config.batch_size=60", cwd=tmp_path, devices=8
@@ -77,11 +79,13 @@ def test_train_needs_a_workdir(tmp_path):
     assert "--workdir" in run_program("train.py", "--config", QUICKSTART, cwd=tmp_path)
 
 
+@pytest.mark.extensive
 def test_eval_names_a_workdir_without_a_run(tmp_path):
     error = run_program("eval.py", "--config", QUICKSTART, "--workdir", "nothing", cwd=tmp_path)
     assert "there is no run in nothing" in error
 
 
+@pytest.mark.extensive
 def test_predict_names_a_photograph_that_is_not_there(tmp_path):
     error = run_program("predict.py", "--config", QUICKSTART, "--workdir", "run", "cat.jpg", cwd=tmp_path)
     assert "there is no file or folder cat.jpg" in error

@@ -96,6 +96,7 @@ def assert_statistics(found, inputs, **tolerance):
 
 
 @pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.extensive
 def test_the_first_layer_has_the_mean_and_variance_of_all_images_together(task_of, mesh, count):
     # Forty examples: four batches of 16 from the third on run over the end of a pass.
     before, after = recomputed(task_of(), mesh, count)

@@ -148,7 +148,13 @@ def assert_falls_back(directory, mesh, capsys):
 
 
 @pytest.mark.parametrize("damage", [delete, flip_bits, truncate])
-@pytest.mark.parametrize("pattern", ["state/_METADATA", "state/manifest.ocdbt", "state/d/*"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "state/d/*",
+        *(pytest.param(f"state/{name}", marks=pytest.mark.extensive) for name in ("_METADATA", "manifest.ocdbt")),
+    ],
+)
 def test_a_corrupt_newest_checkpoint_is_set_aside_for_the_one_before_it(tmp_path, one_device, capsys, pattern, damage):
     save_steps(tmp_path, [1, 2], one_device)
     files = list((tmp_path / "2").glob(pattern))
@@ -267,6 +273,7 @@ def another_record(path):
 
 
 @pytest.mark.parametrize("damage", [flip_bits, truncate, another_record])
+@pytest.mark.extensive
 def test_a_checkpoint_with_damaged_metrics_is_set_aside(tmp_path, one_device, capsys, damage):
     save_steps(tmp_path, [1, 2], one_device)
     damage(tmp_path / "2" / "metrics" / "metrics")
@@ -327,6 +334,7 @@ def test_a_corrupt_best_checkpoint_is_a_user_error(tmp_path, one_device):
         ({"stage_sizes": (2,)}, r"params/stage1_block2/\S+ is absent in it and \(.*\) in config\.model"),
     ],
 )
+@pytest.mark.extensive
 def test_a_checkpoint_of_another_model_is_a_user_error_that_names_a_parameter(tmp_path, one_device, fields, fault):
     save_steps(tmp_path, [1, 2], one_device)
     manager = checkpoint.open_checkpoints(tmp_path, 5, "top1_error")
@@ -354,6 +362,7 @@ def test_a_read_only_manager_leaves_every_file_as_it_was(tmp_path, one_device):
 
 
 @pytest.mark.parametrize("restore_one", [checkpoint.restore_best, partial(checkpoint.restore_latest, set_aside=False)])
+@pytest.mark.extensive
 def test_a_training_may_remove_what_an_evaluation_is_about_to_read(
     tmp_path, one_device, monkeypatch, capsys, restore_one
 ):

@@ -85,6 +85,7 @@ def test_frozen_stages_keep_every_bit_and_the_others_do_not(
     assert momentum and not any(np.any(leaf) for leaf in momentum)
 
 
+@pytest.mark.extensive
 def test_frozen_batch_normalisation_keeps_its_bits_and_the_kernels_are_trained(tiny_task, random_variables, one_device):
     _, before, after = trained(tiny_task, random_variables, FineTune(freeze_bn=True), one_device)
     for name, leaf in flat(after.batch_stats).items():
@@ -125,6 +126,7 @@ def test_with_all_batch_normalisation_frozen_training_computes_what_evaluation_d
         assert bits(leaf) == bits(flat(variables["batch_stats"])[name])
 
 
+@pytest.mark.extensive
 def test_the_norms_of_frozen_stages_alone_use_their_running_averages(random_variables):
     model, images = model_of(), batch()["image"]
     variables = random_variables(model)

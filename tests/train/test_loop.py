@@ -138,6 +138,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(train_on, finished, tmp_path, mo
 
 
 @pytest.mark.parametrize("step", [10, 20])
+@pytest.mark.extensive
 def test_a_signal_in_an_evaluation_stops_it_and_the_resumed_run_makes_up_for_it(
     train_on, finished, tmp_path, monkeypatch, step
 ):
@@ -235,6 +236,7 @@ def test_several_steps_a_dispatch_leave_the_same_record(train_on, tmp_path, fini
         np.testing.assert_allclose(record["train_loss"], other["train_loss"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_evaluations_and_checkpoints_between_two_logged_steps_are_recorded_too(train_on, tmp_path, finished):
     workdir, state = finished
     other = train_on(tmp_path, log_every=8, eval_every=10, checkpoint_every=5)
@@ -317,7 +319,7 @@ def test_a_streamed_run_leaves_the_whole_record(streamed):
     assert all(record["validation_error"] % 12.5 == 0 for record in records if "validation_error" in record)
 
 
-@pytest.mark.parametrize("step", [4, 12])
+@pytest.mark.parametrize("step", [4, pytest.param(12, marks=pytest.mark.extensive)])
 def test_a_stopped_streamed_run_resumes_to_the_same_bits(parts, streamed, tmp_path, monkeypatch, step):
     with monkeypatch.context() as context:
         stop_at(context, step, signal.SIGTERM)
@@ -344,6 +346,7 @@ def test_the_rate_of_a_streamed_run_follows_the_plateaus_of_its_validation_error
     assert len(set(expected)) > 1
 
 
+@pytest.mark.extensive
 def test_the_last_evaluation_of_a_streamed_run_is_of_the_average_with_recomputed_statistics(parts, streamed, tmp_path):
     workdir, state = streamed
     plain = parts.train(tmp_path, bn_recompute_batches=0)

@@ -156,6 +156,7 @@ def test_metrics_are_means_over_the_logging_interval(tiny_task, random_images, o
         np.testing.assert_allclose(every_second[3][name], np.mean(each[2:]), rtol=1e-5)
 
 
+@pytest.mark.extensive
 def test_the_hold_rule_ends_when_the_training_error_falls_below_its_threshold(tiny_task, random_images, one_device):
     # The mean error starts at 1 and must pass 0.99; an error of about 0.9 moves it there within some six steps. The
     # schedule warms up: over the first step its rate is lower than the rule's.
@@ -250,6 +251,7 @@ def test_accumulation_is_one_large_batch_with_batch_norm_over_groups(tiny_task, 
     assert_trees_close(parts(state, batch), whole(state, end_to_end), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.extensive
 def test_a_step_with_accumulation_takes_its_gradients_and_statistics_from_all_parts(tiny_task, one_device):
     task, settings = tiny_task(), StepSettings(accumulate_steps=2, log_every=1)
     state = start(task, one_device)
@@ -279,6 +281,7 @@ def test_the_moving_average_is_the_plain_recursion_and_changes_nothing_else(tiny
     assert np.abs(state.ema["params"]["head"]["kernel"] - state.params["head"]["kernel"]).max() > 1e-3
 
 
+@pytest.mark.extensive
 def test_the_moving_average_may_be_a_copy_first_and_be_updated_now_and_then(tiny_task, random_images, one_device):
     """As torchvision's: every second step, a copy before step 4, then with the whole decay."""
     settings = StepSettings(log_every=2, ema_decay=0.7, ema_every=2, ema_start=4)
@@ -292,6 +295,7 @@ def test_the_moving_average_may_be_a_copy_first_and_be_updated_now_and_then(tiny
         assert_trees_close(state.ema, mean, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.extensive
 def test_the_gradient_may_be_taken_uphill(tiny_task, one_device):
     """Sharpness-aware minimisation by hand, from two plain gradients; statistics and loss are the first pass's."""
     task, batch = tiny_task(), random_batch()

@@ -45,6 +45,7 @@ def test_the_hue_moves_around_the_circle_as_in_colorsys(shift):
     ],
 )
 @pytest.mark.parametrize("strength", [0.4, 1.5])
+@pytest.mark.extensive
 def test_a_factor_is_uniform_in_its_range_and_is_that_of_pillow(key, enhancer, strength):
     image = images(1)[0]
     found = jittered(ColorJitter(**{key: strength}), np.repeat(image[None], 400, axis=0), seed=2)

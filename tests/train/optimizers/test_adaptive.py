@@ -64,6 +64,7 @@ def by_torch(make, decaying, rates=RATES):
 KERNELS = {"conv/kernel", "head/kernel"}
 
 
+@pytest.mark.extensive
 def test_adamw_is_that_of_pytorch_with_decay_of_kernels():
     expected = by_torch(lambda groups: torch.optim.AdamW(groups, lr=0.1, weight_decay=0.3, eps=1e-7), KERNELS)
     assert_same(after_each_step(AdamW(weight_decay=0.3, epsilon=1e-7)), expected)
