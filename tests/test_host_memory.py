@@ -28,6 +28,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of the GNU C library")
+@pytest.mark.extensive
 def test_memory_that_is_freed_is_kept(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     faults = {}

@@ -89,6 +89,7 @@ def test_a_run_is_scored_on_the_test_set(digits_config, run, which, step):
     assert record["seconds"] > 0
 
 
+@pytest.mark.extensive
 def test_another_split_is_scored_on_request(tmp_path, digits_config, save_run):
     config = digits_config(**{"data.holdout": 100})
     variables = save_run(tmp_path, config, {10: 5.0}, normalize=NORMALIZATION)
@@ -172,6 +173,7 @@ def test_photographs_are_scored_on_their_validation_split(tmp_path, photograph_f
         score(config, [tmp_path], split="test")
 
 
+@pytest.mark.extensive
 def test_an_ensemble_averages_what_a_protocol_says_of_each_member(
     tmp_path, photograph_folder, folder_config, save_run, weights, monkeypatch
 ):

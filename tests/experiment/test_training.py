@@ -72,6 +72,7 @@ def test_a_run_leaves_what_tells_how_it_came_about(trained):
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
 
 
+@pytest.mark.extensive
 def test_a_run_in_two_parts_ends_with_the_same_bits(trained, tmp_path):
     _, config, whole = trained
     train(override(config, {"steps": 3}), tmp_path)

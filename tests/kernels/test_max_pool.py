@@ -14,7 +14,7 @@ def draw(height, width, seed=0):
     return jnp.asarray(np.maximum(rng.integers(-3, 4, (2, height, width, 3)), 0), jnp.float32)
 
 
-@pytest.mark.parametrize("max_pool", [plain_max_pool, cpu_max_pool])
+@pytest.mark.parametrize("max_pool", [pytest.param(plain_max_pool, marks=pytest.mark.extensive), cpu_max_pool])
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (6, 5), (1, 1), (2, 3)])
 def test_outputs_and_gradients_are_pytorchs(size, max_pool):
     x = draw(*size)

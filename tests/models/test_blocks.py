@@ -201,6 +201,7 @@ def test_bottleneck_block_equals_pytorch(placement, shortcut, channels, strides,
 
 
 @pytest.mark.parametrize("block_type, channels", [(BasicBlock, 4), (BottleneckBlock, 8)])
+@pytest.mark.extensive
 def test_zero_initialised_last_norm_makes_the_block_its_shortcut(block_type, channels):
     def block(shortcut):
         filters = 2 * channels if block_type is BasicBlock else channels // 2

@@ -228,6 +228,7 @@ def test_a_workdir_that_cannot_be_written_is_named(train_on, tmp_path):
         train_on(tmp_path / "file" / "run")
 
 
+@pytest.mark.extensive
 def test_several_steps_a_dispatch_leave_the_same_record(train_on, tmp_path, finished):
     train_on(tmp_path, steps_per_dispatch=5)
     records, expected = (read_metrics(Path(folder) / "metrics.jsonl") for folder in (tmp_path, finished[0]))

@@ -74,6 +74,7 @@ def test_eight_devices_compute_what_one_does(tiny_task, random_images, one_devic
     assert_trees_close(one_metrics, eight_metrics, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.extensive
 def test_eight_devices_have_the_batch_statistics_of_the_whole_batch(tiny_task, random_images, two_steps, eight_devices):
     (state, _), (after, metrics) = every_call(tiny_task(), random_images, eight_devices, 2)
     assert_trees_close(state.variables, two_steps[0][0].variables, rtol=1e-4, atol=1e-5)
@@ -194,6 +195,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tiny_task, random_ima
     )
 
 
+@pytest.mark.extensive
 def test_first_step_that_is_not_finite_is_remembered(tiny_task, random_images, one_device):
     wild = Constant().make(1e30, 64_000, 1)
     _, history = run_steps(tiny_task(), random_images, one_device, 4, schedule=wild)

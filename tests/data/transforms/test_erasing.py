@@ -62,6 +62,7 @@ def test_a_rectangle_that_does_not_fit_is_drawn_again_and_ten_times_at_most():
 
 
 @pytest.mark.parametrize("fill", ["constant", "color", "pixel"])
+@pytest.mark.extensive
 def test_what_is_filled_in_is_the_mean_a_color_or_noise(fill):
     images = erased(RandomErasing(probability=1.0, fill=fill), 4, count=600)
     values = []
