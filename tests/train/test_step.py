@@ -208,7 +208,7 @@ def test_augmentation_is_a_function_of_seed_and_step(tiny_task, random_images, o
     jax.tree.map(np.testing.assert_array_equal, two_steps, again)
 
 
-@pytest.mark.extensive
+@pytest.mark.slow  # Compiled as users do: to the bit.
 def test_photographs_as_batches_are_trained_on_as_those_gathered_by_index(tiny_task, random_images, two_devices):
     gathered = run_steps(tiny_task(), random_images, two_devices, 2, stride=2)
     streamed = run_steps(tiny_task(), random_images, two_devices, 2, stride=2, streamed=True)
