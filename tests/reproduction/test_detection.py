@@ -44,7 +44,8 @@ def test_numbers_of_the_paper_stand_beside_ours():
 
 
 @pytest.mark.slow
-def test_a_smoke_run_trains_and_scores_what_is_not_there(tmp_path):
+def test_a_smoke_run_trains_and_scores_what_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # One device: a batch has four photographs.
     places = Places(ROOT, tmp_path / "runs", tmp_path / "results", None)
     assert detection.perform("table8", "smoke", places) == {}
     path = record_path(places.results, "smoke", "table8-2")
