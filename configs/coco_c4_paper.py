@@ -18,7 +18,8 @@ from resnet_jax.config import Config, Model
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
 from resnet_jax.detection.named import PAPER_BOX, PAPER_RPN
-from resnet_jax.tasks.detection import BoxHead, Detection, ProposalNetwork, RegionPooling
+from resnet_jax.tasks.detection import Detection
+from resnet_jax.tasks.detection_stages import BoxHead, ProposalNetwork, RegionPooling
 from resnet_jax.train.initial import Weights
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.schedules import Step

@@ -62,6 +62,13 @@ def parameters(workdir, step):
     return np.concatenate([np.ravel(leaf) for leaf in _leaves(state["params"])])
 
 
+def assert_equal_records(records, expected):
+    for record, other in zip(records, expected, strict=True):
+        assert record.keys() == other.keys()
+        for name in record.keys() - {"images_per_second"}:
+            np.testing.assert_allclose(record[name], other[name], rtol=2e-3, err_msg=name)
+
+
 def _leaves(tree):
     for _, value in sorted(tree.items()):
         yield from _leaves(value) if isinstance(value, dict) else [np.asarray(value)]
@@ -94,10 +101,7 @@ def test_four_processes_train_what_one_does_and_two_and_one_go_on_from_them(tmp_
     assert [("step 20/20" in text) for text in messages] == [True, False, False, False]
     records, expected = read_metrics(four / "metrics.jsonl"), read_metrics(one / "metrics.jsonl")
     assert [record["step"] for record in records] == [5, 10, 15, 20]
-    for record, other in zip(records, expected, strict=True):
-        assert record.keys() == other.keys()
-        for name in record.keys() - {"images_per_second"}:
-            np.testing.assert_allclose(record[name], other[name], rtol=2e-3, err_msg=name)
+    assert_equal_records(records, expected)
     # The sum over devices is taken in another order; nothing else differs.
     difference = np.abs(parameters(four, 20) - parameters(one, 20)).max()
     assert difference < 1e-4, difference
@@ -136,10 +140,7 @@ def test_two_processes_train_the_detector_that_one_does_and_one_goes_on_from_the
     def assert_close(workdir):
         records = read_metrics(workdir / "metrics.jsonl")
         assert [record["step"] for record in records] == [2, 4]
-        for record, other in zip(records, expected, strict=True):
-            assert record.keys() == other.keys()
-            for name in record.keys() - {"images_per_second"}:
-                np.testing.assert_allclose(record[name], other[name], rtol=2e-3, err_msg=name)
+        assert_equal_records(records, expected)
         difference = np.abs(parameters(workdir, 4) - parameters(one, 4)).max()
         assert difference < 1e-4, difference
 

@@ -259,14 +259,6 @@ def trainable(backbone: Backbone, variables: Variables) -> Any:
     return flax.traverse_util.unflatten_dict({place: of(place) for place in places})
 
 
-def stop_frozen(variables: Variables, trained: Any) -> dict[str, Any]:
-    """The variables, of which those that are False in ``trained`` get gradients of zero, which cost nothing."""
-    params = jax.tree.map(
-        lambda leaf, moves: leaf if moves else jax.lax.stop_gradient(leaf), variables["params"], trained
-    )
-    return {**variables, "params": params}
-
-
 def c4(network: Any, frozen_stages: int = 2, freeze_norm: bool = True) -> ResNetC4 | VGGBackbone:
     """The backbone of one map that a network with ``num_classes`` 0 makes; VGG has no batch normalisation to freeze."""
     if network.family == VGG.family:

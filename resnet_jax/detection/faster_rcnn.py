@@ -8,13 +8,11 @@ static: where there are fewer boxes than slots, masks say which count.
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.detection.anchors import Anchors
-from resnet_jax.detection.backbones import stop_frozen, trainable
 from resnet_jax.detection.boxes import Weights, at_least, clip, decode, encode, iou
 from resnet_jax.detection.nms import box_vote, nms
 from resnet_jax.detection.roi import multilevel_roi_align, roi_align, roi_pool
@@ -257,7 +255,7 @@ class FasterRCNN(nn.Module):
         "objectness" and "rpn_box", the proposal network's; "classifier" and "box", the detector's. Either pair may be
         trained alone (``trains``), the detector on the proposals of the network as it is. Needs an rng called "sample",
         and "dropout" for VGG; where batch normalisation is not frozen, "batch_stats" must be mutable.
-        ``training_losses`` also keeps frozen parameters from getting gradients.
+        ``training.training_losses`` also keeps frozen parameters from getting gradients.
         """
         padded_hw = images.shape[1:3]
         if trains == "rpn":
@@ -370,44 +368,3 @@ def detect(predictions: Predictions, image_hw: jax.Array, settings: BoxSettings)
         )
 
     return jax.vmap(of_image)(*predictions, jnp.asarray(image_hw, jnp.float32))
-
-
-def training_losses(
-    model: FasterRCNN,
-    variables: Any,
-    images: jax.Array,
-    image_hw: jax.Array,
-    targets: Targets,
-    key: jax.Array,
-    trains: Trains = "joint",
-) -> tuple[dict[str, jax.Array], Any]:
-    """(``FasterRCNN.losses``, the new batch statistics), where what is not ``trained`` gets no gradient, at no cost."""
-    sample, dropout = jax.random.split(key)
-    losses, updated = model.apply(
-        stop_frozen(variables, trained(model, variables, trains)),
-        images,
-        image_hw,
-        targets,
-        trains=trains,
-        method="losses",
-        mutable=["batch_stats"],
-        rngs={"sample": sample, "dropout": dropout},
-    )
-    return losses, updated.get("batch_stats", variables.get("batch_stats", {}))
-
-
-def trained(model: FasterRCNN, variables: Any, trains: Trains = "joint") -> Any:
-    """A tree like ``variables["params"]`` of bools: whether training this part changes a parameter.
-
-    Without what is frozen (``backbones.trainable``). Where the proposal network has no backbone of its own, training
-    it changes the shared one.
-    """
-    free = flax.traverse_util.flatten_dict(trainable(model.backbone, variables))
-    shares = model.rpn_backbone is None
-
-    def of(place: tuple[str, ...]) -> bool:
-        of_rpn = place[0] in ("rpn_head", "rpn_backbone")
-        shared = shares and place[0] == "backbone" and not model.backbone.of_head(place[1:])
-        return {"joint": True, "rpn": of_rpn or shared, "detector": not of_rpn}[trains]
-
-    return flax.traverse_util.unflatten_dict({place: free[place] and of(place) for place in free})

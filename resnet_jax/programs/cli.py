@@ -14,11 +14,12 @@ from ml_collections.config_flags import config_flags
 from pydantic import ValidationError
 
 from resnet_jax import config as schema
-from resnet_jax import distributed, launch, parallel
+from resnet_jax import distributed, parallel
 from resnet_jax.config import Config
 from resnet_jax.data.cache import cache_dir
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.host_memory import keep_freed_memory
+from resnet_jax.launch import launch
 from resnet_jax.train.signals import Stopped
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -79,7 +80,7 @@ def run(
         logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it raises, with tracebacks; we report them.
         try:
             if _LOCAL_PROCESSES.value is not None:
-                launch.launch(_LOCAL_PROCESSES.value, _without_flag(sys.orig_argv, "local_processes"))
+                launch(_LOCAL_PROCESSES.value, _without_flag(sys.orig_argv, "local_processes"))
             joining = _DISTRIBUTED.value or any(
                 flag.value is not None for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
             )

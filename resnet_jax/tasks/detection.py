@@ -18,15 +18,11 @@ from resnet_jax.data.transforms import Transforms
 from resnet_jax.detection.anchors import Anchors
 from resnet_jax.detection.backbones import FPN, c4
 from resnet_jax.detection.faster_rcnn import (
-    BoxSettings,
     FasterRCNN,
-    Pooling,
     Targets,
     Trains,
-    trained,
-    training_losses,
 )
-from resnet_jax.detection.rpn import RPNSettings
+from resnet_jax.detection.training import trained, training_losses
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.detection.detector import PROPOSALS, SINGLE, Testing, make_detector, on_canvas
 from resnet_jax.evaluation.detection.predict import detections_in
@@ -34,72 +30,12 @@ from resnet_jax.evaluation.detection.report import draw_detections, plot_precisi
 from resnet_jax.evaluation.detection.scores import Metric, Scored, recalled, score
 from resnet_jax.interop.torch_detection import load_torch_detection
 from resnet_jax.models.model import Model
-from resnet_jax.models.stacking import stack_blocks, unstack_blocks
-from resnet_jax.parts import Count, NonNegativeFloat, NonNegativeInt, Part, ascending
-from resnet_jax.tasks.fitting import check_fit
+from resnet_jax.parts import Count, NonNegativeInt, Part
+from resnet_jax.tasks.detection_stages import BoxHead, Positive, ProposalNetwork, RegionPooling, Unit
+from resnet_jax.tasks.detection_start import starting_variables
 from resnet_jax.tasks.task import Batch, Described, Member, Score, Variables
 
-Unit = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-
 PROTOCOLS = ("single", "refine", "multi_scale", "refine+multi_scale", "proposals")
-
-
-_RPN, _BOX = RPNSettings(), BoxSettings()
-
-
-class ProposalNetwork(Part):
-    """The region proposal network. channels: of its 3x3 convolution; the rest is ``RPNSettings``'s, which says more."""
-
-    channels: Count = 256
-    positive: Unit = _RPN.positive
-    negative: Unit = _RPN.negative
-    samples: Count = _RPN.samples
-    fraction: Unit = _RPN.fraction
-    straddle: NonNegativeFloat | None = _RPN.straddle
-    beta: NonNegativeFloat = _RPN.beta
-    train_pre_nms: Count = _RPN.train_pre_nms
-    train_post_nms: Count = _RPN.train_post_nms
-    test_pre_nms: Count = _RPN.test_pre_nms
-    test_post_nms: Count = _RPN.test_post_nms
-    nms: Unit = _RPN.nms
-    min_size: NonNegativeFloat = _RPN.min_size
-
-    def settings(self) -> RPNSettings:
-        return RPNSettings(**self.model_dump(exclude={"channels"}))
-
-
-class BoxHead(Part):
-    """The second stage; ``BoxSettings`` says what each key is."""
-
-    positive: Unit = _BOX.positive
-    negative: tuple[Unit, Unit] = _BOX.negative
-    samples: Count = _BOX.samples
-    fraction: Unit = _BOX.fraction
-    weights: tuple[Positive, Positive, Positive, Positive] = _BOX.weights
-    beta: NonNegativeFloat = 1 / 9  # As torchvision's; the library's default is Fast R-CNN's 1.
-    min_score: Unit = _BOX.min_score
-    candidates: Count = _BOX.candidates
-    nms: Unit = _BOX.nms
-    vote: Unit | None = _BOX.vote
-    detections: Count = _BOX.detections
-    min_size: NonNegativeFloat = _BOX.min_size
-
-    def settings(self) -> BoxSettings:
-        ascending(self.negative)
-        return BoxSettings(**self.model_dump())
-
-
-class RegionPooling(Part):
-    """How regions become maps of ``size`` x ``size``: RoIAlign, or the paper's RoIPool ("pool"), which c4 can have."""
-
-    op: Literal["align", "pool"] = "align"
-    size: Count = 7
-    sampling_ratio: Count = 2
-    aligned: bool = False
-
-    def make(self) -> Pooling:
-        return Pooling(**self.model_dump())
 
 
 class Detection(Part):
@@ -157,8 +93,9 @@ class Detection(Part):
     def network(self, create: Callable[[int], Model], num_classes: int) -> FasterRCNN:
         """The detector on the network that ``create`` makes for a number of classes. Raises UserError."""
         network: Any = create(0)
-        if getattr(network, "drop_path", 0):
-            raise UserError("config.model.drop_path is set, but a detector's backbone drops no paths; remove it")
+        for field in ("drop_path", "dropout"):
+            if getattr(network, field, 0):
+                raise UserError(f"config.model.{field} is set, but a detector's backbone drops nothing; remove it")
         backbone: Any = self._backbone(network)
         if self.kind == "fpn":
             sizes: tuple[tuple[float, ...], ...] = tuple((float(size),) for size in self.anchor_sizes)
@@ -240,26 +177,8 @@ class Detection(Part):
         The head is the two last layers. A proposal network with a backbone of its own is left out where the two are to
         share one: the new one is trained on the maps of the detector.
         """
-        task = self.without_data(model)
-        template = jax.eval_shape(lambda: task.init(jax.random.key(0), image_shape))
-        backbones = {"backbone", "rpn_backbone"} & set(template["params"])
-        if "backbone" in weights["params"]:
-            new = set() if keep_head else {"box_score", "box_deltas"}
-            if "rpn_backbone" in weights["params"] and self.shared:
-                new |= {"rpn_backbone", "rpn_head"}
-            given, expected = (_without(tree, new) for tree in (weights, template))
-            for name in backbones & set(given["params"]):
-                given = _with_network(given, name, _in_layout(_network(given, name), _network(template, name)))
-        else:
-            given, expected = ({"params": {}, "batch_stats": {}} for _ in range(2))
-            for name in backbones:
-                own = _network(template, name)
-                network = _in_layout(_without(weights, {"head"}), own)
-                if name == "rpn_backbone":  # Without the layers that are applied to regions.
-                    network = {key: {k: v for k, v in network[key].items() if k in own[key]} for key in network}
-                given, expected = _with_network(given, name, network), _with_network(expected, name, own)
-        check_fit(given, expected)
-        return given
+        template = jax.eval_shape(lambda: self.without_data(model).init(jax.random.key(0), image_shape))
+        return starting_variables(template, weights, keep_head, self.shared)
 
     def load_torch(self, name: str, path: Path, model: FasterRCNN, overrides: Mapping[str, Any]) -> Variables:
         """Variables of a whole detector from torchvision's weights. Raises UserError."""
@@ -423,31 +342,3 @@ class DetectionTask:
     def _losses(self, model: FasterRCNN, variables: Variables, batch: Batch, key: jax.Array) -> Any:
         targets = Targets(batch["boxes"], batch["labels"], batch["valid"])
         return training_losses(model, variables, batch["image"], batch["image_hw"], targets, key, self.trains)
-
-
-# Trees of a detector's variables.
-
-
-def _without(variables: Variables, modules: set[str]) -> Variables:
-    return {
-        collection: {module: leaves for module, leaves in tree.items() if module not in modules}
-        for collection, tree in variables.items()
-    }
-
-
-def _network(variables: Variables, backbone: str) -> Variables:
-    """Those of the classification network in a backbone."""
-    return {name: dict(tree.get(backbone, {}).get("network", {})) for name, tree in variables.items()}
-
-
-def _with_network(variables: Variables, backbone: str, network: Variables) -> Variables:
-    return {
-        name: tree | {backbone: {**tree.get(backbone, {}), "network": network[name]}}
-        for name, tree in variables.items()
-    }
-
-
-def _in_layout(network: Variables, like: Variables) -> Variables:
-    """With blocks scanned where those of ``like`` are."""
-    network = unstack_blocks(network)
-    return stack_blocks(network) if any(name.endswith("_blocks") for name in like["params"]) else network

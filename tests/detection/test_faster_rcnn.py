@@ -16,7 +16,6 @@ from resnet_jax.detection.faster_rcnn import (
     Predictions,
     Targets,
     detect,
-    training_losses,
 )
 from resnet_jax.detection.named import (
     detectron2_c4,
@@ -26,6 +25,7 @@ from resnet_jax.detection.named import (
     torchvision_fpn,
 )
 from resnet_jax.detection.rpn import RPNSettings
+from resnet_jax.detection.training import training_losses
 from resnet_jax.models import create_model
 from resnet_jax.parallel import replicated, sharded_batch
 

@@ -141,7 +141,8 @@ def test_what_a_detector_cannot_have_is_refused(one_device, dataset):
         "transforms are for classification": {"transforms.flip.probability": 0.5},
         "one for each": {"task.anchor_sizes": (8.0, 16.0)},
         "reads one map": {"task.pooling.op": "pool"},
-        "drops no paths": {"model.drop_path": 0.1},
+        "model.drop_path is set, but .* drops nothing": {"model.drop_path": 0.1},
+        "model.dropout is set, but .* drops nothing": {"model.dropout": 0.1},
         "needs a residual network": {"model.name": "vgg16", "model.width": None, "model.stage_sizes": None},
     }
     for message, changes in refused.items():

@@ -1,0 +1,55 @@
+"""Which of given variables a detector starts with: those of a classification network, or of another detector."""
+
+from resnet_jax.models.stacking import stack_blocks, unstack_blocks
+from resnet_jax.tasks.fitting import check_fit
+from resnet_jax.tasks.task import Variables
+
+
+def starting_variables(template: Variables, weights: Variables, keep_head: bool, shared: bool) -> Variables:
+    """See ``Detection.starting``.
+
+    template: the detector's variables, by shape. shared: whether both of its stages read the maps of one backbone.
+    """
+    backbones = {"backbone", "rpn_backbone"} & set(template["params"])
+    if "backbone" in weights["params"]:
+        new = set() if keep_head else {"box_score", "box_deltas"}
+        if "rpn_backbone" in weights["params"] and shared:
+            new |= {"rpn_backbone", "rpn_head"}
+        given, expected = (_without(tree, new) for tree in (weights, template))
+        for name in backbones & set(given["params"]):
+            given = _with_network(given, name, _in_layout(_network(given, name), _network(template, name)))
+    else:
+        given, expected = ({"params": {}, "batch_stats": {}} for _ in range(2))
+        for name in backbones:
+            own = _network(template, name)
+            network = _in_layout(_without(weights, {"head"}), own)
+            if name == "rpn_backbone":  # Without the layers that are applied to regions.
+                network = {key: {k: v for k, v in network[key].items() if k in own[key]} for key in network}
+            given, expected = _with_network(given, name, network), _with_network(expected, name, own)
+    check_fit(given, expected)
+    return given
+
+
+def _without(variables: Variables, modules: set[str]) -> Variables:
+    return {
+        collection: {module: leaves for module, leaves in tree.items() if module not in modules}
+        for collection, tree in variables.items()
+    }
+
+
+def _network(variables: Variables, backbone: str) -> Variables:
+    """Those of the classification network in a backbone."""
+    return {name: dict(tree.get(backbone, {}).get("network", {})) for name, tree in variables.items()}
+
+
+def _with_network(variables: Variables, backbone: str, network: Variables) -> Variables:
+    return {
+        name: tree | {backbone: {**tree.get(backbone, {}), "network": network[name]}}
+        for name, tree in variables.items()
+    }
+
+
+def _in_layout(network: Variables, like: Variables) -> Variables:
+    """With blocks scanned where those of ``like`` are."""
+    network = unstack_blocks(network)
+    return stack_blocks(network) if any(name.endswith("_blocks") for name in like["params"]) else network
