@@ -12,6 +12,7 @@ from resnet_jax.config import Config, read_config, refuse_change
 from resnet_jax.data.class_names import imagenet_names
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
+from resnet_jax.experiment.exported import find_run, is_exported, read_weights
 from resnet_jax.models.zoo import variant
 from resnet_jax.train import checkpoint
 from resnet_jax.train.state import init_state
@@ -46,16 +47,25 @@ def load_run(
 ) -> Network:
     """The "latest" or "best" checkpoint of a run of train.py, with the run's own config unless one is given.
 
-    The model computes with JAX's plain operations, on any platform; with ``fast`` by the fastest kernels for ``mesh``.
+    ``workdir`` is also the folder of an exported network, or the name of one that comes along (``exported.included``);
+    these have one set of weights, the "latest". The model computes with JAX's plain operations, on any platform; with
+    ``fast`` by the fastest kernels for ``mesh``.
     Raises UserError if there is no such checkpoint, or if it does not fit config.model.
     """
-    workdir, mesh = Path(workdir), mesh or parallel.data_mesh()
-    refuse_missing_run(workdir)
+    workdir, mesh = find_run(workdir), mesh or parallel.data_mesh()
     config = config or read_config(workdir / "config.json")
     class_names = read_class_names(workdir)
     normalize = Normalization.load(workdir / "normalization.npz")
     model = build.make_model(config, len(class_names), mesh if fast else None)
     shape = read_image_shape(workdir)
+    if is_exported(workdir):
+        if which != "latest":
+            raise UserError(
+                f"there is no {which} checkpoint in {workdir}, which has one set of weights; ask for latest"
+            )
+        loaded, step = read_weights(workdir, config, model, channels=shape[-1])
+        variables = parallel.to_global(loaded, parallel.replicated(mesh))
+        return Network(model, variables, normalize, class_names, config, step, shape)
     task, optimizer, hold = config.task.without_data(model), build.make_optimizer(config, model), config.schedule.hold
     template = jax.eval_shape(
         lambda: init_state(task, optimizer, config.seed, config.ema_decay, hold.error, shape, mesh)
@@ -73,12 +83,6 @@ def load_run(
     return Network(model, state.variables, normalize, class_names, config, int(state.step), shape)
 
 
-def refuse_missing_run(workdir: Path) -> None:
-    """Raises UserError if nothing was trained in ``workdir``."""
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"there is no run in {workdir}; train one with train.py, or correct the path")
-
-
 def load_weights(
     path: Path,
     config: Config,
@@ -93,7 +97,7 @@ def load_weights(
     """
     model = build.make_model(config, len(class_names), mesh)
     note_differences(config)
-    loaded = config.task.load_torch(config.model.name, path, model, config.model.overrides)
+    loaded = config.task.load_torch(config.model.name, path, model, config.model.overrides, image_shape[-1])
     variables = parallel.to_global(loaded, parallel.replicated(mesh))
     return Network(model, variables, normalize, class_names, config, None, image_shape)
 
@@ -130,10 +134,10 @@ def load_network(
     if (workdir is None) == (torch_weights is None):
         raise UserError("give either --workdir or --torch_weights")
     if workdir:
-        refuse_missing_run(Path(workdir))
+        folder = find_run(workdir)
         if config is not None:
             build.check(config, num_devices=1)
-            refuse_change(config, Path(workdir) / "config.json", sections=("model.",))
+            refuse_change(config, folder / "config.json", sections=("model.",))
         return load_run(workdir, which, config, fast=True)
     if config is None:
         raise UserError("--torch_weights needs --config, a file of configs/ that names the model")

@@ -8,7 +8,8 @@ from resnet_jax import build, parallel
 from resnet_jax.config import Config, override, refuse_change
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import UserError
-from resnet_jax.experiment.networks import Network, load_run, load_weights, refuse_missing_run
+from resnet_jax.experiment.exported import find_run
+from resnet_jax.experiment.networks import Network, load_run, load_weights
 from resnet_jax.models import list_models
 from resnet_jax.tasks.task import Member
 
@@ -63,9 +64,9 @@ def score(
     build.check(config, num_devices=1)  # The training batch is not used here.
     alone = len(workdirs) + len(torch_weights) == 1
     for workdir in workdirs:  # A run is found or missed before the data are loaded, which can take long.
-        refuse_missing_run(workdir)
+        folder = find_run(workdir)
         if alone and not allow_config_change:
-            refuse_change(config, workdir / "config.json", sections=_MUST_AGREE)
+            refuse_change(config, folder / "config.json", sections=_MUST_AGREE)
     members = [load_run(workdir, which, config if alone else None, mesh, fast=True) for workdir in workdirs]
     dataset = build.make_dataset(config) if data is None else data
     chosen = split or dataset.test_split

@@ -21,7 +21,7 @@ from resnet_jax.config import Config, read_config
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.protocols import PROTOCOLS
 from resnet_jax.evaluation.records import append_result
-from resnet_jax.experiment.networks import refuse_missing_run
+from resnet_jax.experiment.exported import find_run
 from resnet_jax.experiment.scoring import score
 from resnet_jax.programs import cli
 from resnet_jax.tasks import detection
@@ -98,8 +98,7 @@ def run(config: Config | None) -> None:
 def _config_of_run(workdirs: list[Path]) -> Config:
     if not workdirs:
         raise UserError("give a --workdir, or --config and --torch_weights; --help shows both")
-    refuse_missing_run(workdirs[0])
-    config = read_config(workdirs[0] / "config.json")
+    config = read_config(find_run(workdirs[0]) / "config.json")
     return config.model_copy(update={"data_dir": DATA_DIR.value}) if DATA_DIR.value else config
 
 

@@ -21,7 +21,7 @@ from resnet_jax.data.transforms import Transforms
 from resnet_jax.evaluation.classify import Scores, error_rates, log_add, make_evaluator
 from resnet_jax.evaluation.predict import draw, predict
 from resnet_jax.evaluation.records import write_scores
-from resnet_jax.interop.torch_weights import load_torch
+from resnet_jax.interop.torch_weights import load_torch, save_torch
 from resnet_jax.models.model import Model
 from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 from resnet_jax.parts import Fraction, Part
@@ -64,9 +64,15 @@ class ClassificationPart(Part):
         check_fit(kept, expected)
         return kept if model == model.unrolled() else stack_blocks(kept)
 
-    def load_torch(self, name: str, path: Path, model: Model, overrides: Mapping[str, Any]) -> Variables:
+    def load_torch(
+        self, name: str, path: Path, model: Model, overrides: Mapping[str, Any], channels: int = 3
+    ) -> Variables:
         """Variables of the network ``name`` from PyTorch weights. Raises UserError."""
-        return load_torch(name, source=path, num_classes=model.num_classes, **overrides)
+        return load_torch(name, source=path, num_classes=model.num_classes, greyscale=channels == 1, **overrides)
+
+    def save_torch(self, path: Path, model: Model, variables: Mapping[str, Any]) -> None:
+        """Writes PyTorch weights. Raises UserError."""
+        save_torch(variables, path, model=model)
 
     def score(
         self,

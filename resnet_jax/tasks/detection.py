@@ -180,9 +180,15 @@ class Detection(Part):
         template = jax.eval_shape(lambda: self.without_data(model).init(jax.random.key(0), image_shape))
         return starting_variables(template, weights, keep_head, self.shared)
 
-    def load_torch(self, name: str, path: Path, model: FasterRCNN, overrides: Mapping[str, Any]) -> Variables:
+    def load_torch(
+        self, name: str, path: Path, model: FasterRCNN, overrides: Mapping[str, Any], channels: int = 3
+    ) -> Variables:
         """Variables of a whole detector from torchvision's weights. Raises UserError."""
         return load_torch_detection(model, path)
+
+    def save_torch(self, path: Path, model: FasterRCNN, variables: Mapping[str, Any]) -> None:
+        """Raises UserError: detectors are read from PyTorch weights and not written as such."""
+        raise UserError("a detector cannot be written as PyTorch weights; keep its workdir")
 
     # Scoring and predicting.
 

@@ -9,7 +9,8 @@ The part of a config that makes a task has, besides its keys:
 - ``updates_statistics(network)``: whether training changes batch statistics;
 - ``needs_weights(network)``: whether something is frozen that would stay random without config.init;
 - ``starting(network, weights, keep_head, image_shape)``: which of given variables a run starts with, and where;
-- ``load_torch(name, path, network, overrides)``: variables out of a file of PyTorch weights;
+- ``load_torch(name, path, network, overrides, channels)``: variables out of a file of PyTorch weights, for images of so
+  many channels; ``save_torch(path, network, variables)``: into one;
 - ``score(members, dataset, split, mesh, batch_size, protocol)``: the ``Score`` of an ensemble;
 - ``write_scores(path, details, dataset, split)``: the details of a ``Score`` as a CSV file;
 - ``predict(member, class_names, paths, size)``: what is in photographs, each ``Described``.

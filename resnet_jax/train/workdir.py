@@ -56,15 +56,26 @@ def prepare_workdir(
             while (workdir / f"config.{number}.json").exists():
                 number += 1
             _write(workdir / f"config.{number}.json", path.read_text())
-        _write(path, config)
+        write_description(workdir, config, save_normalization, class_names, image_shape)
         _write(workdir / "environment.json", json.dumps(_environment(), indent=2) + "\n")
-        _write(workdir / "class_names.json", json.dumps(class_names, indent=0) + "\n")
-        _write(workdir / "image_shape.json", json.dumps(image_shape) + "\n")
-        save_normalization(workdir / "normalization.npz")
         if start is not None:
             _write(workdir / "init.json", json.dumps(start, indent=2) + "\n")
     except OSError as error:
         raise _not_writable(workdir, error) from None
+
+
+def write_description(
+    folder: Path,
+    config: str,
+    save_normalization: Callable[[Path], None],
+    class_names: list[str],
+    image_shape: tuple[int, int, int],
+) -> None:
+    """Writes the files of ``prepare_workdir`` that using trained weights takes. Raises OSError."""
+    _write(folder / "config.json", config)
+    _write(folder / "class_names.json", json.dumps(class_names, indent=0) + "\n")
+    _write(folder / "image_shape.json", json.dumps(image_shape) + "\n")
+    save_normalization(folder / "normalization.npz")
 
 
 def initial_record(workdir: Path) -> dict[str, object]:
