@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -251,6 +252,7 @@ def _training_record(scale: str, run: Run, places: Places, training: list[str]) 
             "values": values(places.root, scale, run),
             "commands": {"training": shown(places, scale, training)},
             "results": {},
+            "learning_rates": _changes([[row["step"], row["learning_rate"]] for row in metrics]),
             "curves": {
                 "train": [[row["step"], row["train_error"]] for row in metrics],
                 "test": [[row["step"], row[evaluated]] for row in metrics if evaluated in row],
@@ -258,6 +260,11 @@ def _training_record(scale: str, run: Run, places: Places, training: list[str]) 
         }
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} is damaged ({one_line(error)}); remove it, and the run is trained again") from None
+
+
+def _changes(rates: list[list[float]]) -> list[list[float]]:
+    """The logged steps at which the learning rate was another than before, with it."""
+    return rates[:1] + [now for before, now in pairwise(rates) if before[1] != now[1]]
 
 
 _parameters = cache(count_parameters)  # Seeds of a network have the same.

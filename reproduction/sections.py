@@ -223,10 +223,10 @@ def _error_figure(name: str, scale: str, folder: Path, found: Records) -> list[B
         published = paper.TABLES["table6"].errors.get(member, paper.Error(None)).top1
         row = [title(runs[0]), ", ".join(str(run["seed"]) for run in runs), mean_and_deviation(train)]
         row += [paper.TRAINING_ERRORS.get(member, ""), mean_and_deviation(test)]
-        rows.append([*row, paper.TEST_ERRORS.get(member, number(published))])
-    header = ["network", "seeds", "training error", "paper", f"{_evaluated(found)} error", "paper"]
+        rows.append([*row, paper.TEST_ERRORS.get(member, number(published)), _falls(runs)])
+    header = ["network", "seeds", "training error", "paper", f"{_evaluated(found)} error", "paper", "rate fell at"]
     if name == "fig4":  # The paper's curves are of the central crop, whose errors it gives nowhere as numbers.
-        rows = [[*row[:5], ""] for row in rows]
+        rows = [[*row[:5], "", row[6]] for row in rows]
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
     header, rows = [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
     paths, caption = _draw(name, scale, folder, found)
@@ -235,6 +235,16 @@ def _error_figure(name: str, scale: str, folder: Path, found: Records) -> list[B
         f"the last {LAST_LOGS} logged intervals. Several runs are given as mean ± sample standard deviation."
     )
     return [Picture(paths, caption), Table(header, rows), Paragraph(text)]
+
+
+def _falls(runs: list[Record]) -> str:
+    """The steps at which plateaus of the error lowered the learning rate, of each run; nothing for other schedules."""
+    found = []
+    for run in runs:
+        if run["values"]["schedule.name"] == "plateau":
+            rates = run.get("learning_rates", [])  # Older records do not have them.
+            found.append(", ".join(f"{step:,}" for (_, was), (step, now) in pairwise(rates) if now < was))
+    return "; ".join(found)
 
 
 def _draw(name: str, scale: str, folder: Path, found: Records) -> tuple[list[Path], str]:

@@ -135,6 +135,9 @@ def test_the_paper_recipe_on_imagenet_holds_the_numbers_of_section_3_4(name):
     assert (optimizer.learning_rate, optimizer.momentum, optimizer.weight_decay) == (0.1, 0.9, 1e-4)
     assert (optimizer.decay, optimizer.learning_rate_batch) == ("all", None)
     assert config.schedule == Plateau(factor=0.1, patience=5) and config.schedule.hold == Hold()
+    fixed = load(f"{name}-fixed")
+    assert fixed.schedule == Step(boundaries=(150_000, 300_000), factor=0.1)
+    assert fixed.model_copy(update={"schedule": config.schedule}) == config
     data = config.data
     assert (data.crop.name, data.crop.shorter_side) == ("scale_jitter", (256, 480))
     assert (data.crop_size, data.eval_shorter_side, config.normalization.name) == (224, 256, "per_pixel_mean")

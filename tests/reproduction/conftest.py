@@ -33,7 +33,8 @@ environment = {"commit": "0123456789abcdef", "devices": ["cpu: cpu"], "python": 
 environment["processor"] = "2 cores of X"
 (workdir / "environment.json").write_text(json.dumps(environment))
 (workdir / "class_names.json").write_text(json.dumps([str(n) for n in range(10)]))
-rows = [{"step": s, "train_error": 90 - s, "images_per_second": 10.0 * s} for s in (4, 8, 12)]
+rates = {4: 0.1, 8: 0.1, 12: 0.01}
+rows = [{"step": s, "train_error": 90 - s, "learning_rate": rates[s], "images_per_second": 10.0 * s} for s in rates]
 rows[-1]["test_error"] = 50.0
 (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 """

@@ -51,6 +51,7 @@ def test_each_run_is_trained_and_scored_and_recorded(checkout):
         }
     }
     assert record["numerics"] == [numerics_hash(checkout.places.root)]
+    assert record["learning_rates"] == [[4, 0.1], [12, 0.01]]
     assert record["curves"] == {"train": [[4, 86], [8, 82], [12, 78]], "test": [[12, 50.0]]}
     assert (record["network"], record["seed"], record["images_per_second"]) == ("plain56", 0, 80)
     assert record["commands"]["training"].startswith("python train.py --config configs/cifar10.py:plain56 --workdir ")

@@ -228,3 +228,12 @@ def test_responses_are_compared_by_their_means(tmp_path, make_record, residual, 
     )
     assert strong(tmp_path, "fig7")[0].startswith(words)
     assert [row[0] for row in table_of(tmp_path, "fig7").rows] == ["plain-20", "ResNet-20"]
+
+
+def test_the_steps_at_which_plateaus_lowered_the_rate_stand_beside_the_errors(tmp_path, make_record):
+    rates = [[10, 0.1], [30, 0.01], [50, 0.001]]
+    write(tmp_path, make_record("plain18", scale="paper", learning_rates=rates))
+    table = table_of(tmp_path, "fig4", "paper")
+    assert table.header[-1] == "rate fell at" and table.rows[0][-1] == "30, 50"
+    write(tmp_path, make_record("resnet20", learning_rates=rates))  # Of a schedule of fixed steps.
+    assert "rate fell at" not in table_of(tmp_path, "fig6").header
