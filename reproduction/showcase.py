@@ -55,9 +55,9 @@ def draw(
     """Writes a picture. ``curves``: a record's. images: (N, H, W, C) uint8. published: the paper's error, percent."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 8.4), layout="constrained")
+    figure = Figure(figsize=(12, 7), layout="constrained")
     figure.suptitle(title, fontsize=14)
-    parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
     top, below = parts
     left, right = top.subplots(1, 2, width_ratios=(1.35, 1))
     _draw_curves(left, curves, published)
@@ -95,7 +95,8 @@ def _draw_confusion(axes: Any, parts: np.ndarray, class_names: list[str]) -> Non
     axes.imshow(errors, cmap="Reds", vmin=0)
     for (i, j), part in np.ndenumerate(100 * parts):
         if part >= 0.5:
-            axes.text(j, i, f"{part:.0f}", ha="center", va="center", fontsize=7)
+            dark = i != j and part > np.nanmax(errors) / 2
+            axes.text(j, i, f"{part:.0f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
     ticks = range(len(class_names))
     axes.set_xticks(ticks, class_names, rotation=90, fontsize=8)
     axes.set_yticks(ticks, class_names, fontsize=8)

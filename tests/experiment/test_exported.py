@@ -1,6 +1,7 @@
 """Networks exported out of runs, and those that come along with the package."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,11 +10,15 @@ import pytest
 from resnet_jax import build
 from resnet_jax.config import read_config
 from resnet_jax.data.normalization import Normalization
+from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.errors import UserError
 from resnet_jax.experiment import exported
 from resnet_jax.experiment.exported import export, find_run
 from resnet_jax.experiment.networks import load_run
+from resnet_jax.experiment.scoring import score
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 NAMES = ["ant", "bee", "cat"]
 NORMALIZATION = Normalization(np.full((32, 32, 3), 0.4, np.float32), np.array([0.2, 0.25, 0.3], np.float32))
 
@@ -83,6 +88,24 @@ def test_a_network_that_comes_along_is_found_by_its_name_unless_there_is_a_folde
     exported_to(tmp_path / "bees", run, step=3)
     assert load_run("bees").step == 3
     assert the_error(find_run, "wasps").endswith("name a network that comes along: bees")
+
+
+@pytest.mark.parametrize("name", exported.included())
+def test_what_comes_along_has_the_error_that_its_record_says(name):
+    facts = json.loads((exported.INCLUDED / name / "trained.json").read_text())
+    record = json.loads((ROOT / facts["record"]).read_text())
+    assert facts["top1_error"] == record["results"]["single"]["top1_error"]
+    assert facts["step"] == record["steps"] == load_run(name).step
+    assert facts["commit"] == record["environment"]["commit"]
+
+
+def test_the_resnet_20_that_comes_along_sees_what_is_in_the_test_images(prepared_tfds):
+    config = load_run("resnet20-cifar10").config.model_copy(update={"data_dir": str(prepared_tfds)})
+    images = build.make_dataset(config).resident("test")
+    few = ResidentDataset.from_arrays(
+        images.images[:8], images.labels[:8], images.images[:500], images.labels[:500], CIFAR10
+    )
+    assert 8 < score(config, [Path("resnet20-cifar10")], data=few).record["top1_error"] < 13  # Of all images 10.39 %.
 
 
 def test_faults_are_named(run, tmp_path, monkeypatch):

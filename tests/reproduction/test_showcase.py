@@ -31,4 +31,4 @@ def test_the_picture_is_drawn_also_of_grey_images_and_few_errors(tmp_path):
     scores = scores_of(np.tile(SCORES.log_probs, (3, 1))[:12] * 0 + 1 / 3, [0] * 11 + [2])
     draw(tmp_path / "new" / "picture.png", "a title", curves, scores, images, ["ant", "bee", "cat"], 8.75)
     with PIL.Image.open(tmp_path / "new" / "picture.png") as picture:
-        assert picture.size == (1320, 924) and len(picture.convert("RGB").getcolors(1 << 24)) > 50
+        assert picture.size == (1320, 770) and len(picture.convert("RGB").getcolors(1 << 24)) > 50
