@@ -37,8 +37,8 @@ PRECISIONS = {"PyTorch": torch.float32, "PyTorch, float64": torch.float64}
 def losses(config: Config, dataset: Dataset, steps: int) -> dict[str, np.ndarray]:
     """The loss of each of the first ``steps`` steps, (steps,), of "ours" and each of ``PRECISIONS``.
 
-    ``config`` is of a network of section 4.2 with option A's shortcuts, with plain SGD and a learning rate that does
-    not change in these steps.
+    ``config`` is of a network of section 4.2 with option A's shortcuts and batch statistics over the whole batch, with
+    SGD and a learning rate that does not change in these steps.
     """
     mesh = parallel.data_mesh()
     model = build.make_model(config, len(dataset.class_names), mesh)
@@ -131,7 +131,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, help="an .svg or .png file")
     arguments = parser.parse_args()
-    config = override(load_config(f"{_RECIPE}:resnet20"), {"data_dir": arguments.data_dir})
+    # The recipe's batch statistics are those of each half of a batch, as on two GPUs; PyTorch's are of all of it.
+    changes = {"data_dir": arguments.data_dir, "model.bn_group_size": None}
+    config = override(load_config(f"{_RECIPE}:resnet20"), changes)
     found = losses(config, build.make_dataset(config), arguments.steps)
     print("step  " + "  ".join(f"{name:>16}" for name in found))
     for step in sorted({0, 1, 9, *range(19, arguments.steps, 20), arguments.steps - 1}):
