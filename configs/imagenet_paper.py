@@ -9,9 +9,9 @@ Networks and published errors (ten crops, top-1 / top-5; Tables 2 and 3):
 
 At most 60e4 steps of batch 256; the learning rate is divided by 10 when the validation error plateaus. The paper does
 not say how it saw a plateau: here, five evaluations, each of about one epoch, without a lower error. NETWORK-fixed, as
-in resnet50-fixed, divides it at 15e4 and 30e4 steps instead, near which the curves of Figure 4 fall as far as a picture
-can tell (30 and 60 epochs, the usual ones since, are 150,150 and 300,300 steps). From the authors' released note: batch
-statistics over 32 images, and recomputed over a large batch after training.
+in resnet50-fixed, divides it at 15e4 and 30e4 steps instead, about the 30 and 60 epochs that later programs use; the
+paper gives no numbers, and these were not measured in its Figure 4. From the authors' released note: batch statistics
+over 32 images, and recomputed over a large batch after training.
 """
 
 from typing import Literal
