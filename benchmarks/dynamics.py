@@ -19,12 +19,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file
 from torch import nn
+from tqdm import tqdm
 
 from benchmarks.torch_resnet import cifar_resnet
 from resnet_jax import build, parallel
 from resnet_jax.config import Config, load_config, override
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.feed import training_inputs
+from resnet_jax.errors import UserError
 from resnet_jax.interop.torch_weights import save_torch
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.state import init_state
@@ -63,7 +65,7 @@ def losses(config: Config, dataset: Dataset, steps: int) -> dict[str, np.ndarray
     take = jax.jit(lambda state, batch: train_step(task, optimizer, schedule, settings, state, batch))
     found: dict[str, list[float]] = {"ours": [], **{name: [] for name in networks}}
     resident, batches = training_inputs(dataset, config.seed, config.batch_size, 1, 0, steps, mesh)
-    for batch in batches:
+    for batch in tqdm(batches, "training", steps, unit="step", delay=1):
         prepared = prepare(state.step, resident, batch)
         state, metrics = take(state, prepared)
         found["ours"].append(float(metrics["train_loss"]))
@@ -134,7 +136,10 @@ def main() -> None:
     # The recipe's batch statistics are those of each half of a batch, as on two GPUs; PyTorch's are of all of it.
     changes = {"data_dir": arguments.data_dir, "model.bn_group_size": None}
     config = override(load_config(f"{_RECIPE}:resnet20"), changes)
-    found = losses(config, build.make_dataset(config), arguments.steps)
+    try:
+        found = losses(config, build.make_dataset(config), arguments.steps)
+    except UserError as error:
+        parser.error(str(error))
     print("step  " + "  ".join(f"{name:>16}" for name in found))
     for step in sorted({0, 1, 9, *range(19, arguments.steps, 20), arguments.steps - 1}):
         print(f"{step + 1:4}  " + "  ".join(f"{values[step]:16.6f}" for values in found.values()))

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from reproduction import detection, paper, speeds
+from reproduction.claims import DISTANCE, degradation
 from reproduction.document import (
     Block,
     Commands,
@@ -20,13 +21,8 @@ from reproduction.ledger import FOLDERS, Record, read_ledger, read_record
 from reproduction.numbers import hardware, mean_and_deviation, number
 from reproduction.numerics import numerics_hash, short
 from reproduction.running import is_current
-from reproduction.sections import (
-    DISTANCE,
-    by_network,
-    degradation,
-    section,
-    title,
-)
+from reproduction.runs import by_network, title
+from reproduction.sections import section
 from resnet_jax.errors import UserError
 from resnet_jax.files import replace_atomically
 

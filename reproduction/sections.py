@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from reproduction import paper
+from reproduction.claims import degradation
 from reproduction.document import Block, Heading, Paragraph, Picture, Table
-from reproduction.experiments import EXPERIMENTS, SCALES, Experiment, network
+from reproduction.experiments import SCALES, network
 from reproduction.ledger import Record
 from reproduction.numbers import (
     LAST_LOGS,
@@ -19,17 +20,12 @@ from reproduction.numbers import (
     mean_and_deviation,
     named,
     number,
-    signed,
 )
 from reproduction.pictures import Curves, draw_errors, draw_responses, top_of
 from reproduction.running import ensemble_name
+from reproduction.runs import Records, found_runs, title
 from resnet_jax.analysis.complexity import count_both
 from resnet_jax.models import create_model
-
-Records = Mapping[str, list[Record]]  # Network, as in experiments.Run.network -> its runs, by seed.
-
-DISTANCE = 2.0
-"""Percentage points of test error within which the shallow network of a pair must be of the published error."""
 
 # Name and fields of create_model for each row of Table 1.
 _ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
@@ -77,25 +73,6 @@ def table1() -> list[Block]:
     return [Heading("Table 1: architectures"), Paragraph(text), Table(header, rows)]
 
 
-def by_network(ledger: Mapping[str, Record]) -> Records:
-    """The runs of each network by seed; plain, residual and other networks each by depth. Ensembles are left out."""
-    records: dict[str, list[Record]] = {}
-    for record in sorted(ledger.values(), key=lambda record: record.get("seed", 0)):
-        if record["kind"] == "run":
-            records.setdefault(record["network"], []).append(record)
-
-    def order(item: tuple[str, list[Record]]) -> tuple[Any, ...]:
-        known = network(item[1][0]["values"])
-        return ("plain", "residual", "highway", "vgg").index(known.kind), known.depth, known.title
-
-    return dict(sorted(records.items(), key=order))
-
-
-def title(record: Record) -> str:
-    """What the paper calls a run's network."""
-    return network(record["values"]).title
-
-
 def section(name: str, scale: str, folder: Path, ledger: Mapping[str, Record]) -> list[Block]:
     """A table or figure with what has been run of it; nothing if nothing has. Pictures are drawn into ``folder``.
 
@@ -117,19 +94,6 @@ def section(name: str, scale: str, folder: Path, ledger: Mapping[str, Record]) -
     if name.startswith("fig"):
         return [heading, *_error_figure(name, scale, folder, found)]
     return [heading, *_error_table(name, found, experiment.protocol, SCALES[scale].verdicts)]
-
-
-def found_runs(name: str, ledger: Mapping[str, Record]) -> tuple[Records, Experiment]:
-    """The runs that have what an experiment needs, in its order, and the experiment."""
-    experiment, records = EXPERIMENTS[name], by_network(ledger)
-    found = {}
-    for member in experiment.networks:
-        runs = [record for record in records.get(member, []) if experiment.protocol in record["results"]]
-        if experiment.responses:
-            runs = [record for record in runs if "responses" in record]
-        if runs:
-            found[member] = runs
-    return found, experiment
 
 
 def _error_table(name: str, found: Records, protocol: str, compare: bool) -> list[Block]:
@@ -276,88 +240,6 @@ def _draw(name: str, scale: str, folder: Path, found: Records) -> tuple[list[Pat
 def _evaluated(found: Records) -> str:
     """The split of the curves of the runs, which are all of one data set."""
     return "validation" if any("data.crop_size" in run["values"] for runs in found.values() for run in runs) else "test"
-
-
-# What the runs say of the paper's claims.
-
-
-class Finding(NamedTuple):
-    """What can be said: sentences, or why nothing can be (``told`` is False)."""
-
-    told: bool
-    sentences: list[str]
-
-
-def degradation(name: str, scale: str, ledger: Mapping[str, Record]) -> Finding:
-    """What runs of ``name`` ("fig6", "fig4") say of the claim that depth degrades plain networks and not residual ones.
-
-    The deepest plain network is compared with the shallowest, and so are their residual twins, seed by seed, by
-    training and by test error. A verdict needs a training that is long enough: the shallow residual network must have
-    come within ``DISTANCE`` points of its published error, and so must the shallow plain network if its own is
-    published. On CIFAR-10 it is not (plain-20 is only drawn, in Figure 6), and the twin's stands for it.
-    """
-    found, experiment = found_runs(name, ledger)
-    if not SCALES[scale].verdicts or not found:
-        return Finding(False, [])
-    families: dict[str, dict[int, tuple[str, list[Record]]]] = {"plain": {}, "residual": {}}
-    for member, runs in found.items():
-        known = network(runs[0]["values"])
-        families[known.kind][known.depth] = (member, runs)
-    depths = sorted(families["plain"].keys() & (families["residual"] or families["plain"]).keys())
-    if len(depths) < 2:
-        return Finding(False, ["Too few networks have been run to say anything of depth."])
-    short = _too_short(families, depths[0], experiment.protocol)
-    if short:
-        return Finding(False, [short])
-    sentences, costs = [], {}
-    for kind, networks in families.items():
-        shallow, deep = (
-            {run["seed"]: run for run in networks[depth][1]} if depth in networks else {}
-            for depth in (depths[0], depths[-1])
-        )
-        seeds = sorted(shallow.keys() & deep.keys())
-        if not seeds:
-            continue
-        train = [final_training_error(deep[seed]) - final_training_error(shallow[seed]) for seed in seeds]
-        test = [final_test_error(deep[seed]) - final_test_error(shallow[seed]) for seed in seeds]
-        worse = sum(x > 0 and y > 0 for x, y in zip(train, test, strict=True))
-        better = sum(x < 0 and y < 0 for x, y in zip(train, test, strict=True))
-        seen = worse if kind == "plain" else better
-        verdict = "seen" if seen == len(seeds) else "not seen" if seen == 0 else "seen in part"
-        claim = "Deeper plain networks are worse" if kind == "plain" else "Deeper residual networks are better"
-        sentences.append(
-            f"{claim}: {verdict}. From {depths[0]} to {depths[-1]} layers the training error changes by "
-            f"{signed(train)} and the test error by {signed(test)} points ({named(seeds)})."
-        )
-        costs[kind] = statistics.mean(train), statistics.mean(test)
-    if len(costs) == 2:
-        (plain, plain_test), (residual, residual_test) = costs["plain"], costs["residual"]
-        less = residual < plain and residual_test < plain_test
-        sentences.append(f"With shortcuts depth costs {'less' if less else 'no less'} than without.")
-    return Finding(bool(sentences), sentences)
-
-
-def _too_short(families: Mapping[str, Mapping[int, tuple[str, list[Record]]]], depth: int, protocol: str) -> str | None:
-    """Why the networks of this depth have not been trained long enough for a verdict; None if they have."""
-    judged = 0
-    for networks in families.values():
-        member, runs = networks.get(depth, ("", []))
-        published = paper.top1(protocol).get(member)
-        if published is None:
-            continue
-        judged += 1
-        error = statistics.mean(run["results"][protocol]["top1_error"] for run in runs)
-        if error > published + DISTANCE:
-            return (
-                f"Too short to tell what depth does: {title(runs[0])}, the shallow network, is at {error:.2f} % and "
-                f"not within {DISTANCE:g} points of its published {published:.2f} %."
-            )
-    if not judged:
-        return (
-            f"Too short to tell what depth does: there is no residual network of {depth} layers to show that the "
-            "training is long enough, and the plain one has no published error."
-        )
-    return None
 
 
 def _steps(found: Records) -> str:

@@ -1,4 +1,4 @@
-"""One picture of a trained network: how it learned, what it confuses, and some of its predictions.
+"""One picture of a network trained on CIFAR-10: how it learned, what it confuses, and some of its predictions.
 
     python -m reproduction.showcase resnet20-cifar10 --record results/medium/resnet20-seed0.json --data_dir DIR \\
         --out results/resnet20-cifar10.png
@@ -19,7 +19,6 @@ from reproduction import paper
 from reproduction.ledger import read_record
 from reproduction.numbers import number
 from resnet_jax.config import read_config
-from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.classify import Scores
 from resnet_jax.experiment.exported import find_run
@@ -94,7 +93,7 @@ def _draw_confusion(axes: Any, parts: np.ndarray, class_names: list[str]) -> Non
     errors = np.where(np.eye(len(parts), dtype=bool), np.nan, 100 * parts)
     axes.imshow(errors, cmap="Reds", vmin=0)
     for (i, j), part in np.ndenumerate(100 * parts):
-        if part >= 0.5:
+        if part >= 1:
             dark = i != j and part > np.nanmax(errors) / 2
             axes.text(j, i, f"{part:.0f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
     ticks = range(len(class_names))
@@ -110,13 +109,15 @@ def main() -> None:
     parser.add_argument("--data_dir", help="of TensorFlow Datasets; default as for train.py")
     parser.add_argument("--out", type=Path, required=True, help="a .png file")
     arguments = parser.parse_args()
-    config = read_config(find_run(arguments.network) / "config.json")
-    record = read_record(arguments.record)
-    if record is None:
-        raise UserError(f"there is no record {arguments.record}; correct the path")
-    scored = score(config.model_copy(update={"data_dir": arguments.data_dir}), [Path(arguments.network)])
+    try:
+        record = read_record(arguments.record)
+        if record is None:
+            raise UserError(f"there is no record {arguments.record}; correct the path")
+        config = read_config(find_run(arguments.network) / "config.json")
+        scored = score(config.model_copy(update={"data_dir": arguments.data_dir}), [Path(arguments.network)])
+    except UserError as error:
+        parser.error(str(error))
     dataset = scored.dataset
-    assert isinstance(dataset, ResidentDataset)  # The networks of CIFAR-10.
     result = scored.record
     title = (
         f"{result['model']} on {result['data']}, {record['steps']:,} of the recipe's {record['recipe_steps']:,} steps: "

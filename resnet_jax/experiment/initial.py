@@ -14,7 +14,7 @@ from resnet_jax import parallel
 from resnet_jax.config import Config
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
-from resnet_jax.experiment.exported import included
+from resnet_jax.experiment.exported import find_run, included
 from resnet_jax.experiment.networks import load_run, note_differences, stride_placement
 from resnet_jax.interop.pretrained import read_repository
 from resnet_jax.interop.torch_weights import load_torch
@@ -97,7 +97,7 @@ def fitted(normalization: Normalization, image_shape: tuple[int, int, int]) -> N
 def _load(init: Weights, config: Config, num_classes: int, image_shape: tuple[int, int, int], mesh: Mesh) -> _Loaded:
     path = Path(init.path).expanduser()
     if path.is_dir() or init.path in included():
-        return _of_workdir(path, init, mesh)
+        return _of_workdir(find_run(path), init, mesh)
     if path.is_file():
         return _of_file(path, init, config, num_classes, image_shape)
     if init.path.startswith(_HUB):
@@ -109,7 +109,7 @@ def _load(init: Weights, config: Config, num_classes: int, image_shape: tuple[in
 
 
 def _of_workdir(path: Path, init: Weights, mesh: Mesh) -> _Loaded:
-    run = load_run(path if path.is_dir() else init.path, init.checkpoint, mesh=mesh)
+    run = load_run(path, init.checkpoint, mesh=mesh)
     record: dict[str, object] = {
         "kind": "workdir",
         "path": str(path.resolve()),
