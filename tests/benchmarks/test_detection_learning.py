@@ -1,4 +1,4 @@
-"""The check of what small detectors learn: its bounds, its status and its eight pictures. CI runs all of it at toy size."""
+"""The check of what small detectors learn: its bounds, its status and its eight pictures. CI runs it at toy size."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_the_status_tells_whether_a_figure_was_missed(monkeypatch, capsys, tmp_p
     monkeypatch.setattr(detection_learning.cli, "use_compilation_cache", lambda: None)
     command = ["detection_learning", "--folder", str(tmp_path), "--kind", "fpn"]
     monkeypatch.setattr("sys.argv", command)
-    with pytest.raises(SystemExit, match="^1 figures miss their bounds: untrained$"):
+    with pytest.raises(SystemExit, match=r"^1 figures miss their bounds: untrained$"):
         detection_learning.main()
     assert "| AP | 90.00 | at least 85.00 |  |" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", [*command, "--smoke"])
