@@ -6,7 +6,6 @@ The same command on a CPU and on a GPU. Each transform is compiled alone, with t
 uint8 images on the device; so is the step, without any. Inside of a training step some of it overlaps with other work.
 """
 
-import statistics
 from collections.abc import Callable
 from functools import partial
 
@@ -64,21 +63,3 @@ def sides(workload: Workload, step: Callable[[], Run]) -> dict[str, Callable[[],
     """The training step, and each transform."""
     found = {name: partial(transforming, workload, transforms) for name, transforms in TRANSFORMS.items()}
     return {STEP: step, **found}
-
-
-def shares(speeds: dict[str, list[float]]) -> dict[str, float]:
-    """The time of each side over that of the step: medians over the rounds of ``measure``."""
-    return {
-        name: statistics.median(step / own for step, own in zip(speeds[STEP], values, strict=True))
-        for name, values in speeds.items()
-        if name != STEP
-    }
-
-
-def table(title: str, speeds: dict[str, list[float]]) -> str:
-    """Markdown."""
-    lines = [f"| {title} | images/s | share of the step's time |", "|---|---|---|"]
-    lines.append(f"| {STEP} | {statistics.median(speeds[STEP]):.1f} | |")
-    for name, share in shares(speeds).items():
-        lines.append(f"| {name} | {statistics.median(speeds[name]):.0f} | {100 * share:.2f} % |")
-    return "\n".join(lines)

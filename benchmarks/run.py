@@ -1,15 +1,19 @@
-"""Every speed figure: ``python -m benchmarks.run --suite cpu|gpu|input|compile|augmentation [--out FILE] [--smoke]``.
+"""Every speed figure: ``python -m benchmarks.run --suite SUITE [--out FILE] [--smoke]``.
+
+SUITE is cpu, gpu, input, compile, augmentation or detection.
 
 Prints a table and, with --out, writes the figures as JSON with versions and hardware. The sides of a comparison are
 timed in turn, round after round, so that a drift of the machine's speed cancels in the ratios, which are medians over
 the rounds. ``--smoke`` is the same at toy size: it proves that the suite runs, and its figures mean nothing. The input
 suite runs ``benchmarks.input_pipeline`` and ``benchmarks.streaming_train``; it needs ``--data_dir`` unless it is a
-smoke run. The cpu and gpu suites need PyTorch.
+smoke run. The cpu and gpu suites need PyTorch, and the detection suite torchvision beside it
+(``pip install --no-deps torchvision==0.28.0``): without it a smoke run, or one on a GPU, times our side alone.
 """
 
 import argparse
 import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -24,7 +28,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks import augmentation, steps
+from benchmarks import augmentation, detector, shares, steps
+from benchmarks.detector import DetectorWorkload
 from benchmarks.timing import Run, end_processes, in_own_process
 from benchmarks.workload import Workload
 from resnet_jax.data.sources.digits import write_photographs
@@ -35,12 +40,16 @@ from resnet_jax.train.workdir import processor_name
 
 
 class Comparison(NamedTuple):
-    """Sides that do the same work. Ratios are to the one called ``reference``."""
+    """Sides that do the same work. Ratios are to the one called ``reference``.
+
+    parts: sides that do a part of what the side "ours" does, and are shown as shares of its time.
+    """
 
     title: str
     sides: Mapping[str, Callable[[], Run]]
     reference: str
     num_steps: int  # In a measurement.
+    parts: Mapping[str, Callable[[], Run]] = {}
 
 
 def torch_sides(mode: str, workload: Workload, smoke: bool) -> dict[str, Callable[[], Run]]:
@@ -131,6 +140,52 @@ def augmentation_suite(smoke: bool) -> Comparison:
     return Comparison(title, sides, augmentation.STEP, 2 if on_cpu else 20)
 
 
+def detection_suite(smoke: bool) -> list[Comparison]:
+    """torchvision's fasterrcnn_resnet50_fpn and ours: whole, with the parts of ours, and the layers with weights alone.
+
+    Where torchvision has no compiled operations the whole is slower than it would be with them, and the layers, which
+    need none, tell how both compare (``torch_detector``).
+    """
+    if smoke:
+        workloads = [DetectorWorkload(2, (60, 64), (64, 64), 16, 8, 3, channels=8, hidden=16, stages=(1, 1, 1, 1))]
+    elif jax.default_backend() == "cpu":
+        workloads = [DetectorWorkload(2, (320, 320), (320, 320), 200, 128, 20)]
+    else:
+        workloads = [DetectorWorkload(batch, (800, 1333), (800, 1344), 1000, 512, 90, "bfloat16") for batch in (2, 16)]
+    num_steps = 1 if smoke else 2 if jax.default_backend() == "cpu" else 20
+    found = []
+    for workload in workloads:
+        for title, side, parts in (
+            ("training step", "training", detector.training_parts(workload, fast())),
+            ("inference", "inference", detector.inference_parts(workload, fast())),
+            ("training, layers alone", "layers_training", {}),
+            ("inference, layers alone", "layers_inference", {}),
+        ):
+            sides: dict[str, Callable[[], Run]] = {"ours": partial(getattr(detector, side), workload, fast())}
+            sides |= torchvision_sides(side, workload, smoke)
+            title = f"detector, {title}, {workload.title}"
+            found.append(Comparison(title, sides, "PyTorch", num_steps, parts))
+    return found
+
+
+def torchvision_sides(side: str, workload: DetectorWorkload, smoke: bool) -> dict[str, Callable[[], Run]]:
+    """torchvision in processes of its own; none where it is not installed."""
+    if not has_torchvision():
+        return {}
+    from benchmarks import torch_detector
+
+    make = partial(getattr(torch_detector, side), workload, not smoke)  # Compiling RoIAlign takes a minute at any size.
+    kept = {"PyTorch": False, "PyTorch, memory kept": True}
+    if smoke or jax.default_backend() != "cpu":
+        del kept["PyTorch, memory kept"]
+    return {name: partial(in_own_process, make, memory_kept) for name, memory_kept in kept.items()}
+
+
+def has_torchvision() -> bool:
+    """Whether it and PyTorch are installed; importing it here would hold its threads and memory."""
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "torchvision"))
+
+
 def largest_batches(smoke: bool) -> dict[str, int]:
     """The largest power of two that the device has memory for as a batch, by model, without and with remat."""
     # A CPU does not say how much it has; a toy run pretends.
@@ -165,7 +220,7 @@ def measure(comparison: Comparison, rounds: int, smoke: bool) -> dict[str, list[
     At toy size every side has to run.
     """
     runs: dict[str, Run] = {}
-    for name, make in comparison.sides.items():
+    for name, make in {**comparison.sides, **comparison.parts}.items():
         try:
             runs[name] = make()
         except Exception as error:  # Compilers are missing, or memory is; the other sides still tell something.
@@ -240,7 +295,7 @@ def input_suite(data_dir: str, smoke: bool) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """What the figures depend on."""
     versions = {}
-    for name in ("jax", "jaxlib", "flax", "optax", "torch", "onednn-cpu-gomp"):
+    for name in ("jax", "jaxlib", "flax", "optax", "torch", "torchvision", "onednn-cpu-gomp"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
@@ -252,9 +307,19 @@ def environment() -> dict[str, Any]:
     }
 
 
+def say_without_torchvision(smoke: bool) -> None:
+    """Ends the program, or says that only our side is timed, where that tells something."""
+    fix = "pip install --no-deps torchvision==0.28.0"
+    if not smoke and jax.default_backend() == "cpu":
+        sys.exit(f"error: the detection suite compares with torchvision, which is not installed; {fix}")
+    print(f"torchvision is not installed, so only our side is timed ({fix})\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", required=True, choices=["cpu", "gpu", "input", "compile", "augmentation"])
+    parser.add_argument(
+        "--suite", required=True, choices=["cpu", "gpu", "input", "compile", "augmentation", "detection"]
+    )
     parser.add_argument("--data_dir", help="of the input suite: ImageNet, or a sample of it, as TFDS prepares it")
     parser.add_argument("--only", default="", help="comparisons with this in their title")
     parser.add_argument("--rounds", type=int, default=5)
@@ -280,15 +345,24 @@ def main() -> None:
         comparison = augmentation_suite(arguments.smoke)
         speeds = measure(comparison, 1 if arguments.smoke else arguments.rounds, arguments.smoke)
         record["images_per_second"] = {comparison.title: speeds}
-        record["share_of_step"] = augmentation.shares(speeds)
-        print(augmentation.table(comparison.title, speeds) + "\n", flush=True)
+        record["share_of_step"] = shares.shares(speeds, augmentation.STEP)
+        print(shares.table(comparison.title, speeds, augmentation.STEP) + "\n", flush=True)
     else:
+        if arguments.suite == "detection" and not has_torchvision():
+            say_without_torchvision(arguments.smoke)
         record["images_per_second"] = {}
-        for comparison in (cpu_suite if arguments.suite == "cpu" else gpu_suite)(arguments.smoke):
+        suite = {"cpu": cpu_suite, "gpu": gpu_suite, "detection": detection_suite}[arguments.suite]
+        for comparison in suite(arguments.smoke):
             if arguments.only in comparison.title:
                 speeds = measure(comparison, 1 if arguments.smoke else arguments.rounds, arguments.smoke)
+                parts = {name: speeds.pop(name) for name in comparison.parts if name in speeds}
                 record["images_per_second"][comparison.title] = speeds
                 print(table(comparison, speeds) + "\n", flush=True)
+                if parts and "ours" in speeds:
+                    title, whole = f"parts of ours: {comparison.title}", {"ours": speeds["ours"], **parts}
+                    record["images_per_second"][title] = whole
+                    record.setdefault("shares", {})[comparison.title] = shares.shares(whole, "ours")
+                    print(shares.table(title, whole, "ours") + "\n", flush=True)
         if arguments.suite == "gpu" and arguments.only in "largest batch":
             record["largest_batch"] = largest_batches(arguments.smoke)
     if arguments.smoke:

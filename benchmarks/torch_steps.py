@@ -20,12 +20,12 @@ def training(workload: Workload, compiled: bool = False) -> Run:
 
     def call() -> None:
         optimizer.zero_grad()
-        with _autocast(workload, images):
+        with autocast(workload.dtype, images):
             loss = F.cross_entropy(network(images), labels)
         loss.backward()
         optimizer.step()
 
-    return timed(call, workload.batch_size, lambda _: _synchronize(images))
+    return timed(call, workload.batch_size, lambda _: synchronize(images))
 
 
 def inference(workload: Workload, compiled: bool = False) -> Run:
@@ -35,10 +35,10 @@ def inference(workload: Workload, compiled: bool = False) -> Run:
     network = torch.compile(model, mode=_mode(images)) if compiled else model
 
     def call() -> None:
-        with torch.inference_mode(), _autocast(workload, images):
+        with torch.inference_mode(), autocast(workload.dtype, images):
             network(images)
 
-    return timed(call, workload.batch_size, lambda _: _synchronize(images))
+    return timed(call, workload.batch_size, lambda _: synchronize(images))
 
 
 def _model(workload: Workload) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
@@ -61,10 +61,12 @@ def _mode(images: torch.Tensor) -> str:
     return "max-autotune" if images.is_cuda else "default"
 
 
-def _autocast(workload: Workload, images: torch.Tensor) -> Any:
-    return torch.autocast(images.device.type, torch.bfloat16) if workload.dtype == "bfloat16" else nullcontext()
+def autocast(dtype: str, images: torch.Tensor) -> Any:
+    """What the forward pass runs in, on the device of ``images``."""
+    return torch.autocast(images.device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
-def _synchronize(images: torch.Tensor) -> None:
+def synchronize(images: torch.Tensor) -> None:
+    """Waits for the device of ``images``."""
     if images.is_cuda:
         torch.cuda.synchronize()

@@ -14,6 +14,16 @@ from resnet_jax.models import create_model
 HW = np.float32([[32, 48], [30, 40]])
 
 
+def drawn(model, key, images):
+    """Random variables of a model, and its maps and proposals of images; traced."""
+    variables = model.init(key, images, jnp.zeros((2, 1, 4)), HW, method="outputs")
+    # Larger than they start, so that classes and boxes differ.
+    for name in ("box_score", "box_deltas"):
+        variables["params"][name]["kernel"] *= 20
+    maps = model.apply(variables, images, method="features")
+    return variables, maps, model.apply(variables, maps, images.shape[1:3], HW, method="propose")
+
+
 @pytest.fixture(scope="module")
 def detector():
     """A model, and of two sizes of images their maps; the proposals and predictions of the first."""
@@ -26,12 +36,7 @@ def detector():
 
     @jax.jit
     def run():
-        variables = model.init(jax.random.key(0), images, jnp.zeros((2, 1, 4)), HW, method="outputs")
-        # Larger than they start, so that classes and boxes differ.
-        for name in ("box_score", "box_deltas"):
-            variables["params"][name]["kernel"] *= 20
-        maps = model.apply(variables, images, method="features")
-        proposals = model.apply(variables, maps, images.shape[1:3], HW, method="propose")
+        variables, maps, proposals = drawn(model, jax.random.key(0), images)
         predictions = model.apply(variables, maps, proposals, HW, method="predict")
         return variables, maps, model.apply(variables, larger, method="features"), proposals, predictions
 
@@ -109,11 +114,7 @@ def test_an_ensemble_of_two_networks_is_the_mean_of_both_on_the_regions_of_both(
 
     @jax.jit
     def run():
-        own = second.init(jax.random.key(5), images, jnp.zeros((2, 1, 4)), HW, method="outputs")
-        for name in ("box_score", "box_deltas"):
-            own["params"][name]["kernel"] *= 20
-        own_maps = second.apply(own, images, method="features")
-        proposed = second.apply(own, own_maps, images.shape[1:3], HW, method="propose")
+        own, own_maps, proposed = drawn(second, jax.random.key(5), images)
         together = ensemble_proposals([proposals, proposed])
         each = [
             first.apply(variables, maps, together, HW, method="predict"),

@@ -1,8 +1,6 @@
 import io
-import itertools
 import re
 from collections import Counter
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,20 +8,14 @@ import PIL.Image
 import pytest
 from pydantic import ValidationError
 
-from resnet_jax import parallel
 from resnet_jax.data import DetectionData
 from resnet_jax.data.dataset import Share
 from resnet_jax.data.decode.boxes import whole_box
 from resnet_jax.data.decode.images import crop_and_resize
 from resnet_jax.data.detection.dataset import DetectionDataset
 from resnet_jax.data.detection.placing import resized_size
-from resnet_jax.data.feed import evaluation_inputs, training_inputs
 from resnet_jax.data.sources.detection.protocol import OpenedDetection, make_objects
 from resnet_jax.errors import UserError
-from resnet_jax.train.loop import LoopSettings, train
-from resnet_jax.train.optimizers import SGD
-from resnet_jax.train.schedules import Constant
-from resnet_jax.train.step import StepSettings
 
 KEYS = {"image", "image_hw", "scale", "boxes", "labels", "crowd", "difficult", "valid", "index"}
 WHOLE = Share()
@@ -295,66 +287,6 @@ def test_splits_are_joined_in_order_and_examples_keep_their_names():
         data.photographs("validation").source[18]
 
 
-def test_batches_reach_the_devices(mesh):
-    data = dataset()
-    resident, batches = training_inputs(data, 3, 8, 1, 0, 2, mesh)
-    for batch, expected in zip(batches, training(data, 8, 0, 2), strict=True):
-        found = data.gather(resident, jax.tree.map(lambda leaf: leaf[0], batch))
-        assert_same([jax.device_get(found)], [expected])
-    seen = []
-    for view in data.whole_views("validation"):
-        for batch in evaluation_inputs(data, "validation", view, 3, mesh):
-            seen += batch["index"].tolist()
-    assert sorted(index for index in seen if index >= 0) == list(range(13))
-
-
-def test_steps_of_several_canvases_cannot_be_stacked_and_of_one_can():
-    mesh = parallel.data_mesh(jax.devices()[:1])
-    _, batches = training_inputs(dataset(), 3, 4, 4, 0, 20, mesh)
-    with pytest.raises(UserError, match=r"set config\.steps_per_dispatch=1"):
-        list(itertools.islice(batches, 5))
-    _, batches = training_inputs(dataset(square=True), 3, 4, 4, 0, 20, mesh)
-    assert next(batches)["image"].shape == (4, 4, 24, 24, 3)
-
-
-class Regression:
-    """A task: a straight line from the mean colours of a photograph to how much of its canvas boxes cover."""
-
-    title, metrics, percentages, best, recorded = "", ("covered",), frozenset(), "loss", {"loss": "loss"}
-
-    def init(self, key, image_shape):
-        return {"params": {"slope": jax.numpy.zeros(3)}, "batch_stats": {}}
-
-    def prepare(self, key, batch):
-        return batch | {"image": batch["image"] / 255}
-
-    def loss(self, variables, batch, key):
-        areas = (batch["boxes"][..., 2] - batch["boxes"][..., 0]) * (batch["boxes"][..., 3] - batch["boxes"][..., 1])
-        covered = (areas * batch["valid"]).sum(axis=1) / batch["image_hw"].prod(axis=1)
-        guess = batch["image"].mean(axis=(1, 2)) @ variables["params"]["slope"]
-        return ((guess - covered) ** 2).mean(), ({"covered": covered.mean()}, {})
-
-    def evaluate(self, variables):
-        return {"loss": 0.0}
-
-
-@pytest.mark.slow
-def test_the_loop_trains_on_it_and_a_run_that_was_cut_short_ends_the_same(tmp_path, mesh):
-    def run(workdir, steps):
-        settings = LoopSettings(steps=steps, batch_size=8, log_every=2, eval_every=20, checkpoint_every=3)
-        optimizer, schedule = SGD().make(), Constant().make(0.1, settings.steps, 10)
-        step_settings = StepSettings(log_every=2)
-        return train(
-            Regression(), dataset(), optimizer, schedule, None, step_settings, settings, mesh, tmp_path / workdir
-        )
-
-    whole = run("whole", 9)
-    run("cut", 5)
-    again = run("cut", 9)
-    assert np.abs(whole.params["slope"]).max() > 0 and int(whole.step) == 9
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(again))
-
-
 def test_what_detection_lacks_is_said():
     data = dataset()
     for method in (data.mean_image, lambda: data.single_view("validation"), lambda: data.square_view("validation")):
@@ -376,40 +308,3 @@ def test_what_detection_lacks_is_said():
 def test_settings_that_cannot_be_are_refused(changes, error):
     with pytest.raises(ValidationError, match=re.escape(error)):
         DetectionData(**{**SETTINGS.model_dump(), **changes})
-
-
-def test_a_folder_is_loaded_and_its_objects_cached(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    for one in ("a", "b"):
-        for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
-            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        PIL.Image.fromarray(rng.integers(256, size=(20, 30, 3), dtype=np.uint8)).save(
-            tmp_path / f"JPEGImages/{one}.jpg"
-        )
-        box = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>10</xmax><ymax>12</ymax></bndbox>"
-        (tmp_path / f"Annotations/{one}.xml").write_text(f"<a><object><name>cell</name>{box}</object></a>")
-        (tmp_path / f"ImageSets/Main/{one}.txt").write_text(one)
-    settings = SETTINGS.model_copy(update={"train": ("a", "b"), "validation": ("b",)})
-    first = settings.load(str(tmp_path))
-    assert first.class_names == ["cell"] and first.num_train == 2
-    batches = training(first, 2, 0, 3)
-    monkeypatch.setattr("resnet_jax.data.detection.dataset.photograph_sizes", None)  # Nothing is read again.
-    assert_same(training(settings.load(str(tmp_path)), 2, 0, 3), batches)
-    swapped = settings.model_copy(update={"train": ("b", "a")})
-    with pytest.raises(TypeError):  # The same files in another order are another list.
-        swapped.load(str(tmp_path)).count("train")
-    (tmp_path / "Annotations/a.xml").write_text("<a>")
-    with pytest.raises(UserError, match=r"a.xml is not VOC's XML"):
-        settings.load(str(tmp_path)).count("train")
-
-
-def test_of_the_blood_cells_the_two_boxes_without_area_are_left_out(capsys):
-    folder = Path(__file__).resolve().parents[4] / "shared" / "detection" / "bccd"
-    if not folder.is_dir():
-        pytest.skip(f"needs the photographs of blood cells in {folder}")
-    settings = DetectionData(train=("train", "val"), validation=("val",), test=(), short_sides=(240,), max_side=320)
-    data = settings.load(str(folder))
-    assert data.num_train == 292 and data.training_canvases == [(256, 320)]
-    assert "292 photographs" in (line := capsys.readouterr().err) and "3941 boxes, 2 without area left out" in line
-    (batch,) = training(data, 4, 0, 1)
-    assert (batch["image_hw"] == (240, 320)).all() and batch["valid"].any(axis=1).all()
