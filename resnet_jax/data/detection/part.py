@@ -20,7 +20,8 @@ class DetectionData(Part):
 
     kind: Literal["detection"] = "detection"
     name: str = "voc"
-    """"voc" or "imagenet" (XML), "coco" (JSON), "shapes" (drawn), or a detection data set of TensorFlow Datasets."""
+    """"voc" or "imagenet" (XML), "coco" (JSON), "shapes" or "shapes_of_one_class" (drawn), or a detection data set of
+    TensorFlow Datasets."""
     train: tuple[str, ...] = ("VOC2007:trainval",)
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ("VOC2007:test",)
