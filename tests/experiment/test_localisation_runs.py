@@ -141,12 +141,10 @@ def test_a_localiser_is_trained_in_two_steps_resumed_scored_and_used(imagenet, t
 
 @pytest.mark.slow
 def test_a_tiny_localiser_learns_where_shapes_are(tmp_path):
-    config = load_config("configs/localisation_quickstart.py")
-    changes = {"model.width": 8, "steps": 150, "eval_every": 150, "checkpoint_every": 150, "schedule.warmup_steps": 10}
-    train(override(config, changes), tmp_path / "run")
+    changes = {"steps": 200, "eval_every": 200, "checkpoint_every": 200}
+    config = override(load_config("configs/localisation_quickstart.py"), changes)
+    train(config, tmp_path / "run")
     (record,) = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "validation_given_class_error" in r]
     assert record["train_loss"] < 0.4
-    assert record["validation_given_class_error"] < 60  # Untrained it is above 70.
-    assert (
-        score(config, [tmp_path / "run"], protocol="dense", allow_config_change=True).record["given_class_error"] < 50
-    )
+    assert record["validation_given_class_error"] < 45  # Before it learns it is above 70.
+    assert score(config, [tmp_path / "run"], protocol="dense").record["given_class_error"] < 25
