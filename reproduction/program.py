@@ -1,8 +1,8 @@
 """Reproduces the paper: python reproduce.py EXPERIMENT --scale smoke|small|medium|paper, or table1, report or record.
 
 EXPERIMENT is a table or figure: table2 to table14, fig1, fig4, fig6, fig7; or ingredients, which is not of the paper.
-The detectors of table7 to table12 start from the networks of table3, which are to be trained at the same scale before;
-nothing of table13 and table14 can be trained yet, and the paper's numbers are shown.
+The detectors of table7 to table13 start from the networks of table3, which are to be trained at the same scale before;
+the R-CNN of table13 and the ensembles of table14 are not run from here, and the paper's numbers are shown.
 What has been trained and scored before is kept; what was interrupted goes on. --dry_run prints the plan and what it
 costs.
 

@@ -79,6 +79,8 @@ OF_DETECTION = {
     "coco_fpn.py",
     "detection_quickstart.py",
     "imagenet_det.py",
+    "imagenet_localisation.py",
+    "localisation_quickstart.py",
     "voc_c4_paper.py",
 }
 ON_IMAGENET = [name for name in NETWORKS if name.startswith("imagenet_paper")]

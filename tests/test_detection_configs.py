@@ -31,6 +31,12 @@ RECIPES = {
     "detection_quickstart.py:c4": (2_000, []),
     "bccd.py:fpn": (205, []),
     "bccd.py:c4": (205, []),
+    **{f"imagenet_localisation.py:{network}": (544_546, ["33.1"]) for network in ("vgg16", "resnet50", "resnet152")},
+    **{
+        f"imagenet_localisation.py:resnet101{step}": (544_546, ["13.3", "11.7", "14.4", "10.6", "8.9"])
+        for step in ("", "-1", "-2")
+    },
+    **{f"localisation_quickstart.py:{member}": (2_000, []) for member in ("rpn", "1", "2")},
 }
 PAPER = [name for name in RECIPES if "c4_paper" in name]
 
@@ -153,6 +159,18 @@ def test_the_fpn_recipe_is_detectron2_s_1x():
     assert (task.kind, task.anchor_sizes, task.box.samples) == ("fpn", (32, 64, 128, 256, 512), 512)
     assert (task.pooling.op, task.pooling.size, task.fpn_channels, task.fpn_hidden) == ("align", 7, 256, 1024)
     assert (task.rpn.train_post_nms, task.rpn.test_post_nms, task.box.nms, task.metric) == (1000, 1000, 0.5, "coco")
+
+
+def test_the_localisation_recipe_holds_the_numbers_of_appendix_c():
+    for step in ("", "-1", "-2"):
+        config = load(f"imagenet_localisation.py:resnet101{step}")
+        data, task = config.data, config.task
+        assert config.batch_size == 256 and (task.rpn.samples, task.rpn.fraction) == (8, 0.5)
+        assert (task.rpn.test_post_nms, task.regions.size, task.regions.samples) == (200, 224, 1)
+        assert (task.trains, task.rcnn) == ("rcnn" if step == "-2" else "rpn", bool(step))
+        if step != "-2":
+            assert (data.training_crop.shorter_side, data.crop_size, data.evaluation_side) == ((256, 480), 224, 256)
+        assert data.name == "imagenet" and data.train == ("CLS-LOC:train_loc",)
 
 
 def test_published_detectors_are_those_that_the_recipes_make():

@@ -108,6 +108,11 @@ class ResNetC4(nn.Module):
         outputs: Any = self.network(pooled, train and not self.freeze_norm, stages=(last, last))
         return jnp.mean(outputs[f"C{last + 1}"].astype(jnp.float32), axis=(1, 2))
 
+    def whole(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """The network's features (B, D), float32, of normalised images, as for their classification."""
+        features: Any = self.network(images, train and not self.freeze_norm)
+        return features
+
     def is_frozen(self, place: Place) -> bool:
         return place[0] == "network" and _frozen_stages_of_resnet(place[1:], self.frozen_stages)
 
@@ -234,6 +239,11 @@ class VGGBackbone(nn.Module):
         after = len(self.network.stage_sizes) + 1
         outputs: Any = self.network(pooled, train, stages=(after, after))
         return outputs["fc7"]
+
+    def whole(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """The network's features (B, D), float32, of normalised images; with ``train`` as in ``head``."""
+        features: Any = self.network(images, train)
+        return features
 
     def is_frozen(self, place: Place) -> bool:
         name = place[1] if place[0] == "network" else ""

@@ -60,13 +60,10 @@ class RPNHead(nn.Module):
 
     num_anchors: at each position.
     channels: of the 3x3 convolution.
-    num_classes: None for scores of any object; else each anchor has as many scores and boxes, one for each class
-        (appendix C).
     """
 
     num_anchors: int
     channels: int
-    num_classes: int | None = None
     dtype: jnp.dtype = jnp.float32
     kernels: Kernels = PLAIN
 
@@ -74,9 +71,8 @@ class RPNHead(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A map (B, H, W, C) to logits (B, H * W * A) and deltas (B, H * W * A, 4), float32, for ``decode``.
 
-        With ``num_classes`` K they are (B, H * W * A, K) and (B, H * W * A, K, 4). The order is that of the anchors.
+        The order is that of the anchors.
         """
-        outputs = self.num_anchors * (self.num_classes or 1)
 
         def conv(filters: int, size: int, name: str) -> Conv:
             return Conv(
@@ -90,12 +86,10 @@ class RPNHead(nn.Module):
             )
 
         hidden = nn.relu(conv(self.channels, 3, "conv")(x))
-        scores, deltas = conv(outputs, 1, "cls")(hidden), conv(4 * outputs, 1, "box")(hidden)
-        classes = () if self.num_classes is None else (self.num_classes,)
-        anchors = x.shape[1] * x.shape[2] * self.num_anchors
+        scores, deltas = conv(self.num_anchors, 1, "cls")(hidden), conv(4 * self.num_anchors, 1, "box")(hidden)
         return (
-            scores.astype(jnp.float32).reshape(len(x), anchors, *classes),
-            deltas.astype(jnp.float32).reshape(len(x), anchors, *classes, 4),
+            scores.astype(jnp.float32).reshape(len(x), -1),
+            deltas.astype(jnp.float32).reshape(len(x), -1, 4),
         )
 
 

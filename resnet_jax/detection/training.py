@@ -21,7 +21,7 @@ def training_losses(
     """(``FasterRCNN.losses``, the new batch statistics), where what is not ``trained`` gets no gradient, at no cost."""
     sample, dropout = jax.random.split(key)
     losses, updated = model.apply(
-        _stop_frozen(variables, trained(model, variables, trains)),
+        stop_frozen(variables, trained(model, variables, trains)),
         images,
         image_hw,
         targets,
@@ -50,7 +50,7 @@ def trained(model: FasterRCNN, variables: Any, trains: Trains = "joint") -> Any:
     return flax.traverse_util.unflatten_dict({place: free[place] and of(place) for place in free})
 
 
-def _stop_frozen(variables: Any, trained: Any) -> dict[str, Any]:
+def stop_frozen(variables: Any, trained: Any) -> dict[str, Any]:
     """The variables, of which those that are False in ``trained`` get gradients of zero, which cost nothing."""
     params = jax.tree.map(
         lambda leaf, moves: leaf if moves else jax.lax.stop_gradient(leaf), variables["params"], trained

@@ -2,13 +2,15 @@
 
 import csv
 import io
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resnet_jax.data.dataset import Dataset
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, one_line
 from resnet_jax.evaluation.classify import TOP, Scores
 from resnet_jax.files import replace_atomically
 
@@ -60,3 +62,33 @@ def write_scores(path: Path, scores: Scores, dataset: Dataset, split: str) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as file:
         file.write(text.getvalue().encode())
+
+
+def read_best_classes(path: Path, class_names: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """(N, P) the best classes of N photographs, the likeliest first, out of a file of ``write_scores``.
+
+    Photographs are found by their files' names, without folders and suffixes, and classes by theirs (of two of one
+    name, ImageNet's cranes, the first): the file may be of another data set with the same photographs. Raises UserError
+    where it cannot be read, has two photographs of one name, or lacks one.
+    """
+    labels = {name: label for label, name in reversed(list(enumerate(class_names)))}
+    remedy = "make it with eval.py --scores_csv of a network for the same classes on the same photographs"
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            columns = [f"class{place}" for place in range(1, TOP + 1) if f"class{place}" in (reader.fieldnames or ())]
+            rows = [(Path(row["name"]).stem, [row[column] for column in columns]) for row in reader]
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise UserError(f"{path} is not a table of scores ({one_line(error)}); {remedy}") from error
+    found = dict(rows)
+    if len(found) < len(rows):
+        twice = next(stem for stem, count in Counter(stem for stem, _ in rows).items() if count > 1)
+        raise UserError(f"{path} has two photographs called {twice}; {remedy}, of which all names differ")
+    unknown = next((name for _, best in rows for name in best if name not in labels), None)
+    if unknown is not None:
+        raise UserError(f"{path} has the class {unknown!r}, which the data set does not have; {remedy}")
+    missing = next((name for name in names if Path(name).stem not in found), None)
+    if missing is not None or not columns:
+        lacks = f"the photograph {missing}" if columns else "the column class1"
+        raise UserError(f"{path} lacks {lacks}; {remedy}")
+    return np.array([[labels[name] for name in found[Path(name).stem]] for name in names], np.int32)

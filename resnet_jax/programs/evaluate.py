@@ -24,7 +24,7 @@ from resnet_jax.evaluation.records import append_result
 from resnet_jax.experiment.exported import find_run
 from resnet_jax.experiment.scoring import score
 from resnet_jax.programs import cli
-from resnet_jax.tasks import detection
+from resnet_jax.tasks import detection, localisation
 from resnet_jax.train.writers import to_json
 
 flags.adopt_module_key_flags(cli)
@@ -35,8 +35,9 @@ SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Which
 PROTOCOL = flags.DEFINE_enum(
     "protocol",
     "single",
-    list(dict.fromkeys([*PROTOCOLS, *detection.PROTOCOLS])),
-    f"The views of each photograph. Of detectors: {', '.join(detection.PROTOCOLS)}.",
+    list(dict.fromkeys([*PROTOCOLS, *detection.PROTOCOLS, *localisation.PROTOCOLS])),
+    f"The views of each photograph. Of detectors: {', '.join(detection.PROTOCOLS)}; of localisers: "
+    f"{', '.join(localisation.PROTOCOLS)}.",
 )
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data are now; for runs scored without --config.")
 RESULTS_CSV = flags.DEFINE_string("results_csv", None, "Add a line to this table of results.")

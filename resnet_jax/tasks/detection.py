@@ -24,7 +24,14 @@ from resnet_jax.detection.faster_rcnn import (
 )
 from resnet_jax.detection.training import trained, training_losses
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation.detection.detector import PROPOSALS, SINGLE, Testing, make_detector, on_canvas
+from resnet_jax.evaluation.detection.detector import (
+    PROPOSALS,
+    SINGLE,
+    Testing,
+    detect_batch,
+    make_detector,
+    on_canvas,
+)
 from resnet_jax.evaluation.detection.predict import detections_in
 from resnet_jax.evaluation.detection.report import draw_detections, plot_precision_recall, write_class_table
 from resnet_jax.evaluation.detection.scores import Metric, Scored, recalled, score
@@ -232,7 +239,13 @@ class Detection(Part):
 
         A file that cannot be decoded is named on stderr and skipped; raises UserError if none can.
         """
-        for path, found in detections_in(*member, paths, *size):
+        model, normalize, variables = member
+
+        def find(variables: Any, batch: dict[str, jax.Array]) -> Any:
+            return detect_batch([model], [normalize], [variables], [batch], SINGLE)
+
+        stride = max(model.backbone.strides[: model.backbone.roi_levels])
+        for path, found in detections_in(find, variables, stride, paths, *size):
             order = found.scores.argsort()[::-1]
             lines = [
                 f"{100 * found.scores[i]:6.2f} %  {class_names[found.labels[i]]}  "

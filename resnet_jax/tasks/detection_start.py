@@ -1,4 +1,4 @@
-"""Which of given variables a detector starts with: those of a classification network, or of another detector."""
+"""Which of given variables a detector or localiser starts with: those of a classification network, or of another."""
 
 from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 from resnet_jax.tasks.fitting import check_fit
@@ -11,7 +11,7 @@ def starting_variables(template: Variables, weights: Variables, keep_head: bool,
     template: the detector's variables, by shape. shared: whether both of its stages read the maps of one backbone.
     """
     backbones = {"backbone", "rpn_backbone"} & set(template["params"])
-    if "backbone" in weights["params"]:
+    if {"backbone", "rpn_backbone"} & set(weights["params"]):
         new = set() if keep_head else {"box_score", "box_deltas"}
         if "rpn_backbone" in weights["params"] and shared:
             new |= {"rpn_backbone", "rpn_head"}

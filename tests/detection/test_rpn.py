@@ -4,11 +4,8 @@ import numpy as np
 import pytest
 
 from resnet_jax.detection.anchors import Anchors
-from resnet_jax.detection.backbones import ResNetC4
 from resnet_jax.detection.boxes import clip, decode, encode, iou
-from resnet_jax.detection.localiser import Localiser, of_class
 from resnet_jax.detection.rpn import RPNSettings, propose, rpn_losses, smooth_l1
-from resnet_jax.models import create_model
 
 HW = np.float32([[40, 60]])
 ANCHORS = Anchors(((12.0, 24.0),), (0.5, 1.0))
@@ -82,28 +79,3 @@ def test_no_ground_truth_gives_finite_losses_and_gradients(maps):
 def test_smooth_l1():
     np.testing.assert_allclose(smooth_l1(jnp.array([-2.0, 0.5, 0.05]), 1.0), [1.5, 0.125, 0.00125], rtol=1e-6)
     np.testing.assert_allclose(smooth_l1(jnp.array([-2.0, 0.5]), 0.0), [2, 0.5])
-
-
-@pytest.mark.extensive
-def test_a_localiser_answers_for_each_class_it_is_asked():
-    network = create_model("resnet18", 0, width=4, stage_sizes=(1, 1), stem="cifar")
-    model = Localiser(ResNetC4(network), 3, ANCHORS, rpn_channels=8)
-    images, hw = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32), np.float32([[32, 32]] * 2)
-    labels = np.array([[0, 2], [1, 1]])
-
-    @jax.jit
-    def run():
-        variables = model.init(jax.random.key(0), images, hw, labels)
-        gt = np.float32([[[4, 4, 20, 20]]] * 2)
-        arguments = images, hw, labels[:, 0], gt, np.ones((2, 1), bool)
-        losses = model.apply(variables, *arguments, method="losses", rngs={"sample": jax.random.key(0)})
-        return model.apply(variables, images, hw, labels), losses
-
-    found, losses = run()
-    assert found.boxes.shape == (2, 2, 1, 4) and found.valid.all()
-    assert not np.array_equal(found.boxes[0, 0], found.boxes[0, 1])
-    np.testing.assert_array_equal(found.boxes[1, 0], found.boxes[1, 1])
-    assert losses["objectness"] > 0 and losses["rpn_box"] > 0
-    scores, deltas = of_class(jnp.arange(12.0).reshape(2, 2, 3), jnp.arange(48.0).reshape(2, 2, 3, 4), labels[:, 1])
-    np.testing.assert_array_equal(scores, [[2, 5], [7, 10]])
-    np.testing.assert_array_equal(deltas[1, 1], [40, 41, 42, 43])

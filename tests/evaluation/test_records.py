@@ -6,7 +6,7 @@ import pytest
 from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.classify import Scores, error_rates
-from resnet_jax.evaluation.records import append_result, write_scores
+from resnet_jax.evaluation.records import append_result, read_best_classes, write_scores
 
 RECORD = {"model": "resnet20", "weights": "a, b", "step": None, "top1_error": 8.75}
 
@@ -119,3 +119,34 @@ def test_a_file_of_scores_is_replaced(tmp_path, digits):
     write_scores(path, random_scores(360, 10), digits, "test")
     assert len(rows(path)) == 361
     assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]
+
+
+def test_the_best_classes_are_read_again_by_the_photographs_names(tmp_path, photograph_folder, open_folder):
+    data = open_folder(photograph_folder.root)
+    scores = random_scores(4, 3)._replace(labels=np.array(photograph_folder.labels, np.int32))
+    path = tmp_path / "scores.csv"
+    write_scores(path, scores, data, "validation")
+    expected = np.argsort(-scores.log_probs, axis=1)
+    path.write_text(path.read_text().replace("val/bee/square.png", "val/bee/round.png"))  # Two are called lying.
+    with pytest.raises(UserError, match="two photographs called lying"):
+        read_best_classes(path, data.class_names, [])
+    path.write_text(path.read_text().replace("val/cat/lying.jpg", "val/cat/flat.jpg"))
+    names = ["flat.JPEG", "elsewhere/lying.jpg", "round"]
+    found = read_best_classes(path, ["cat", "bee", "ant"], names)  # The labels of another data set.
+    np.testing.assert_array_equal(found, (2 - expected)[[3, 0, 2]])
+    for given, message in (
+        ((data.class_names, ["square.png"]), "lacks the photograph square.png; make it with eval.py --scores_csv"),
+        ((["ant", "bee"], names), "has the class 'cat', which the data set does not have"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_best_classes(path, *given)
+
+
+@pytest.mark.parametrize("content", ["", "index,name\n0,a.png\n", "some text\n1,2,3\n", "name,class1\n\xff\n", None])
+def test_what_is_no_table_of_scores_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "scores.csv"
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=f"{path} (is not a table of scores|lacks the )") as caught:
+        read_best_classes(path, ["ant"], ["a.png"])
+    assert "\n" not in str(caught.value)

@@ -26,12 +26,14 @@ def test_every_row_has_a_valid_config_at_every_scale(scale):
 
 
 def test_every_row_has_a_number_for_every_column_and_a_protocol_of_detection():
-    from resnet_jax.tasks.detection import PROTOCOLS
+    from resnet_jax.tasks import detection as of_detectors
+    from resnet_jax.tasks import localisation
 
+    protocols = {*of_detectors.PROTOCOLS, *localisation.PROTOCOLS}
     assert list(detection.TABLES) == [f"table{i}" for i in range(7, 15)]
     for table in detection.TABLES.values():
         assert all(len(row.published) == len(table.columns) and any(row.published) for row in table.rows)
-        assert all(row.protocol in PROTOCOLS for row in table.rows)
+        assert all(row.protocol in protocols for row in table.rows)
 
 
 def test_numbers_of_the_paper_stand_beside_ours():
@@ -54,3 +56,16 @@ def test_a_smoke_run_trains_and_scores_what_is_not_there(tmp_path, monkeypatch):
     assert record["result"]["num_examples"] == 200 and "--protocol=single" in record["commands"]["single"]
     written = path.stat().st_mtime_ns
     assert detection.perform("table8", "smoke", places) == {} and path.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_a_smoke_run_trains_a_localiser_once_and_scores_its_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    places = Places(ROOT, tmp_path / "runs", tmp_path / "results", None)
+    assert detection.perform("table13", "smoke", places) == {}
+    records = {name: read_record(record_path(places.results, "smoke", name)) for name in ("table13-2", "table13-3")}
+    assert all(0 <= record["result"]["given_class_error"] <= 100 for record in records.values())
+    assert len(list((tmp_path / "runs" / "smoke").iterdir())) == 1
+    assert "RPN and R-CNN is not run from here" in capsys.readouterr().err
+    text = to_markdown(detection.section("table13", "smoke", records))
+    assert "One central crop, or whole photographs" in text and "| RPN and R-CNN, ensemble |  |  | 8.9 |" in text

@@ -1,4 +1,4 @@
-"""Chunks of photographs with boxes, whole, on canvases; see ``data.chunks``. Imports no jax."""
+"""Chunks of photographs with boxes, whole on canvases or cropped; see ``data.chunks``. Imports no jax."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.data.chunks import EvalChunks, PhotographView, first_readable, place
+from resnet_jax.data.crops import Crop
 from resnet_jax.data.dataset import Share
-from resnet_jax.data.decode.boxes import whole_box
+from resnet_jax.data.decode.boxes import Box, whole_box
 from resnet_jax.data.decode.images import crop_and_resize, image_size
-from resnet_jax.data.detection.placing import place_objects, resized_size, scale_of
+from resnet_jax.data.detection.placing import place_objects, resized_size, scale_of, seen_in
 from resnet_jax.data.order import GroupedOrder
 from resnet_jax.data.sources.detection.protocol import DetectionSource, ObjectTable, make_objects
 
@@ -35,6 +36,7 @@ class DetectionTrainChunks:
     """Chunk number -> the arrays of ``DetectionDataset.training_batches``, in the order of training.
 
     examples: (M,) the photographs that are trained on; ``order.groups`` are their groups, one for each of ``canvases``.
+    crop: cut out of each and resized to its canvas; None: photographs are whole.
     A photograph that cannot be decoded is listed in "unreadable" and the next one of its group takes its place.
     """
 
@@ -47,6 +49,7 @@ class DetectionTrainChunks:
     flip: float
     max_boxes: int
     share: Share
+    crop: Crop | None = None
     chunk: int = CHUNK
 
     @property
@@ -78,19 +81,22 @@ class DetectionTrainChunks:
         start = int(np.searchsorted(members, example))
         candidates = (int(self.examples[members[(start + i) % len(members)]]) for i in range(len(members)))
 
-        def read(record: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
+        def read(record: dict[str, Any]) -> tuple[Box, tuple[int, int]]:
             size = image_size(record["image"])
-            height, width = resized_size(*size, short_side, self.max_side)
-            pixels = crop_and_resize(record["image"], whole_box, (height, width), fast=True)
+            if self.crop is None:
+                box, (height, width) = whole_box(*size), resized_size(*size, short_side, self.max_side)
+            else:
+                box, (height, width) = self.crop.box(rng, *size, len(image)), image.shape[:2]
+            pixels = crop_and_resize(record["image"], lambda *_: box, (height, width), fast=True)
             image[:height, :width] = pixels[:, ::-1] if mirrored else pixels
-            return size, (height, width)
+            return box, (height, width)
 
-        index, (size, resized) = first_readable(self.photographs.source, candidates, read, unreadable)
-        objects = place_objects(self.photographs.table[index], size, resized, mirrored, self.max_boxes)
+        index, (box, resized) = first_readable(self.photographs.source, candidates, read, unreadable)
+        objects = seen_in(self.photographs.table[index], box)
         return {
             "image_hw": np.array(resized, np.int32),
-            "scale": scale_of(size, resized),
-            **objects,
+            "scale": scale_of(box[2:], resized),
+            **place_objects(objects, box[2:], resized, mirrored, self.max_boxes),
             "index": np.int32(index),
         }
 
@@ -113,10 +119,10 @@ class DetectionEvalChunks:
         indices, sizes = np.where(found, batch.pop("index"), -1).astype(np.int32), batch.pop("size")
         rows = []
         for index, resized in zip(indices.tolist(), sizes.tolist(), strict=True):
-            size = self.photographs.size(index) if index >= 0 else (1, 1)
+            box = self.view.choose_box(*self.photographs.size(index)) if index >= 0 else (0, 0, 1, 1)
             objects = self.photographs.table[index] if index >= 0 else make_objects([], [])
-            placed = place_objects(objects, size, tuple(resized), False, self.max_boxes)
-            rows.append({"image_hw": np.array(resized, np.int32), "scale": scale_of(size, tuple(resized)), **placed})
+            placed = place_objects(seen_in(objects, box), box[2:], tuple(resized), False, self.max_boxes)
+            rows.append({"image_hw": np.array(resized, np.int32), "scale": scale_of(box[2:], tuple(resized)), **placed})
         return {"image": batch["image"], **_stacked(rows), "index": indices, "unreadable": batch["unreadable"]}
 
 

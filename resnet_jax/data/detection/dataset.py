@@ -20,7 +20,7 @@ from resnet_jax.data.chunks import (
     training_loading,
 )
 from resnet_jax.data.dataset import Batch, Share
-from resnet_jax.data.decode.boxes import whole_box
+from resnet_jax.data.decode.boxes import center_box, whole_box
 from resnet_jax.data.detection.chunks import AnnotatedPhotographs, DetectionEvalChunks, DetectionTrainChunks
 from resnet_jax.data.detection.part import DetectionData
 from resnet_jax.data.detection.placing import canvas_groups, resized_size
@@ -61,7 +61,7 @@ class DetectionDataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the canvas of training images, the lying one where there are two."""
+        """(H, W, C) of the canvas of training images, the lying one where there are two; of crops their size."""
         return *self.training_canvases[0], 3
 
     @property
@@ -177,16 +177,19 @@ class DetectionDataset:
         return np.flatnonzero(wanted)
 
     def _groups(self) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        if self.settings.training_crop is not None:
+            side = self.settings.crop_size
+            return np.zeros(len(self._examples()), np.int32), [(side, side)]
         sizes = self.photographs("train").sizes[self._examples()]
         return canvas_groups(sizes, max(self.settings.short_sides), self.settings.max_side, self.settings.canvas_stride)
 
     def training_batches(self, seed: int, batch_size: int, start: int, stop: int, share: Share) -> Iterator[Batch]:
         """The batches of ``order.GroupedOrder``: each holds photographs of one canvas, (H, W), and G = max_boxes.
 
-        - "image" (B, H, W, 3) uint8: the photograph, resized and maybe mirrored, at the top left of zeros;
+        - "image" (B, H, W, 3) uint8: the photograph, resized and maybe mirrored, at the top left of zeros; or its crop;
         - "image_hw" (B, 2) int32: its height and width there, and "scale" (B, 2) float32: by how much they have grown;
         - "boxes" (B, G, 4) float32, (x1, y1, x2, y2) in pixels of the canvas, and "labels" (B, G) int32, from 0;
-        - "crowd", "difficult", "valid" (B, G) bool: "valid" is false where there is no object;
+        - "crowd", "difficult", "valid" (B, G) bool: "valid" is false where there is no object, or none in the crop;
         - "index" (B,) int32: the photograph's place in the split.
 
         Names each photograph that cannot be decoded on stderr, and the next one of its canvas takes its place. Raises
@@ -204,6 +207,7 @@ class DetectionDataset:
             settings.flip,
             settings.max_boxes,
             share,
+            settings.training_crop,
         )
         loading = training_loading(settings.threads, settings.workers)
         return make_batches(chunks, start, stop, loading, settings.max_unreadable)
@@ -232,11 +236,20 @@ class DetectionDataset:
             PhotographView(readable[groups == group], canvas, whole_box, size) for group, canvas in enumerate(canvases)
         ]
 
-    def single_view(self, split: str) -> NoReturn:
-        """Raises UserError: detection sees whole photographs."""
-        raise UserError(f"{self.name} has boxes and is not scored by crops; choose a data set for classification")
+    def single_view(self, split: str) -> PhotographView:
+        """The central crop_size x crop_size pixels of each that can be decoded, the shorter side resized as evaluated.
 
-    square_view = single_view
+        Raises UserError where photographs are whole in training.
+        """
+        if self.settings.training_crop is None:
+            raise UserError(f"{self.name} is not seen by crops, because config.data.training_crop is not set; set it")
+        readable, crop = np.flatnonzero(self.photographs(split).sizes[:, 0]), self.settings.crop_size
+        box = partial(center_box, shorter_side=self.settings.evaluation_side, crop=crop)
+        return PhotographView(readable, (crop, crop), box, lambda *_: (crop, crop))
+
+    def square_view(self, split: str) -> NoReturn:
+        """Raises UserError: no evaluation of boxes takes ten crops."""
+        raise UserError(f"{self.name} has boxes and is not scored by ten crops; choose a data set for classification")
 
     def mean_image(self) -> NoReturn:
         """Raises UserError: photographs of any shape have none."""

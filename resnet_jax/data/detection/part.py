@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from resnet_jax.data.crops import Crop
 from resnet_jax.parts import Count, NonNegativeInt, Part
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ class DetectionData(Part):
 
     kind: Literal["detection"] = "detection"
     name: str = "voc"
-    """"voc" or "imagenet" (XML), "coco" (JSON), "shapes" (drawn), or a detection data set of TensorFlow Datasets."""
+    """"voc" or "imagenet" (XML), "coco" (JSON), "shapes" or "shapes_of_one_class" (drawn), or a detection data set of
+    TensorFlow Datasets."""
     train: tuple[str, ...] = ("VOC2007:trainval",)
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ("VOC2007:test",)
@@ -29,8 +31,13 @@ class DetectionData(Part):
     """Pixels to which the shorter side is resized in training; one is drawn for each photograph."""
     max_side: Count = 1000
     """Most pixels of the longer side; where it would be longer, the shorter one is shorter instead."""
+    training_crop: Crop | None = None
+    """A random part of the photograph that is trained on instead of all of it; short_sides are then not read."""
+    crop_size: Count = 224
+    """Pixels of the side of training_crop, and of the central crop of evaluations."""
     eval_short_side: Count | None = None
-    """Pixels of the shorter side in evaluation; by default the largest of short_sides."""
+    """Pixels of the shorter side in evaluation, also of what the central crop is cut out of; by default the largest of
+    short_sides."""
     canvas_stride: Count = 32
     """Sides of the canvases, which photographs are padded to, are multiples of it."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -53,8 +60,8 @@ class DetectionData(Part):
 
     @property
     def sizes_differ(self) -> bool:
-        """Whether training batches have images of several sizes: they may, lying and upright."""
-        return True
+        """Whether training batches have images of several sizes: whole ones may, lying and upright."""
+        return self.training_crop is None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -63,6 +70,13 @@ class DetectionData(Part):
             raise ValueError(f"max_side {self.max_side} is below a shorter side, {largest}; raise it")
         if not self.validation and not self.test:
             raise ValueError("there is no split to evaluate on; set validation or test")
+        if self.training_crop is not None:
+            if self.evaluation_side < self.crop_size:
+                raise ValueError(
+                    f"crop_size {self.crop_size} is above the shorter side in evaluation, {self.evaluation_side}; "
+                    f"raise eval_short_side"
+                )
+            self.training_crop.check(self.crop_size)
         return self
 
     def view_size(self, image_shape: tuple[int, int, int]) -> tuple[int, int]:

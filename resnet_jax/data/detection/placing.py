@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from resnet_jax.data.decode.boxes import Box
 from resnet_jax.data.sources.detection.protocol import Objects
 
 
@@ -41,13 +42,20 @@ def scale_of(size: tuple[int, int], resized: tuple[int, int]) -> np.ndarray:
     return (np.array(resized) / np.array(size)).astype(np.float32)
 
 
+def seen_in(objects: Objects, box: Box) -> Objects:
+    """The same objects in pixels of a box (top, left, height, width) of their photograph, which they may leave."""
+    top, left = box[:2]
+    return objects._replace(boxes=objects.boxes - (left, top, left, top))
+
+
 def place_objects(
     objects: Objects, size: tuple[int, int], resized: tuple[int, int], mirrored: bool, max_boxes: int
 ) -> dict[str, np.ndarray]:
     """The objects of a photograph of (height, width) ``size`` in a batch: "boxes" (G, 4) float32 and so on.
 
     Boxes are clipped to the photograph, resized, and mirrored; the first ``max_boxes`` = G are kept, those that are no
-    crowd first. "valid" says which rows are objects; the others are 0.
+    crowd first. "valid" says which rows are objects with an area in it. One that lies outside keeps its label; where
+    there is no object all is 0.
     """
     height, width = size
     chosen = np.argsort(objects.crowd, kind="stable")[:max_boxes]
@@ -65,10 +73,10 @@ def place_objects(
         "valid": np.zeros(max_boxes, bool),
     }
     placed["boxes"][:count] = boxes
+    placed["valid"][:count] = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     placed["labels"][:count] = objects.labels[chosen]
     placed["crowd"][:count] = objects.crowd[chosen]
     placed["difficult"][:count] = objects.difficult[chosen]
-    placed["valid"][:count] = True
     return placed
 
 
@@ -79,5 +87,8 @@ def clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def original_boxes(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Boxes (..., n, 4) of a canvas in pixels of the photograph; ``scale`` (..., 2) is that of the batch."""
+    """Boxes (..., n, 4) of a canvas in pixels of the photograph; ``scale`` (..., 2) is that of the batch.
+
+    Of a crop they count from its own corner.
+    """
     return boxes / scale[..., None, [1, 0, 1, 0]]

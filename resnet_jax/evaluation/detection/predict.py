@@ -1,7 +1,7 @@
-"""Detections in any photographs: what predict.py prints and draws for a detector."""
+"""Detections in any photographs: what predict.py prints and draws for a detector or localiser."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +11,31 @@ import numpy as np
 from resnet_jax.data.decode.boxes import whole_box
 from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize, image_size
 from resnet_jax.data.detection.placing import canvas_groups, original_boxes, resized_size, scale_of
-from resnet_jax.data.normalization import Normalization
-from resnet_jax.detection.faster_rcnn import FasterRCNN
+from resnet_jax.detection import faster_rcnn
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.evaluation.detection.detections import Detections
-from resnet_jax.evaluation.detection.detector import SINGLE, detect_batch
 
 
 def detections_in(
-    model: FasterRCNN,
-    normalize: Normalization,
+    find: Callable[[Any, dict[str, jax.Array]], faster_rcnn.Detections],
     variables: Any,
+    stride: int,
     paths: Sequence[Path],
     short_side: int,
     max_side: int,
 ) -> Iterator[tuple[Path, Detections]]:
     """(path, detections in pixels of the photograph) of each file that can be decoded, in order.
 
-    Photographs are resized as in evaluation and lie on at most two canvases, so that at most two programs are
-    compiled. A file that cannot be decoded is named on stderr and skipped; raises UserError if none can.
+    ``find(variables, batch)``, traced, gives those of a batch with "image" (1, H, W, 3) uint8 and "image_hw" (1, 2).
+    Photographs are resized as in evaluation and lie on at most two canvases, in multiples of ``stride``, so that at
+    most two programs are compiled. A file that cannot be decoded is named on stderr and skipped; raises UserError if
+    none can.
     """
     sizes = {path: size for path in paths if (size := _size(path)) is not None}
     if not sizes:
         raise UserError(f"none of {len(paths)} files can be decoded; name photographs")
-    stride = max(model.backbone.strides[: model.backbone.roi_levels])
     groups, canvases = canvas_groups(np.array(list(sizes.values())), short_side, max_side, stride)
-
-    @jax.jit
-    def detect(variables: Any, image: jax.Array, image_hw: jax.Array) -> Any:
-        batch = {"image": image, "image_hw": image_hw}
-        return detect_batch([model], [normalize], [variables], [batch], SINGLE)
-
+    compiled = jax.jit(find)
     for (path, size), group in zip(sizes.items(), groups, strict=True):
         height, width = resized = resized_size(*size, short_side, max_side)
         image = np.zeros((1, *canvases[group], 3), np.uint8)
@@ -50,7 +44,8 @@ def detections_in(
         except (UnreadableImage, OSError) as error:  # Its header could be read, but not the rest.
             _warn(path, error)
             continue
-        found: Any = jax.device_get(detect(variables, image, np.array([resized], np.int32)))
+        batch = {"image": image, "image_hw": np.array([resized], np.int32)}
+        found: Any = jax.device_get(compiled(variables, batch))
         valid = found.valid[0]
         boxes = original_boxes(found.boxes[0][valid], scale_of(size, resized))
         yield path, Detections(boxes, found.scores[0][valid], found.labels[0][valid])

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from resnet_jax.data import DetectionData
+from resnet_jax.data.crops import ScaleJitter
 from resnet_jax.data.dataset import Share
 from resnet_jax.data.decode.boxes import whole_box
 from resnet_jax.data.decode.images import crop_and_resize
@@ -131,6 +132,62 @@ def test_what_the_batches_hold():
             np.testing.assert_array_equal(batch["crowd"][row][valid], objects.crowd)
             assert not batch["boxes"][row][~valid].any() and not batch["labels"][row][~valid].any()
     assert {16, 24} <= sides and flips == {False, True}
+
+
+CROPS = SETTINGS.model_copy(
+    update={"training_crop": ScaleJitter(shorter_side=(16, 24)), "crop_size": 16, "eval_short_side": 20}
+)
+
+
+def test_crops_hold_the_part_of_each_box_that_is_in_them():
+    data = dataset(CROPS)
+    assert data.image_shape == (16, 16, 3) and data.training_canvases == [(16, 16)]
+    outside = 0
+    for step, batch in enumerate(training(data, 4, 0, 12)):
+        assert batch.keys() == KEYS and batch["image"].shape == (4, 16, 16, 3) and (batch["image_hw"] == 16).all()
+        for row, index in enumerate(batch["index"]):
+            source = data.photographs("train").source
+            rng = np.random.default_rng((3, 4 * step + row))
+            mirrored = (rng.integers(2), rng.random() < 0.5)[1]
+            box = CROPS.training_crop.box(rng, *Source(1).size(int(index)), 16)
+            pixels = crop_and_resize(source[int(index)]["image"], lambda *_, box=box: box, (16, 16), fast=True)
+            np.testing.assert_array_equal(batch["image"][row], pixels[:, ::-1] if mirrored else pixels)
+            objects = source.objects(int(index))
+            for place, (annotated, label) in enumerate(zip(objects.boxes, objects.labels, strict=True)):
+                # Of the pixels of the crop, sixteen times as fine, those whose centre the object covers.
+                fine = (np.arange(256) + 0.5) / 256
+                x, y = box[1] + fine * box[3], box[0] + fine * box[2]
+                x = np.flatnonzero((x > annotated[0]) & (x < annotated[2]))
+                y = np.flatnonzero((y > annotated[1]) & (y < annotated[3]))
+                assert batch["labels"][row, place] == label
+                if not len(x) or not len(y):
+                    outside += 1
+                    assert np.prod(np.diff(batch["boxes"][row, place].reshape(2, 2), axis=0)) < 0.02
+                    continue
+                expected = np.array([x[0], y[0], x[-1] + 1, y[-1] + 1]) / 16
+                if mirrored:
+                    expected = np.array([16 - expected[2], expected[1], 16 - expected[0], expected[3]])
+                assert batch["valid"][row, place]
+                np.testing.assert_allclose(batch["boxes"][row, place], expected, atol=0.07)
+    assert outside  # Whose rows are there, and not valid, but for a sliver.
+    assert_same(training(dataset(CROPS), 4, 9, 12), training(data, 4, 9, 12))
+
+
+def test_the_central_crop_is_that_of_classification_with_the_boxes_in_it():
+    data = dataset(CROPS)
+    view = data.single_view("validation")
+    batches = list(data.evaluation_batches("validation", view, 5, WHOLE))
+    indices = np.concatenate([batch["index"] for batch in batches])
+    assert sorted(indices[indices >= 0]) == list(range(13))
+    for row, index in enumerate(batches[0]["index"]):
+        height, width = Source(1).size(int(index))
+        side = round(min(height, width) * 16 / 20)
+        top, left = (height - side) // 2, (width - side) // 2
+        expected = crop_and_resize(Source(1)[index]["image"], lambda *_, box=(top, left, side, side): box, (16, 16))
+        np.testing.assert_array_equal(batches[0]["image"][row], expected)
+        boxes = np.clip((Source(1).objects(index).boxes - [left, top, left, top]) * 16 / side, 0, 16)
+        np.testing.assert_allclose(batches[0]["boxes"][row][: len(boxes)], boxes, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(batches[0]["scale"][row], 16 / side, rtol=1e-6)
 
 
 def test_photographs_without_objects_or_with_crowds_alone_are_not_trained_on_unless_wanted():
@@ -303,6 +360,8 @@ def test_what_detection_lacks_is_said():
         ({"validation": ()}, "no split to evaluate on"),
         ({"short_sides": ()}, "at least 1 item"),
         ({"flip": 1.5}, "less than or equal to 1"),
+        ({"training_crop": ScaleJitter(), "crop_size": 32}, "crop_size 32 is above the shorter side in evaluation, 24"),
+        ({"training_crop": ScaleJitter(shorter_side=(8, 9)), "crop_size": 16}, "begins below crop_size 16"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, error):

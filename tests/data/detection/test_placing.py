@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from resnet_jax.data.detection.placing import canvas_groups, original_boxes, place_objects, resized_size, scale_of
+from resnet_jax.data.detection.placing import (
+    canvas_groups,
+    original_boxes,
+    place_objects,
+    resized_size,
+    scale_of,
+    seen_in,
+)
 from resnet_jax.data.sources.detection.protocol import make_objects
 
 
@@ -66,3 +73,11 @@ def test_boxes_find_their_way_back():
     placed = place_objects(objects, size, resized, False, 2)
     back = original_boxes(placed["boxes"][None], scale_of(size, resized)[None])
     np.testing.assert_allclose(back[0, 0], [10, 20, 300, 333], rtol=1e-6)
+
+
+def test_objects_of_a_crop_are_those_with_an_area_in_it_and_the_others_keep_their_class():
+    objects = make_objects([[10, 10, 30, 40], [0, 0, 20, 25], [60, 5, 70, 15]], [1, 2, 3])
+    box = (20, 15, 20, 40)  # Top, left, height, width.
+    placed = place_objects(seen_in(objects, box), box[2:], (10, 20), False, 4)
+    assert placed["valid"].tolist() == [True, True, False, False] and placed["labels"].tolist() == [1, 2, 3, 0]
+    np.testing.assert_allclose(placed["boxes"][:2], [[0, 0, 7.5, 10], [0, 0, 2.5, 2.5]])

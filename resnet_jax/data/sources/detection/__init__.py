@@ -14,6 +14,7 @@ DETECTION_SOURCES: dict[str, Callable[[str, str | None, Sequence[str], Sequence[
     "imagenet": voc.open_imagenet,
     "coco": coco.open_coco,
     "shapes": shapes.open_shapes,
+    "shapes_of_one_class": shapes.open_shapes,
 }
 
 

@@ -32,18 +32,26 @@ class Shape(NamedTuple):
 
 
 class ShapesSource:
-    """A ``DetectionSource`` that draws each photograph when it is asked for."""
+    """A ``DetectionSource`` that draws each photograph when it is asked for.
+
+    one_class: only the shapes of the class of each photograph's first one, as localisation needs it.
+    """
 
     shorter_side: int | None = None
 
-    def __init__(self, split: str) -> None:
+    def __init__(self, split: str, one_class: bool = False) -> None:
         self._split = split
+        self._one_class = one_class
+
+    def _shapes(self, index: int) -> tuple[np.random.Generator, list[Shape]]:
+        rng, shapes = place_shapes(list(SIZES).index(self._split), index)
+        return rng, [shape for shape in shapes if not self._one_class or shape.label == shapes[0].label]
 
     def __len__(self) -> int:
         return SIZES[self._split]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        rng, shapes = place_shapes(list(SIZES).index(self._split), index)
+        rng, shapes = self._shapes(index)
         noise = rng.integers(
             2 * _NOISE + 1, size=(SIDE, SIDE, 3), dtype=np.uint8
         )  # Of mean _NOISE, which is taken off.
@@ -55,7 +63,7 @@ class ShapesSource:
         return {"image": image, "label": 0, "name": f"{self._split}[{index}]"}
 
     def objects(self, index: int) -> Objects:
-        _, shapes = place_shapes(list(SIZES).index(self._split), index)
+        _, shapes = self._shapes(index)
         return make_objects([shape.box for shape in shapes], [shape.label for shape in shapes])
 
     def image_id(self, index: int) -> int:
@@ -95,13 +103,16 @@ def _inside(shape: Shape, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def open_shapes(name: str, data_dir: str | None, splits: Sequence[str], classes: Sequence[str]) -> OpenedDetection:
-    """Its splits "train" (2,000) and "validation" (200). Reads no files. Raises UserError for another split."""
+    """Its splits "train" (2,000) and "validation" (200). Reads no files. Raises UserError for another split.
+
+    Of the name "shapes_of_one_class" each photograph has shapes of a single class.
+    """
     if classes:
         raise UserError(f"config.data.classes is set, but the classes of shapes are {', '.join(CLASSES)}; remove it")
 
     def open_split(split: str) -> ShapesSource:
         if split not in SIZES:
             raise UserError(f"the drawn shapes have no split {split!r}; use {' or '.join(SIZES)}")
-        return ShapesSource(split)
+        return ShapesSource(split, one_class=name == "shapes_of_one_class")
 
     return OpenedDetection(open_split, list(CLASSES), list(range(len(CLASSES))))

@@ -55,3 +55,19 @@ def test_another_split_and_given_classes_are_refused():
         open_detection("shapes", None, ["train"]).open_split("test")
     with pytest.raises(UserError, match="the classes of shapes are circle"):
         open_detection("shapes", None, ["train"], ("star",))
+
+
+def test_of_one_class_a_photograph_shows_the_shapes_of_its_first_one():
+    every, source = (
+        open_detection(name, None, ["train"]).open_split("train") for name in ("shapes", "shapes_of_one_class")
+    )
+    counts = set()
+    for i in range(40):
+        whole, found = every.objects(i), source.objects(i)
+        chosen = whole.labels == whole.labels[0]
+        np.testing.assert_array_equal(found.boxes, whole.boxes[chosen])
+        assert (found.labels == whole.labels[0]).all()
+        counts.add(len(found.labels))
+        if len(whole.labels) == 1:
+            np.testing.assert_array_equal(source[i]["image"], every[i]["image"])
+    assert {1, 2} <= counts

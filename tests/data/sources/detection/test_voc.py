@@ -176,6 +176,27 @@ def test_what_is_missing_of_imagenet_is_named(imagenet):
         opened(imagenet, "CLS-LOC:val", name="imagenet")
 
 
+def test_photographs_of_imagenet_without_an_annotation_are_left_out_unless_they_are_listed(imagenet):
+    """Of the 1.28 million to train on, half a million have boxes."""
+    write(imagenet / "Data" / "CLS-LOC" / "train" / "n01440764" / "x_3.JPEG", "without boxes")
+    assert len(opened(imagenet, "CLS-LOC:train", name="imagenet").open_split("CLS-LOC:train_loc")) == 2
+    write(imagenet / "ImageSets" / "CLS-LOC" / "train_loc.txt", "n01440764/x_1 1\nn01440764/x_3 2\n")
+    with pytest.raises(UserError, match=r"annotation \S+/n01440764/x_3.xml is missing; .* off the list"):
+        opened(imagenet, "CLS-LOC:train_loc", name="imagenet")
+
+
+def test_several_boxes_of_imagenet_and_a_broken_annotation(imagenet):
+    path = imagenet / "Annotations" / "CLS-LOC" / "train" / "n01440764" / "x_1.xml"
+    path.write_text(xml(("n01440764", (0, 0, 9, 19)), ("n01440764", (4, 4, 5, 8))))
+    source = opened(imagenet, "CLS-LOC:train", name="imagenet").open_split("CLS-LOC:train")
+    np.testing.assert_array_equal(source.objects(0).boxes, [[0, 0, 10, 20], [4, 4, 6, 9]])
+    assert source.objects(0).labels.tolist() == [0, 0]
+    path.write_text("<annotation><object>")
+    with pytest.raises(UserError, match=r"annotation \S+/x_1.xml is not VOC's XML") as caught:
+        opened(imagenet, "CLS-LOC:train", name="imagenet")
+    assert "\n" not in str(caught.value)
+
+
 def test_the_blood_cells(devkit):
     if not BCCD.is_dir():
         pytest.skip(f"needs the photographs of blood cells in {BCCD}")
