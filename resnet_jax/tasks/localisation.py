@@ -166,11 +166,17 @@ class Localisation(Part):
         template = jax.eval_shape(lambda: self.without_data(model).init(jax.random.key(0), image_shape))
         return starting_variables(template, weights, keep_head, shared=False)
 
-    def load_torch(self, name: str, path: Path, model: Localiser, overrides: Mapping[str, Any]) -> Variables:
+    def load_torch(
+        self, name: str, path: Path, model: Localiser, overrides: Mapping[str, Any], channels: int = 3
+    ) -> Variables:
         """Raises UserError: no localiser of PyTorch's is known."""
         raise UserError(
             f"{path} cannot be a localiser's weights; score a --workdir, or start a run from them with config.init.path"
         )
+
+    def save_torch(self, path: Path, model: Localiser, variables: Mapping[str, Any]) -> None:
+        """Raises UserError: no localiser of PyTorch's is known."""
+        raise UserError("a localiser cannot be written as PyTorch weights; keep its workdir")
 
     # Scoring and predicting.
 
