@@ -44,12 +44,15 @@ def imagenet(tmp_path_factory):
 
 
 def tiny(member, root, **changes):
-    """A step of the quickstart on the photographs of a folder, with normalisation and the stem frozen."""
+    """A step of the quickstart on the photographs of a folder, with normalisation and the stem frozen.
+
+    The learning rate is constant: a cosine depends on config.steps, by which a run is cut short.
+    """
     common = {
         "data_dir": str(root), "data.name": "imagenet", "data.train": ("CLS-LOC:train_loc",),
         "data.validation": ("CLS-LOC:val",), "data.short_sides": (64,), "data.max_side": 64, "model.width": 4,
         "model.stage_sizes": (1, 1), "batch_size": 8, "eval_batch_size": 4, "steps": 4, "log_every": 2,
-        "eval_every": 2, "checkpoint_every": 2, "schedule.warmup_steps": 1, "task.rpn.channels": 8,
+        "eval_every": 2, "checkpoint_every": 2, "schedule.name": "constant", "schedule.warmup_steps": 0, "task.rpn.channels": 8,
         "task.rpn.test_pre_nms": 32, "task.regions.size": 16, "task.freeze_norm": True, "task.frozen_stages": 1,
         "task.test_scales": (48, 64), "init.name": "weights",
     }  # fmt: skip
