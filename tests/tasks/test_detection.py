@@ -92,7 +92,8 @@ def on_one_device(one_device, dataset):
     return functools.cache(lambda kind: run(config_of(kind), one_device, dataset, 24))
 
 
-@pytest.mark.parametrize("kind", ["fpn", pytest.param("c4", marks=pytest.mark.extensive)])
+@pytest.mark.extensive
+@pytest.mark.parametrize("kind", ["fpn", "c4"])
 def test_the_loss_falls_and_its_parts_are_the_metrics(kind, on_one_device):
     metrics, *_ = on_one_device(kind)
     totals = [one["train_loss"] for one in metrics]

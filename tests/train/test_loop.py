@@ -320,7 +320,8 @@ def test_a_streamed_run_leaves_the_whole_record(streamed):
     assert all(record["validation_error"] % 12.5 == 0 for record in records if "validation_error" in record)
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(12, marks=pytest.mark.extensive)])
+@pytest.mark.extensive
+@pytest.mark.parametrize("step", [4, 12])
 def test_a_stopped_streamed_run_resumes_to_the_same_bits(parts, streamed, tmp_path, monkeypatch, step):
     with monkeypatch.context() as context:
         stop_at(context, step, signal.SIGTERM)
