@@ -67,7 +67,8 @@ def test_without_torchvision_a_cpu_run_ends_and_a_smoke_run_goes_on(monkeypatch,
 
 
 @pytest.mark.slow
-def test_parts_of_our_detector_run(monkeypatch):
+def test_parts_of_our_detector_run(monkeypatch, one_device):
+    monkeypatch.setattr("resnet_jax.parallel.data_mesh", lambda: one_device)
     monkeypatch.setattr(run, "has_torchvision", lambda: False)
     inference = run.detection_suite(smoke=True)[1]
     speeds = run.measure(inference, rounds=1, smoke=True)
