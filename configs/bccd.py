@@ -6,7 +6,7 @@ Hardware:  one or two CPU cores
 Expected:  fpn: about 86 % mean average precision at an IoU of 0.5 (docs/detection.md); c4: about 73 %
 
 205 photographs to train on, three classes: red cells, which crowd, white cells and platelets. Photographs are halved to
-320 x 240. Batch normalisation is trained, as nothing is there to freeze.
+320 x 240.
 """
 
 from typing import Any
@@ -32,8 +32,6 @@ def get_config(kind: str = "fpn") -> Config:
     )
     box = BoxHead(samples=64, fraction=0.5, candidates=600, nms=0.4, detections=50)
     common: dict[str, Any] = {
-        "frozen_stages": 0,
-        "freeze_norm": False,
         "rpn": rpn,
         "box": box,
         "metric": "voc",

@@ -20,6 +20,7 @@ from resnet_jax.data.normalization import Channel
 from resnet_jax.detection.named import PAPER_BOX, PAPER_RPN
 from resnet_jax.tasks.detection import Detection
 from resnet_jax.tasks.detection_stages import BoxHead, ProposalNetwork, RegionPooling
+from resnet_jax.train.finetune import FineTune
 from resnet_jax.train.initial import Weights
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.schedules import Step
@@ -51,6 +52,11 @@ def get_config(network: str = "resnet101") -> Config:
             rpn=ProposalNetwork(channels=512, **PAPER_RPN._asdict()),
             box=BoxHead(**PAPER_BOX._replace(negative=(0.0, 0.5))._asdict()),
             metric="coco",
+        ),
+        finetune=(
+            FineTune(freeze=("stage1", "stage2"))
+            if network.startswith("vgg")
+            else FineTune(freeze=("stem", "stage1"), freeze_bn=True)
         ),
         init=Weights(),
         optimizer=SGD(learning_rate=1e-3, momentum=0.9, weight_decay=5e-4, decay="kernels"),

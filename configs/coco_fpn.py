@@ -17,6 +17,7 @@ from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
 from resnet_jax.tasks.detection import Detection
 from resnet_jax.tasks.detection_stages import BoxHead, ProposalNetwork, RegionPooling
+from resnet_jax.train.finetune import FineTune
 from resnet_jax.train.initial import Weights
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.schedules import Step
@@ -48,6 +49,7 @@ def get_config(network: str = "resnet50") -> Config:
             box=BoxHead(samples=512, beta=0.0, nms=0.5, min_size=0.0),
             metric="coco",
         ),
+        finetune=FineTune(freeze=("stem", "stage1"), freeze_bn=True),
         init=Weights(),
         optimizer=SGD(learning_rate=0.02, learning_rate_batch=16, momentum=0.9, weight_decay=1e-4),
         schedule=Step(boundaries=(60_000, 80_000), factor=0.1, warmup_steps=1_000),

@@ -4,8 +4,7 @@ Command:   python train.py --config configs/detection_quickstart.py --workdir ru
 Hardware:  two CPU cores, minutes, no download
 Expected:  fpn: at least 94 % mean average precision, reached after 300 steps (docs/detection.md); c4 was not run
 
-Circles, squares and triangles of 128 x 128 pixels, one to five in a picture. Batch normalisation is trained, as nothing
-is there to freeze.
+Circles, squares and triangles of 128 x 128 pixels, one to five in a picture.
 """
 
 from typing import Any
@@ -30,7 +29,7 @@ def get_config(kind: str = "fpn") -> Config:
         min_size=2.0,
     )
     box = BoxHead(samples=32, candidates=300, detections=20)
-    common: dict[str, Any] = {"frozen_stages": 0, "freeze_norm": False, "rpn": rpn, "box": box, "metric": "voc"}
+    common: dict[str, Any] = {"rpn": rpn, "box": box, "metric": "voc"}
     tasks = {
         "fpn": Detection(kind="fpn", anchor_sizes=(16.0, 24.0, 40.0, 64.0), fpn_channels=32, fpn_hidden=64, **common),
         "c4": Detection(kind="c4", anchor_sizes=(20.0, 32.0, 48.0), pooling=RegionPooling(size=6), **common),

@@ -30,6 +30,7 @@ from resnet_jax.data import DetectionData
 from resnet_jax.data.crops import ScaleJitter
 from resnet_jax.data.normalization import Channel
 from resnet_jax.tasks.localisation import Localisation
+from resnet_jax.train.finetune import FineTune
 from resnet_jax.train.initial import Weights
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.schedules import Step
@@ -65,6 +66,7 @@ def get_config(member: str = "resnet101") -> Config:
         data=_DATA.model_copy(update=_CROPS),
         normalization=Channel(),
         task=Localisation(anchor_sizes=(128.0, 256.0, 512.0), anchor_style="legacy", rcnn=bool(step)),
+        finetune=FineTune(freeze_bn=not network.startswith("vgg")),
         init=Weights(),
         optimizer=SGD(learning_rate=0.01, momentum=0.9, weight_decay=1e-4, decay="kernels"),
         schedule=Step(boundaries=(30_000, 45_000), factor=0.1),

@@ -9,7 +9,7 @@ Expected:  rpn: an error under the given class of 15.5 % of one crop, which obje
            pictures (two CPU cores, about a minute); 1 and 2, of 200 steps each and whole pictures, 8 % and 1.5 %
 
 Pictures of 128 x 128 pixels with one to five circles, squares or triangles, each picture of one class only; the
-proposal network sees crops of 96 pixels. Batch normalisation is trained, as nothing is there to freeze.
+proposal network sees crops of 96 pixels.
 """
 
 from resnet_jax.config import Config, Model, override
@@ -51,7 +51,6 @@ def get_config(member: str = "rpn") -> Config:
             rpn=ProposalNetwork(channels=32, **rpn._asdict()),
             rcnn=member != "rpn",
             regions=Regions(size=32, samples=2),
-            freeze_norm=False,
             test_scales=(112, 128, 160),
         ),
         optimizer=SGD(learning_rate=0.05, momentum=0.9, weight_decay=1e-4),

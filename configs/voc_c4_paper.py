@@ -36,6 +36,7 @@ from resnet_jax.detection.named import PAPER_BOX, PAPER_RPN
 from resnet_jax.evaluation.detection.scores import Metric
 from resnet_jax.tasks.detection import Detection
 from resnet_jax.tasks.detection_stages import BoxHead, ProposalNetwork, RegionPooling
+from resnet_jax.train.finetune import FineTune
 from resnet_jax.train.initial import Weights
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.schedules import Step
@@ -76,6 +77,11 @@ def get_config(member: str = "resnet101-07+12") -> Config:
             box=BoxHead(**PAPER_BOX._asdict()),
             metric=metric,
         ),
+        finetune=(
+            FineTune(freeze=("stage1", "stage2"))
+            if network.startswith("vgg")
+            else FineTune(freeze=("stem", "stage1"), freeze_bn=True)
+        ),
         init=Weights(),
         optimizer=SGD(learning_rate=1e-3, momentum=0.9, weight_decay=5e-4, decay="kernels"),
         schedule=Step(boundaries=(drop,), factor=0.1),
@@ -90,7 +96,10 @@ def _step(step: str, network: str, sets: str) -> dict[str, Any]:
     if sets == "07":
         detector |= {"steps": 40_000, "schedule.boundaries": (30_000,)}
     # All that both stages read: the convolutions of VGG, and the stem and three stages.
-    shared = {"task.frozen_stages": 5 if network.startswith("vgg") else 4}
+    stages: tuple[str, ...] = ("stem", "stage1", "stage2", "stage3")
+    if network.startswith("vgg"):
+        stages = ("stage1", "stage2", "stage3", "stage4", "stage5")
+    shared: dict[str, Any] = {"finetune.freeze": stages}
     return {
         "1": rpn | {"task.shared": False},
         "2": detector | {"task.shared": False},

@@ -17,7 +17,6 @@ from resnet_jax.kernels import PLAIN, fast_kernels
 from resnet_jax.models import create_model
 from resnet_jax.parts import in_steps
 from resnet_jax.tasks.task import Task
-from resnet_jax.train.finetune import FineTune
 from resnet_jax.train.loop import LoopSettings
 from resnet_jax.train.optimizers.masked import only
 from resnet_jax.train.schedules import Schedule
@@ -68,7 +67,7 @@ def make_optimizer(config: Config, model: Any, trained: Any = None) -> optax.Gra
 
     With the rates of config.finetune for ``model``.
     """
-    return only(config.finetune.optimizer(config.optimizer.make(), model), trained)
+    return only(config.finetune.optimizer(config.optimizer.make(), config.task.networks(model)), trained)
 
 
 def make_schedule(config: Config, intervals: Intervals) -> Schedule:
@@ -180,13 +179,7 @@ def check(config: Config, num_devices: int) -> None:
             f"config.task.name is {config.task.name!r} and config.data.kind {config.data.kind!r}; this task needs "
             f"{' or '.join(map(repr, config.task.data_kinds))}"
         )
-    if config.task.fine_tunes:
-        config.finetune.check(model)
-    elif config.finetune != FineTune():
-        raise UserError(
-            f"config.finetune is set, but it is not for config.task.name {config.task.name!r}; use "
-            f"config.task.frozen_stages and freeze_norm"
-        )
+    config.finetune.check(config.task.networks(model))
     if config.bn_recompute_batches and config.finetune.freeze_bn:
         raise UserError("config.bn_recompute_batches is set, but config.finetune.freeze_bn keeps them all; remove one")
     if config.init.name == "weights" and not config.init.path:

@@ -11,6 +11,7 @@ import pytest
 from resnet_jax import build
 from resnet_jax.config import load_config, override
 from resnet_jax.tasks.detection import DetectionTask
+from resnet_jax.train.finetune import FineTune
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Recipe -> photographs to train on, and the published figures.
@@ -102,7 +103,9 @@ def test_the_paper_s_recipes_hold_the_numbers_of_faster_rcnn(name):
     assert box.negative == ((0.0, 0.5) if coco else (0.1, 0.5))
     assert (box.beta, rpn.beta) == (1, pytest.approx(1 / 9))
     assert task.pooling.op == "pool" and task.pooling.size == (7 if "vgg" in name else 14)
-    assert (task.freeze_norm, task.frozen_stages, config.model.stride_placement) == (True, 2, None)
+    frozen = FineTune(freeze=("stem", "stage1"), freeze_bn=True)
+    assert config.finetune == (FineTune(freeze=("stage1", "stage2")) if "vgg" in name else frozen)
+    assert config.model.stride_placement is None
     assert (optimizer.learning_rate, optimizer.momentum, optimizer.weight_decay) == (1e-3, 0.9, 5e-4)
     sets = "coco" if coco else name.partition("-")[2]
     steps = {"07": (50_000, 70_000), "07+12": (30_000, 60_000), "07++12": (40_000, 100_000), "coco": (240_000, 320_000)}
@@ -136,7 +139,8 @@ def test_the_four_steps_of_alternating_training_are_faster_rcnn_s(network):
         assert config.init.head == ("new" if step == "1" else "keep")
         assert (config.task.rpn, config.task.box, config.data) == (joint.task.rpn, joint.task.box, joint.data)
         scanned = {"model.scan_blocks": True} if network == "resnet101" else {}
-        task = config.task.without_data(build.make_model(override(config, scanned), 20))
+        model = config.finetune.model(build.make_model(override(config, scanned), 20))
+        task = config.task.without_data(model)
         places = flax.traverse_util.flatten_dict(task.trained((64, 64, 3)))
         moving = {(place[0], place[2]) if "backbone" in place[0] else place[:1] for place in places if places[place]}
         watched = {(name,) for name in ("rpn_head", "box_score", "box_deltas")} | {
@@ -181,5 +185,6 @@ def test_published_detectors_are_those_that_the_recipes_make():
         ("voc_c4_paper.py:vgg16-07", paper_vgg),
         ("coco_fpn.py", detectron2_fpn),
     ):
-        found = build.make_model(load(name), 20)
+        config = load(name)
+        found = config.finetune.model(build.make_model(config, 20))
         assert found == make(found.backbone.network, 20)

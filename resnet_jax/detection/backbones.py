@@ -1,12 +1,12 @@
 """Backbones of detectors: what makes maps of images, and features of pooled regions, out of a classification network.
 
 The classification network is a module inside, ``network``, under its own names: ``with_weights`` puts its variables in.
-Batch normalisation is frozen by default: the running averages are used in training, too, and neither they nor scales
-and biases change (appendix A).
+What of it is not trained it says itself: ``FPN(network.frozen(("stem", "stage1"), norms=True))``. Frozen batch
+normalisation uses the running averages in training, too, and neither they nor scales and biases change (appendix A).
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import flax.linen as nn
 import flax.traverse_util
@@ -22,6 +22,9 @@ from resnet_jax.models.vgg import VGG
 
 Variables = Mapping[str, Any]
 Place = tuple[str, ...]
+M = TypeVar("M", bound=nn.Module)
+
+_BACKBONES = ("backbone", "rpn_backbone")
 
 
 class Backbone(Protocol):
@@ -39,8 +42,8 @@ class Backbone(Protocol):
         """How many of them, from the first, regions are pooled from."""
 
     @property
-    def freeze_norm(self) -> bool:
-        """Whether batch normalisation keeps its statistics, scales and biases in training."""
+    def network(self) -> Any:
+        """The classification network, with num_classes=0."""
 
     @property
     def dtype(self) -> Any: ...
@@ -53,17 +56,8 @@ class Backbone(Protocol):
     def head(self, pooled: jax.Array, train: bool = False) -> jax.Array:
         """Pooled regions (N, P, P, C) to features (N, D), float32."""
 
-    def is_frozen(self, place: Place) -> bool:
-        """Whether the parameter at this place in the backbone is never trained."""
-
     def of_head(self, place: Place) -> bool:
         """Whether the parameter at this place belongs to ``head``, and not to the maps."""
-
-
-def _frozen_stages_of_resnet(place: Place, frozen_stages: int) -> bool:
-    """Of a place in a ``ResNet``; the stem is the first stage."""
-    name = place[0]
-    return frozen_stages > (int(name.removeprefix("stage").split("_")[0]) if name.startswith("stage") else 0)
 
 
 class ResNetC4(nn.Module):
@@ -72,15 +66,11 @@ class ResNetC4(nn.Module):
     With an ImageNet network the map is conv4's, of stride 16, and the head is conv5, whose first convolution strides by
     2, and the mean over positions. Its parameters and those of the shared part together are the network's.
 
-    network: a ``ResNet`` with num_classes=0.
-    frozen_stages: how many parts are not trained at all: the stem, the first stage, ... (detectron2 freezes 2.)
-    freeze_norm: freeze batch normalisation. Without, it uses and updates batch statistics in training, for networks
-        that start from nothing; those of the head are over the pooled regions of all images.
+    network: a ``ResNet`` with num_classes=0. Batch statistics of the head, where it is trained, are over the pooled
+        regions of all images.
     """
 
     network: ResNet
-    frozen_stages: int = 2
-    freeze_norm: bool = True
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -100,21 +90,18 @@ class ResNetC4(nn.Module):
 
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
         shared = len(self.network.stage_sizes) - 1
-        outputs: Any = self.network(images, train and not self.freeze_norm, stages=(0, shared))
+        outputs: Any = self.network(images, train, stages=(0, shared))
         return (outputs[f"C{shared + 1}"],)
 
     def head(self, pooled: jax.Array, train: bool = False) -> jax.Array:
         last = len(self.network.stage_sizes)
-        outputs: Any = self.network(pooled, train and not self.freeze_norm, stages=(last, last))
+        outputs: Any = self.network(pooled, train, stages=(last, last))
         return jnp.mean(outputs[f"C{last + 1}"].astype(jnp.float32), axis=(1, 2))
 
     def whole(self, images: jax.Array, train: bool = False) -> jax.Array:
         """The network's features (B, D), float32, of normalised images, as for their classification."""
-        features: Any = self.network(images, train and not self.freeze_norm)
+        features: Any = self.network(images, train)
         return features
-
-    def is_frozen(self, place: Place) -> bool:
-        return place[0] == "network" and _frozen_stages_of_resnet(place[1:], self.frozen_stages)
 
     def of_head(self, place: Place) -> bool:
         return place[0] == "network" and place[1].startswith(f"stage{len(self.network.stage_sizes)}_")
@@ -130,14 +117,11 @@ class FPN(nn.Module):
     network: a ``ResNet`` with num_classes=0.
     channels: of the levels.
     hidden: units of both fully-connected layers of the head.
-    frozen_stages, freeze_norm: as for ``ResNetC4``.
     """
 
     network: ResNet
     channels: int = 256
     hidden: int = 1024
-    frozen_stages: int = 2
-    freeze_norm: bool = True
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -168,7 +152,7 @@ class FPN(nn.Module):
         self.fc7 = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=he_normal)
 
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
-        outputs: Any = self.network(images, train and not self.freeze_norm, features=True)
+        outputs: Any = self.network(images, train, features=True)
         levels: list[jax.Array] = []
         above: jax.Array | None = None
         for i in reversed(range(self.roi_levels)):
@@ -180,9 +164,6 @@ class FPN(nn.Module):
     def head(self, pooled: jax.Array, train: bool = False) -> jax.Array:
         x = pooled.reshape(len(pooled), -1)
         return nn.relu(self.fc7(nn.relu(self.fc6(x)))).astype(jnp.float32)
-
-    def is_frozen(self, place: Place) -> bool:
-        return place[0] == "network" and _frozen_stages_of_resnet(place[1:], self.frozen_stages)
 
     def of_head(self, place: Place) -> bool:
         return place[0] in ("fc6", "fc7")
@@ -202,16 +183,9 @@ class VGGBackbone(nn.Module):
     """The baseline of Tables 7 and 8: the layers up to conv5_3, of stride 16, are shared; fc6 and fc7 are the head.
 
     network: a ``VGG`` with num_classes=0. Regions are pooled to 7 x 7.
-    frozen_stages: how many stages are not trained at all; 2 in the released Faster R-CNN.
     """
 
     network: VGG
-    frozen_stages: int = 2
-
-    @property
-    def freeze_norm(self) -> bool:
-        """There is none."""
-        return True
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -245,35 +219,58 @@ class VGGBackbone(nn.Module):
         features: Any = self.network(images, train)
         return features
 
-    def is_frozen(self, place: Place) -> bool:
-        name = place[1] if place[0] == "network" else ""
-        return name.startswith("conv") and int(name.removeprefix("conv").split("_")[0]) <= self.frozen_stages
-
     def of_head(self, place: Place) -> bool:
         return place[0] == "network" and place[1] in ("fc6", "fc7")
 
 
 def trainable(backbone: Backbone, variables: Variables) -> Any:
-    """A tree like ``variables["params"]`` of bools: False for frozen stages and for frozen batch normalisation.
+    """A tree like ``variables["params"]`` of bools: False for what is frozen of the backbone's ``network``.
 
     For an optimizer, which must leave the others alone altogether: weight decay would change them, too. ``variables``
     are those of a module that has ``backbone`` under this name, or as "rpn_backbone" (``FasterRCNN``).
     """
+    network = backbone.network
     normalised = {place[:-1] for place in flax.traverse_util.flatten_dict(dict(variables.get("batch_stats", {})))}
 
     def of(place: Place) -> bool:
-        frozen = place[0] in ("backbone", "rpn_backbone") and backbone.is_frozen(place[1:])
-        return not (frozen or (backbone.freeze_norm and place[:-1] in normalised))
+        if place[0] not in _BACKBONES or place[1] != "network":
+            return True
+        kept = place[:-1] in normalised and network.keeps_statistics(place[2])
+        return not (kept or network.stage_of(place[2]) in network.frozen_stages)
 
     places = flax.traverse_util.flatten_dict(dict(variables["params"]))
     return flax.traverse_util.unflatten_dict({place: of(place) for place in places})
 
 
-def c4(network: Any, frozen_stages: int = 2, freeze_norm: bool = True) -> ResNetC4 | VGGBackbone:
-    """The backbone of one map that a network with ``num_classes`` 0 makes; VGG has no batch normalisation to freeze."""
-    if network.family == VGG.family:
-        return VGGBackbone(network, frozen_stages)
-    return ResNetC4(network, frozen_stages, freeze_norm)
+def networks(model: Any) -> dict[Place, Any]:
+    """The classification networks in a ``FasterRCNN`` or ``Localiser``, by the places of their variables."""
+    return {(name, "network"): backbone.network for name, backbone in _backbones(model).items()}
+
+
+def frozen(model: M, stages: tuple[str, ...], norms: bool) -> M:
+    """A ``FasterRCNN`` or ``Localiser`` whose networks are ``frozen``; see ``models.model.Model``."""
+
+    def of(backbone: Any) -> Any:
+        return backbone.clone(network=backbone.network.frozen(stages, norms))
+
+    return model.clone(**{name: of(backbone) for name, backbone in _backbones(model).items()})
+
+
+def freezes(model: Any) -> bool:
+    """Whether anything of its networks is frozen."""
+    return any(
+        network.frozen_stages or (network.has_batch_norm and network.frozen_norms)
+        for network in networks(model).values()
+    )
+
+
+def _backbones(model: Any) -> dict[str, Any]:
+    return {name: getattr(model, name) for name in _BACKBONES if getattr(model, name) is not None}
+
+
+def c4(network: Any) -> ResNetC4 | VGGBackbone:
+    """The backbone of one map that a network with ``num_classes`` 0 makes."""
+    return VGGBackbone(network) if network.family == VGG.family else ResNetC4(network)
 
 
 def with_weights(variables: Variables, weights: Variables) -> dict[str, Any]:

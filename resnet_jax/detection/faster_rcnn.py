@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.detection.anchors import Anchors
+from resnet_jax.detection.backbones import frozen
 from resnet_jax.detection.boxes import Weights, at_least, clip, decode, encode, iou
 from resnet_jax.detection.nms import box_vote, nms
 from resnet_jax.detection.roi import multilevel_roi_align, roi_align, roi_pool
@@ -155,6 +156,10 @@ class FasterRCNN(nn.Module):
         boxes = self.num_classes + (1 if self.background_boxes else 0)
         self.box_score = nn.Dense(self.num_classes + 1, kernel_init=new_layer_init)
         self.box_deltas = nn.Dense(4 * boxes, kernel_init=nn.initializers.normal(0.001))
+
+    def frozen(self, stages: tuple[str, ...], norms: bool) -> "FasterRCNN":
+        """The same detector with these stages of its networks frozen, as ``models.model.Model`` says."""
+        return frozen(self, stages, norms)
 
     # Inference.
 

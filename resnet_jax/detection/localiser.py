@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.detection.anchors import Anchors
-from resnet_jax.detection.backbones import trainable
+from resnet_jax.detection.backbones import frozen, trainable
 from resnet_jax.detection.boxes import Weights, at_least, clip, decode, encode, iou
 from resnet_jax.detection.roi import roi_align
 from resnet_jax.detection.rpn import Proposals, RPNSettings, new_layer_init, propose, rpn_losses, smooth_l1
@@ -118,6 +118,10 @@ class Localiser(nn.Module):
     rpn: RPNSettings = LOCALISATION_RPN
     backbone: Any = None
     regions: RegionSettings = RegionSettings()
+
+    def frozen(self, stages: tuple[str, ...], norms: bool) -> "Localiser":
+        """As of ``FasterRCNN``."""
+        return frozen(self, stages, norms)
 
     def setup(self) -> None:
         self.rpn_head = PerClassHead(

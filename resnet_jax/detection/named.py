@@ -1,5 +1,7 @@
 """The detectors that others have published, each as a ``FasterRCNN`` of a given network.
 
+Stem, first stage and batch normalisation are frozen, and the first two stages of VGG, as there.
+
 Any field, and any setting by ``_replace``, can be changed: ``model.clone(box=model.box._replace(nms=0.5))``.
 """
 
@@ -34,6 +36,10 @@ DETECTRON2_BOX = BoxSettings(beta=0.0, min_size=0.0)
 TORCHVISION_BOX = BoxSettings(beta=1 / 9)
 
 
+def _frozen(network: ResNet) -> ResNet:
+    return network.frozen(("stem", "stage1"), norms=True)
+
+
 def paper_c4(network: ResNet, num_classes: int, context: bool = False) -> FasterRCNN:
     """The paper's (section 4.3, appendices A and B): RoIPool of conv4, conv5 on each region.
 
@@ -41,7 +47,7 @@ def paper_c4(network: ResNet, num_classes: int, context: bool = False) -> Faster
     halves, is detectron2's, and 512 VGG's.
     """
     return FasterRCNN(
-        ResNetC4(network),
+        ResNetC4(_frozen(network)),
         num_classes,
         PAPER_ANCHORS,
         rpn_channels=512,
@@ -55,7 +61,7 @@ def paper_c4(network: ResNet, num_classes: int, context: bool = False) -> Faster
 def paper_vgg(network: VGG, num_classes: int) -> FasterRCNN:
     """The baseline of Tables 7 and 8: Faster R-CNN with VGG-16 as it was published."""
     return FasterRCNN(
-        VGGBackbone(network),
+        VGGBackbone(network.frozen(("stage1", "stage2"), norms=False)),
         num_classes,
         PAPER_ANCHORS,
         rpn_channels=512,
@@ -71,7 +77,7 @@ def detectron2_c4(network: ResNet, num_classes: int) -> FasterRCNN:
     There the number of samples of a bin depends on the region; here it is 2 x 2.
     """
     return FasterRCNN(
-        ResNetC4(network),
+        ResNetC4(_frozen(network)),
         num_classes,
         Anchors(((32.0, 64.0, 128.0, 256.0, 512.0),)),
         rpn_channels=1024,
@@ -84,7 +90,7 @@ def detectron2_c4(network: ResNet, num_classes: int) -> FasterRCNN:
 def detectron2_fpn(network: ResNet, num_classes: int) -> FasterRCNN:
     """detectron2's R50-FPN and R101-FPN, with the same exception."""
     return FasterRCNN(
-        FPN(network),
+        FPN(_frozen(network)),
         num_classes,
         Anchors(_PYRAMID),
         rpn=DETECTRON2_FPN_RPN,
@@ -99,7 +105,7 @@ def torchvision_fpn(network: ResNet, num_classes: int = 90) -> FasterRCNN:
     Its label l is class l - 1 here. Weights: ``interop.torch_detection``.
     """
     return FasterRCNN(
-        FPN(network),
+        FPN(_frozen(network)),
         num_classes,
         Anchors(_PYRAMID, style="rounded", fitted=True),
         box=TORCHVISION_BOX,

@@ -58,7 +58,7 @@ def read_start(
     """
     init = config.init
     if not isinstance(init, Weights):
-        if config.task.needs_weights(model):
+        if config.task.needs_weights(config.finetune.model(model)):
             raise UserError(
                 "layers are frozen, and config.init says of no weights, so that they would stay random; set "
                 "--config.init.name=weights and --config.init.path, or freeze nothing"

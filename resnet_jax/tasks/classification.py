@@ -35,12 +35,15 @@ class ClassificationPart(Part):
     """What all tasks with one class for each image have in common; ``tasks.task`` says what it is for."""
 
     data_kinds: ClassVar[tuple[str, ...]] = ("resident", "photographs")
-    fine_tunes: ClassVar[bool] = True
     has_responses: ClassVar[bool] = True
 
     def network(self, create: Callable[[int], Model], num_classes: int) -> Model:
         """The network itself."""
         return create(num_classes)
+
+    def networks(self, model: Model) -> dict[tuple[str, ...], Model]:
+        """The network itself."""
+        return {(): model}
 
     def updates_statistics(self, model: Model) -> bool:
         """Whether training changes batch statistics."""

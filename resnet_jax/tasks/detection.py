@@ -16,7 +16,7 @@ from pydantic import Field
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.detection.anchors import Anchors
-from resnet_jax.detection.backbones import FPN, c4
+from resnet_jax.detection.backbones import FPN, c4, freezes, networks
 from resnet_jax.detection.faster_rcnn import (
     FasterRCNN,
     Targets,
@@ -37,7 +37,7 @@ from resnet_jax.evaluation.detection.report import draw_detections, plot_precisi
 from resnet_jax.evaluation.detection.scores import Metric, Scored, recalled, score
 from resnet_jax.interop.torch_detection import load_torch_detection
 from resnet_jax.models.model import Model
-from resnet_jax.parts import Count, NonNegativeInt, Part
+from resnet_jax.parts import Count, Part
 from resnet_jax.tasks.detection_stages import BoxHead, Positive, ProposalNetwork, RegionPooling, Unit
 from resnet_jax.tasks.detection_start import starting_variables
 from resnet_jax.tasks.task import Batch, Described, Member, Score, Variables
@@ -55,8 +55,6 @@ class Detection(Part):
     fpn_channels, fpn_hidden: of the pyramid, and of its fully-connected layers.
     context: the features of the whole photograph beside each region's (appendix B).
     background_boxes: as torchvision's weights have.
-    frozen_stages: how many parts of the backbone are never changed: the stem, the first stage, ...
-    freeze_norm: use the running statistics of batch normalisation in training, and change nothing of it (appendix A).
     use_difficult: train on the objects that VOC calls difficult as well. Crowds are never trained on.
     trains: "joint", both stages together; or one of them, for alternating training (Ren et al., section 3.2): "rpn",
         the proposal network, whose figure is the recall of its proposals; "detector", on the proposals of that network
@@ -81,8 +79,6 @@ class Detection(Part):
     box: BoxHead = BoxHead()
     context: bool = False
     background_boxes: bool = False
-    frozen_stages: NonNegativeInt = 2
-    freeze_norm: bool = True
     use_difficult: bool = False
     trains: Trains = "joint"
     shared: bool = True
@@ -92,7 +88,6 @@ class Detection(Part):
     test_vote: Unit = 0.5
 
     data_kinds: ClassVar[tuple[str, ...]] = ("detection",)
-    fine_tunes: ClassVar[bool] = False
     has_responses: ClassVar[bool] = False
 
     # Building.
@@ -129,12 +124,12 @@ class Detection(Part):
 
     def _backbone(self, network: Any) -> Any:
         if self.kind == "c4":
-            return c4(network, self.frozen_stages, self.freeze_norm)
+            return c4(network)
         if network.family != "resnet":
             raise UserError("config.task.kind 'fpn' needs a residual network; use 'c4'")
         if self.pooling.op == "pool":
             raise UserError("config.task.pooling.op 'pool' reads one map and 'fpn' has several; use 'align'")
-        return FPN(network, self.fpn_channels, self.fpn_hidden, self.frozen_stages, self.freeze_norm)
+        return FPN(network, self.fpn_channels, self.fpn_hidden)
 
     def make(
         self,
@@ -167,14 +162,17 @@ class Detection(Part):
         """The task with no data to train or evaluate on: enough for ``init``."""
         return DetectionTask(model, metric=self.metric, trains=self.trains)
 
+    def networks(self, model: FasterRCNN) -> dict[tuple[str, ...], Model]:
+        """Those of its backbones."""
+        return networks(model)
+
     def updates_statistics(self, model: FasterRCNN) -> bool:
         """Whether training changes batch statistics."""
-        return not self.freeze_norm and model.backbone.network.has_batch_norm
+        return model.backbone.network.has_batch_norm
 
     def needs_weights(self, model: FasterRCNN) -> bool:
         """Whether a part is frozen, or another's proposals are trained on, which would be random."""
-        freezes_norm = self.freeze_norm and model.backbone.network.has_batch_norm
-        return bool(self.frozen_stages) or freezes_norm or self.trains == "detector"
+        return freezes(model) or self.trains == "detector"
 
     def starting(
         self, model: FasterRCNN, weights: Variables, keep_head: bool, image_shape: tuple[int, int, int]

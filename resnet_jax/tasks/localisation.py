@@ -19,7 +19,7 @@ from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.detection import faster_rcnn
 from resnet_jax.detection.anchors import Anchors
-from resnet_jax.detection.backbones import c4
+from resnet_jax.detection.backbones import c4, freezes, networks
 from resnet_jax.detection.localiser import LOCALISATION_RPN, Localiser, RegionSettings, Stage, trained_part
 from resnet_jax.detection.training import stop_frozen
 from resnet_jax.errors import UserError
@@ -30,7 +30,7 @@ from resnet_jax.evaluation.detection.report import draw_detections
 from resnet_jax.evaluation.records import read_best_classes
 from resnet_jax.files import replace_atomically
 from resnet_jax.models.model import Model
-from resnet_jax.parts import Count, NonNegativeFloat, NonNegativeInt, Part
+from resnet_jax.parts import Count, NonNegativeFloat, Part
 from resnet_jax.tasks.detection_stages import Positive, ProposalNetwork, Unit
 from resnet_jax.tasks.detection_start import starting_variables
 from resnet_jax.tasks.task import Batch, Described, Member, Score, Variables
@@ -60,7 +60,6 @@ class Localisation(Part):
         regions that are cut out and resized.
     regions: the R-CNN's settings.
     trains: "rpn", the proposal network; or "rcnn", on the proposals of that network as it was trained before.
-    frozen_stages, freeze_norm: as for ``Detection``, of both networks.
     test_scales: shorter sides for the protocol "multi_scale".
     classes: a table of the best classes of each photograph, as eval.py --scores_csv writes it for a classifier: scoring
         then gives the errors under predicted classes, too.
@@ -75,14 +74,11 @@ class Localisation(Part):
     rcnn: bool = False
     regions: Regions = Regions()
     trains: Stage = "rpn"
-    frozen_stages: NonNegativeInt = 0
-    freeze_norm: bool = True
     test_scales: Annotated[tuple[Count, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
     classes: str | None = None
     shown: str | None = None
 
     data_kinds: ClassVar[tuple[str, ...]] = ("detection",)
-    fine_tunes: ClassVar[bool] = False
     has_responses: ClassVar[bool] = False
 
     @model_validator(mode="after")
@@ -106,13 +102,13 @@ class Localisation(Part):
                 raise UserError(f"config.model.{field} is set, but a localiser's backbone drops nothing; remove it")
         sizes, ratios = tuple(map(float, self.anchor_sizes)), tuple(map(float, self.anchor_ratios))
         return Localiser(
-            c4(network, self.frozen_stages, self.freeze_norm),
+            c4(network),
             num_classes,
             Anchors((sizes,), ratios, self.anchor_style),
             rpn_channels=self.rpn.channels,
             rpn=self.rpn.settings(),
             # Of another module: the same one twice would have one set of parameters.
-            backbone=c4(create(0), self.frozen_stages, self.freeze_norm) if self.rcnn else None,
+            backbone=c4(create(0)) if self.rcnn else None,
             regions=self.regions.settings(),
         )
 
@@ -147,14 +143,17 @@ class Localisation(Part):
         """The task with no data to train or evaluate on: enough for ``init``."""
         return LocalisationTask(model, trains=self.trains)
 
+    def networks(self, model: Localiser) -> dict[tuple[str, ...], Model]:
+        """Those of its backbones."""
+        return networks(model)
+
     def updates_statistics(self, model: Localiser) -> bool:
         """Whether training changes batch statistics."""
-        return not self.freeze_norm and model.rpn_backbone.network.has_batch_norm
+        return model.rpn_backbone.network.has_batch_norm
 
     def needs_weights(self, model: Localiser) -> bool:
         """Whether a part is frozen, or another's proposals are trained on, which would be random."""
-        freezes_norm = self.freeze_norm and model.rpn_backbone.network.has_batch_norm
-        return bool(self.frozen_stages) or freezes_norm or self.trains == "rcnn"
+        return freezes(model) or self.trains == "rcnn"
 
     def starting(
         self, model: Localiser, weights: Variables, keep_head: bool, image_shape: tuple[int, int, int]

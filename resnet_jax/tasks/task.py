@@ -3,9 +3,10 @@
 The part of a config that makes a task has, besides its keys:
 
 - ``data_kinds``: the kinds of config.data that it takes; ``has_responses``: whether Figure 7 can be drawn of it;
-- ``fine_tunes``: whether config.finetune is for it;
 - ``network(create, num_classes)``: what is trained, out of ``create(num_classes)``, the network of config.model;
 - ``make(...)`` and ``without_data(network)``: the ``Task``;
+- ``networks(network)``: what config.finetune is of, the classification networks in it, by the places of their
+  variables;
 - ``updates_statistics(network)``: whether training changes batch statistics;
 - ``needs_weights(network)``: whether something is frozen that would stay random without config.init;
 - ``starting(network, weights, keep_head, image_shape)``: which of given variables a run starts with, and where;

@@ -41,16 +41,20 @@ def network(**fields):
     return create_model("resnet50", 0, width=4, stage_sizes=(1, 1, 1, 1), **fields)
 
 
+FROZEN = (("stem", "stage1"), True)  # As in most recipes.
+
+
 def c4(**fields):
     anchors = Anchors(((16.0, 32.0),))
-    return FasterRCNN(ResNetC4(network()), CLASSES, anchors, pooling=Pooling("pool", 4), **SETTINGS, **fields)
-
-
-def fpn(**fields):
-    anchors = Anchors(((8.0,), (16.0,), (32.0,), (64.0,), (64.0,)))
     return FasterRCNN(
-        FPN(network(), channels=8, hidden=16, **fields), CLASSES, anchors, pooling=Pooling(size=3), **SETTINGS
+        ResNetC4(network().frozen(*FROZEN)), CLASSES, anchors, pooling=Pooling("pool", 4), **SETTINGS, **fields
     )
+
+
+def fpn(frozen=FROZEN):
+    anchors = Anchors(((8.0,), (16.0,), (32.0,), (64.0,), (64.0,)))
+    backbone = FPN(network().frozen(*frozen), channels=8, hidden=16)
+    return FasterRCNN(backbone, CLASSES, anchors, pooling=Pooling(size=3), **SETTINGS)
 
 
 def initialise(model, size=SIZE):
@@ -139,7 +143,7 @@ def test_padding_of_ground_truth_changes_no_loss(make):
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
 @pytest.mark.extensive
 def test_what_is_frozen_stays_to_the_bit(frozen):
-    model = fpn(freeze_norm=frozen, frozen_stages=2 if frozen else 0)
+    model = fpn(FROZEN if frozen else ((), False))
     variables = draw(model)
     mask = trainable(model.backbone, variables)
     images, hw, targets = batch()

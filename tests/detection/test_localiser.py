@@ -128,7 +128,8 @@ def test_the_losses_of_regions_are_those_of_a_slow_loop():
 
 def localiser(rcnn=True):
     def backbone():
-        return ResNetC4(create_model("resnet18", 0, width=4, stage_sizes=(1, 1), stem="cifar"), 1)
+        network = create_model("resnet18", 0, width=4, stage_sizes=(1, 1), stem="cifar")
+        return ResNetC4(network.frozen(("stem",), norms=True))
 
     rpn = LOCALISATION_RPN._replace(test_pre_nms=20, test_post_nms=6)
     regions = RegionSettings(size=16, samples=4, positive=0.02)

@@ -31,7 +31,7 @@ def tiny(kind, folder, **changes):
         "eval_every": 2, "checkpoint_every": 2, "schedule.warmup_steps": 1, "task.rpn.train_pre_nms": 32,
         "task.rpn.train_post_nms": 16, "task.rpn.test_pre_nms": 32, "task.rpn.test_post_nms": 16,
         "task.box.samples": 8, "task.box.candidates": 30, "task.box.min_score": 0.0, "task.box.detections": 6,
-        "task.freeze_norm": True, "task.frozen_stages": 1,
+        "finetune.freeze_bn": True, "finetune.freeze": ("stem",),
     }  # fmt: skip
     return override(load_config(f"configs/detection_quickstart.py:{kind}"), common | changes)
 
@@ -108,8 +108,8 @@ def test_a_detector_starts_from_a_backbone_resumes_without_it_and_is_scored_and_
 STEPS = {
     "1": ({"task.trains": "rpn", "task.shared": False}, {"rpn_head", "rpn_backbone"}),
     "2": ({"task.trains": "detector", "task.shared": False, "init.head": "keep"}, {"shared", "conv5", "box"}),
-    "3": ({"task.trains": "rpn", "task.frozen_stages": 2, "init.head": "keep"}, {"rpn_head"}),
-    "4": ({"task.trains": "detector", "task.frozen_stages": 2, "init.head": "keep"}, {"conv5", "box"}),
+    "3": ({"task.trains": "rpn", "finetune.freeze": ("stem", "stage1"), "init.head": "keep"}, {"rpn_head"}),
+    "4": ({"task.trains": "detector", "finetune.freeze": ("stem", "stage1"), "init.head": "keep"}, {"conv5", "box"}),
 }
 
 
@@ -127,7 +127,7 @@ def parts_of(params):
 @pytest.mark.slow
 def test_alternating_training_changes_in_each_step_what_it_says(shapes_folder, tmp_path, save_run):
     weights = save_run(tmp_path / "0", Config(model=BACKBONE), {5: None})[5]
-    c4 = {"task.anchor_sizes": (12.0, 24.0), "task.pooling.size": 4, "task.frozen_stages": 0, "steps": 2}
+    c4 = {"task.anchor_sizes": (12.0, 24.0), "task.pooling.size": 4, "finetune.freeze": (), "steps": 2}
     weighty = {"init.name": "weights", "optimizer.weight_decay": 0.1, "schedule.name": "constant"}
     base = tiny("c4", shapes_folder, **c4, **weighty)
     states, records = {}, {}

@@ -53,8 +53,8 @@ def tiny(member, root, **changes):
         "data.validation": ("CLS-LOC:val",), "data.short_sides": (64,), "data.max_side": 64, "model.width": 4,
         "model.stage_sizes": (1, 1), "batch_size": 8, "eval_batch_size": 4, "steps": 4, "log_every": 2,
         "eval_every": 2, "checkpoint_every": 2, "schedule.name": "constant", "schedule.warmup_steps": 0,
-        "task.rpn.channels": 8, "task.rpn.test_pre_nms": 32, "task.regions.size": 16, "task.freeze_norm": True,
-        "task.frozen_stages": 1, "task.test_scales": (48, 64), "init.name": "weights",
+        "task.rpn.channels": 8, "task.rpn.test_pre_nms": 32, "task.regions.size": 16, "finetune.freeze_bn": True,
+        "finetune.freeze": ("stem",), "task.test_scales": (48, 64), "init.name": "weights",
     }  # fmt: skip
     if member != "2":
         common |= {"data.crop_size": 48, "data.training_crop.shorter_side": (56, 72)}

@@ -58,7 +58,7 @@ def dataset():
 def made(config, mesh, dataset):
     """The task, an optimizer, and the state at the start."""
     model = build.make_model(config, 3)
-    task = config.task.make(model, dataset, NORMALIZATION, config.transforms, mesh, config.eval_batch_size)
+    task = build.make_task(config, model, dataset, NORMALIZATION, mesh)
     optimizer = build.make_optimizer(config, task.model, task.trained(dataset.image_shape))
     return task, optimizer, init_state(task, optimizer, 0, 0.0, 0.0, dataset.image_shape, mesh)
 
@@ -137,7 +137,9 @@ def bits(array):
 
 @pytest.mark.slow
 def test_frozen_parameters_and_statistics_keep_every_bit_for_a_hundred_steps(one_device, dataset):
-    frozen = config_of("c4", **{"task.frozen_stages": 1, "task.freeze_norm": True, "optimizer.weight_decay": 0.01})
+    frozen = config_of(
+        "c4", **{"finetune.freeze": ("stem",), "finetune.freeze_bn": True, "optimizer.weight_decay": 0.01}
+    )
     metrics, start, _, end = run(frozen, one_device, dataset, 100, awkward)
     assert int(end.step) == 100 and all(np.isfinite(one["train_loss"]) for one in metrics)
     statistics = [flax.traverse_util.flatten_dict(state.batch_stats) for state in (start, end)]
@@ -153,7 +155,7 @@ def test_frozen_parameters_and_statistics_keep_every_bit_for_a_hundred_steps(one
 
 
 def test_frozen_layers_without_weights_are_refused(one_device, dataset):
-    for changes in ({"task.frozen_stages": 1}, {"task.freeze_norm": True}, {"task.trains": "detector"}):
+    for changes in ({"finetune.freeze": ("stem",)}, {"finetune.freeze_bn": True}, {"task.trains": "detector"}):
         config = config_of("fpn", **changes)
         with pytest.raises(UserError, match=r"would stay random; set --config\.init\.name=weights"):
             read_start(config, build.make_model(config, 3), dataset.class_names, dataset.image_shape, one_device)
@@ -171,11 +173,11 @@ def test_what_a_detector_cannot_have_is_refused(one_device, dataset):
     for message, changes in refused.items():
         with pytest.raises(UserError, match=message):
             made(config_of("fpn", **changes), one_device, dataset)
-    frozen = {"task.freeze_norm": True, "bn_recompute_batches": 2}
+    frozen = {"finetune.freeze_bn": True, "bn_recompute_batches": 2}
     with pytest.raises(UserError, match="bn_recompute_batches is set"):
         build.check(config_of("fpn", **frozen), 1)
-    with pytest.raises(UserError, match=r"not for config\.task\.name 'detection'"):
-        build.check(override(config_of("fpn"), {"finetune.freeze_bn": True}), 1)
+    with pytest.raises(UserError, match="names 'stage3', which the network does not have; its stages are stem, stage1"):
+        build.check(config_of("fpn", **{"finetune.freeze": ("stage3",)}), 1)
     for changes in ({"task.name": "classification"}, {"data.kind": "resident", "data.name": "digits"}):
         with pytest.raises(UserError, match="this task needs"):
             build.check(override(config_of("fpn"), changes), 1)

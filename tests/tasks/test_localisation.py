@@ -39,7 +39,11 @@ def test_a_photograph_s_class_is_its_first_object_s_and_others_do_not_count():
 
 
 def test_frozen_layers_and_an_rcnn_without_weights_are_refused(one_device):
-    for changes in ({"task.frozen_stages": 1}, {"task.freeze_norm": True}, {"task.rcnn": True, "task.trains": "rcnn"}):
+    for changes in (
+        {"finetune.freeze": ("stem",)},
+        {"finetune.freeze_bn": True},
+        {"task.rcnn": True, "task.trains": "rcnn"},
+    ):
         config = config_of(**changes)
         with pytest.raises(UserError, match=r"would stay random; set --config\.init\.name=weights"):
             read_start(config, build.make_model(config, 3), ["a", "b", "c"], (96, 96, 3), one_device)
@@ -50,9 +54,9 @@ def test_what_a_localiser_cannot_have_is_refused(one_device):
         "trains is 'rcnn', but rcnn is False": {"task.trains": "rcnn"},
         "regions.samples 9 is above the proposals": {"task.rcnn": True, "task.regions.samples": 9},
         "model.drop_path is set, but .* drops nothing": {"model.drop_path": 0.1},
-        r"not for config\.task\.name 'localisation'": {"finetune.freeze_bn": True},
+        "names 'stage3', which the network does not have": {"finetune.freeze": ("stage3",)},
         "this task needs 'detection'": {"data.kind": "resident", "data.name": "digits"},
-        "bn_recompute_batches is set": {"task.freeze_norm": True, "bn_recompute_batches": 2},
+        "bn_recompute_batches is set": {"finetune.freeze_bn": True, "bn_recompute_batches": 2},
     }
     for message, changes in refused.items():
         with pytest.raises(UserError, match=message):
@@ -82,7 +86,7 @@ def test_what_is_trained_is_the_stage_s_own_part():
     own = {"rpn": ("rpn_backbone", "rpn_head"), "rcnn": ("backbone", "box_score", "box_deltas")}
     assert whole == {module: {s: s == stage for s in own} for stage, modules in own.items() for module in modules}
     assert LocalisationTask(build.make_model(config_of(), 3)).trained((32, 32, 3)) is None
-    assert Localisation().freeze_norm and not Localisation().rcnn
+    assert not Localisation().rcnn
 
 
 def test_a_class_is_named_by_any_of_its_words():

@@ -48,7 +48,7 @@ def trained(tiny_task, random_variables, settings, mesh, steps=2, step_settings=
     """(state before, state after ``steps`` steps on one batch) of a network with random statistics."""
     task = tiny_task(**{"stage_sizes": (1, 3), **fields})
     plain, task = task.model, dataclasses.replace(task, model=settings.model(task.model))
-    optimizer = settings.optimizer(SGD_03.make(), plain)
+    optimizer = settings.optimizer(SGD_03.make(), {(): plain})
     step_settings = (step_settings or StepSettings())._replace(frozen=settings.freezes)
     given = parallel.to_global(random_variables(plain, image_shape=(8, 8, 3)), parallel.replicated(mesh))
     before = init_state(task, optimizer, 0, step_settings.ema_decay, 0.0, (8, 8, 3), mesh)
@@ -151,7 +151,7 @@ def test_layer_wise_rates_are_those_of_a_plain_loop_over_the_blocks(random_varia
     by_hand = {"head": 3.0, "stem_conv": 0.5**7, "stem_bn": 0.5**7, "stage1_block1": 0.0}
     by_hand |= {"stage3_block2": 0.5, "stage3_block1": 0.25}
     by_hand |= {f"stage2_block{j}": 0.5 ** (6 - j) for j in (1, 2, 3)}
-    optimizer = scaled(SGD_03.make(), lambda tree: rate_scales(settings, model, tree))
+    optimizer = scaled(SGD_03.make(), lambda tree: rate_scales(settings, {(): model}, tree))
     state = optimizer.init(params)
     rng = np.random.default_rng(0)
     expected = {name: leaf.astype(np.float64) for name, leaf in flat(params).items()}
@@ -173,6 +173,20 @@ def test_layer_wise_rates_are_those_of_a_plain_loop_over_the_blocks(random_varia
             expected[name] = expected[name] + velocity[name]
     for name, leaf in flat(params).items():
         np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_of_a_detector_the_backbone_s_layers_have_these_rates_and_all_others_that_of_a_head():
+    settings = FineTune(freeze=("stem",), layer_decay=0.5, head_rate=3.0)
+    network = model_of()
+    places = {("backbone", "network"): network, ("rpn_backbone", "network"): network}
+    inside = {"stem_conv": {"kernel": np.zeros(1)}, "stage3_block2": {"conv1": {"kernel": np.zeros(1)}}}
+    backbone = {"network": inside, "fc6": {"bias": np.zeros(1)}}
+    params = {"backbone": backbone, "rpn_backbone": {"network": inside}, "rpn_head": {"kernel": np.zeros(1)}}
+    found = flat(rate_scales(settings, places, params))
+    own = {"backbone/fc6/bias": 3.0, "rpn_head/kernel": 3.0}
+    for name in ("backbone", "rpn_backbone"):
+        own |= {f"{name}/network/stem_conv/kernel": 0.0, f"{name}/network/stage3_block2/conv1/kernel": 0.5}
+    assert found == own
 
 
 def test_vgg_s_layers_are_counted_from_its_head():
@@ -197,7 +211,7 @@ def test_recomputed_statistics_leave_out_what_is_frozen(tiny_task, random_images
 
 def test_without_settings_nothing_is_wrapped():
     model, optimizer = model_of(), SGD_03.make()
-    assert FineTune().model(model) is model and FineTune().optimizer(optimizer, model) is optimizer
+    assert FineTune().model(model) is model and FineTune().optimizer(optimizer, {(): model}) is optimizer
 
 
 @pytest.mark.parametrize(
@@ -210,4 +224,4 @@ def test_without_settings_nothing_is_wrapped():
 )
 def test_what_cannot_be_frozen_is_a_user_error(settings, name, message):
     with pytest.raises(UserError, match=message):
-        settings.check(create_model(name))
+        settings.check({(): create_model(name)})
