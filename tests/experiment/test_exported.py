@@ -99,6 +99,7 @@ def test_what_comes_along_has_the_error_that_its_record_says(name):
     assert facts["commit"] == record["environment"]["commit"]
 
 
+@pytest.mark.extensive
 def test_the_resnet_20_that_comes_along_sees_what_is_in_the_test_images(prepared_tfds):
     config = load_run("resnet20-cifar10").config.model_copy(update={"data_dir": str(prepared_tfds)})
     images = build.make_dataset(config).resident("test")

@@ -120,7 +120,7 @@ def test_a_run_leaves_the_whole_record(finished):
     assert saved_steps(workdir) == [10, 20]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.extensive)])
 def test_a_stopped_run_resumes_to_the_same_bits(train_on, finished, tmp_path, monkeypatch, signum):
     drawn = []
     plot = lambda *arguments: drawn.append(arguments)  # noqa: E731
@@ -334,6 +334,7 @@ def test_a_stopped_streamed_run_resumes_to_the_same_bits(parts, streamed, tmp_pa
     assert without_speed(tmp_path) == without_speed(workdir)
 
 
+@pytest.mark.extensive
 def test_the_rate_of_a_streamed_run_follows_the_plateaus_of_its_validation_error(streamed):
     workdir, state = streamed
     least, scale, expected = np.inf, 1.0, []
@@ -366,6 +367,7 @@ def test_the_last_evaluation_of_a_streamed_run_is_of_the_average_with_recomputed
     assert len({round(loss, 3) for loss in losses}) == 3  # Each of the three networks is another.
 
 
+@pytest.mark.extensive
 def test_the_best_checkpoint_is_that_of_the_least_recorded_error(parts, streamed):
     workdir, _ = streamed
     records = [record for record in read_metrics(workdir / "metrics.jsonl") if "validation_error" in record]
