@@ -15,6 +15,7 @@ detectron2's own backbone weights stride in the first 1x1 (config.model.stride_p
 from resnet_jax.config import Config, Model
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
+from resnet_jax.detection.named import FROZEN
 from resnet_jax.tasks.detection import Detection
 from resnet_jax.tasks.detection_stages import BoxHead, ProposalNetwork, RegionPooling
 from resnet_jax.train.finetune import FineTune
@@ -49,7 +50,7 @@ def get_config(network: str = "resnet50") -> Config:
             box=BoxHead(samples=512, beta=0.0, nms=0.5, min_size=0.0),
             metric="coco",
         ),
-        finetune=FineTune(freeze=("stem", "stage1"), freeze_bn=True),
+        finetune=FineTune(freeze=FROZEN, freeze_bn=True),
         init=Weights(),
         optimizer=SGD(learning_rate=0.02, learning_rate_batch=16, momentum=0.9, weight_decay=1e-4),
         schedule=Step(boundaries=(60_000, 80_000), factor=0.1, warmup_steps=1_000),

@@ -14,7 +14,7 @@ schedule: steps, batch and learning rate here are those of configs/coco_c4_paper
 from resnet_jax.config import Config, Model
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
-from resnet_jax.detection.named import PAPER_BOX, PAPER_RPN
+from resnet_jax.detection.named import FROZEN, PAPER_BOX, PAPER_RPN, VGG_FROZEN
 from resnet_jax.tasks.detection import Detection
 from resnet_jax.tasks.detection_stages import BoxHead, ProposalNetwork, RegionPooling
 from resnet_jax.train.finetune import FineTune
@@ -24,6 +24,7 @@ from resnet_jax.train.schedules import Step
 
 
 def get_config(network: str = "resnet101") -> Config:
+    vgg = network.startswith("vgg")
     return Config(
         steps=320_000,
         batch_size=16,
@@ -45,17 +46,13 @@ def get_config(network: str = "resnet101") -> Config:
             kind="c4",
             anchor_sizes=(64.0, 128.0, 256.0, 512.0),
             anchor_style="legacy",
-            pooling=RegionPooling(op="pool", size=7 if network.startswith("vgg") else 14),
+            pooling=RegionPooling(op="pool", size=7 if vgg else 14),
             rpn=ProposalNetwork(channels=512, **PAPER_RPN._asdict()),
             box=BoxHead(**PAPER_BOX._replace(negative=(0.0, 0.5))._asdict()),
             context=True,
             metric="voc",
         ),
-        finetune=(
-            FineTune(freeze=("stage1", "stage2"))
-            if network.startswith("vgg")
-            else FineTune(freeze=("stem", "stage1"), freeze_bn=True)
-        ),
+        finetune=FineTune(freeze=VGG_FROZEN if vgg else FROZEN, freeze_bn=not vgg),
         init=Weights(),
         optimizer=SGD(learning_rate=1e-3, momentum=0.9, weight_decay=5e-4, decay="kernels"),
         schedule=Step(boundaries=(240_000,), factor=0.1),

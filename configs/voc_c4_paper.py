@@ -32,7 +32,7 @@ from typing import Any
 from resnet_jax.config import Config, Model, override
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
-from resnet_jax.detection.named import PAPER_BOX, PAPER_RPN
+from resnet_jax.detection.named import FROZEN, PAPER_BOX, PAPER_RPN, VGG_FROZEN
 from resnet_jax.evaluation.detection.scores import Metric
 from resnet_jax.tasks.detection import Detection
 from resnet_jax.tasks.detection_stages import BoxHead, ProposalNetwork, RegionPooling
@@ -59,6 +59,7 @@ def get_config(member: str = "resnet101-07+12") -> Config:
     network, _, rest = member.partition("-")
     sets, _, step = (rest or "07+12").partition("-")
     train, test, metric, drop, steps = _SETS[sets]
+    vgg = network.startswith("vgg")
     joint = Config(
         steps=steps,
         batch_size=2,
@@ -72,16 +73,12 @@ def get_config(member: str = "resnet101-07+12") -> Config:
             kind="c4",
             anchor_sizes=(128.0, 256.0, 512.0),
             anchor_style="legacy",
-            pooling=RegionPooling(op="pool", size=7 if network.startswith("vgg") else 14),
+            pooling=RegionPooling(op="pool", size=7 if vgg else 14),
             rpn=ProposalNetwork(channels=512, **PAPER_RPN._asdict()),
             box=BoxHead(**PAPER_BOX._asdict()),
             metric=metric,
         ),
-        finetune=(
-            FineTune(freeze=("stage1", "stage2"))
-            if network.startswith("vgg")
-            else FineTune(freeze=("stem", "stage1"), freeze_bn=True)
-        ),
+        finetune=FineTune(freeze=VGG_FROZEN if vgg else FROZEN, freeze_bn=not vgg),
         init=Weights(),
         optimizer=SGD(learning_rate=1e-3, momentum=0.9, weight_decay=5e-4, decay="kernels"),
         schedule=Step(boundaries=(drop,), factor=0.1),

@@ -35,9 +35,15 @@ DETECTRON2_BOX = BoxSettings(beta=0.0, min_size=0.0)
 
 TORCHVISION_BOX = BoxSettings(beta=1 / 9)
 
+FROZEN = ("stem", "stage1")
+"""The stages of a ResNet that all of them leave as they are, with all batch normalisation (appendix A)."""
+
+VGG_FROZEN = ("stage1", "stage2")
+"""Those of VGG."""
+
 
 def _frozen(network: ResNet) -> ResNet:
-    return network.frozen(("stem", "stage1"), norms=True)
+    return network.frozen(FROZEN, norms=True)
 
 
 def paper_c4(network: ResNet, num_classes: int, context: bool = False) -> FasterRCNN:
@@ -61,7 +67,7 @@ def paper_c4(network: ResNet, num_classes: int, context: bool = False) -> Faster
 def paper_vgg(network: VGG, num_classes: int) -> FasterRCNN:
     """The baseline of Tables 7 and 8: Faster R-CNN with VGG-16 as it was published."""
     return FasterRCNN(
-        VGGBackbone(network.frozen(("stage1", "stage2"), norms=False)),
+        VGGBackbone(network.frozen(VGG_FROZEN, norms=False)),
         num_classes,
         PAPER_ANCHORS,
         rpn_channels=512,

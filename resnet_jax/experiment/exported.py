@@ -70,8 +70,8 @@ def export(
     ``weights.safetensors`` has the keys of torchvision, as ``save_torch`` writes them; ``trained.json`` the ``facts``,
     of which "step" must be one. The other files are those of a workdir; the config is without ``data_dir``.
 
-    Raises UserError if ``folder`` is there already, if it cannot be written, or if the network cannot be written as
-    PyTorch weights.
+    Raises UserError if ``folder`` is there already, or if the network cannot be written as PyTorch weights; OSError
+    where the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True)

@@ -40,11 +40,12 @@ class FineTune(Part):
     def check(self, networks: Mapping[Place, Model]) -> None:
         """Raises UserError for stages that a network does not have, and where nothing would be trained."""
         network = next(iter(networks.values()))  # Where there are several, they are the same.
+        stages = network.stage_names if network.num_classes else network.stage_names[:-1]  # A backbone has no head.
         for stage in self.freeze:
-            if stage not in network.stage_names:
+            if stage not in stages:
                 raise UserError(
                     f"config.finetune.freeze names {stage!r}, which the network does not have; its stages are "
-                    f"{', '.join(network.stage_names)}"
+                    f"{', '.join(stages)}"
                 )
         if set(self.freeze) == set(network.stage_names):
             raise UserError("config.finetune.freeze names every stage, so nothing is trained; leave out the head")

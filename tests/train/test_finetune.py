@@ -225,3 +225,10 @@ def test_without_settings_nothing_is_wrapped():
 def test_what_cannot_be_frozen_is_a_user_error(settings, name, message):
     with pytest.raises(UserError, match=message):
         settings.check({(): create_model(name)})
+
+
+def test_a_backbone_has_no_head_to_freeze_and_may_be_frozen_as_a_whole():
+    networks = {("backbone", "network"): create_model("resnet20", 0)}
+    with pytest.raises(UserError, match=r"names 'head', .* its stages are stem, stage1, stage2, stage3$"):
+        FineTune(freeze=("head",)).check(networks)
+    FineTune(freeze=("stem", "stage1", "stage2", "stage3")).check(networks)
