@@ -86,7 +86,7 @@ EXPERIMENTS = {
         _members("cifar10", "plain20", "plain56", "resnet20", "resnet56", "resnet110"),
         responses=True,
     ),
-    # Not of the paper: its recipe in a tenth of the steps, and what came after it, one at a time.
+    # Not of the paper: its recipe in a fortieth of the steps, and what came after it, one at a time.
     "ingredients": Experiment(
         "What each ingredient is worth: ResNet-20 on CIFAR-10", _members("cifar10_ingredients", *_INGREDIENTS), seeds=2
     ),

@@ -62,7 +62,7 @@ def test_each_ingredient_is_one_change_of_the_baseline_in_two_seeds():
     found = runs("ingredients", "paper")
     assert {run.seed for run in found} == {0, 1} and found[0].network == "resnet20_baseline"
     baseline = flatten(recipe(ROOT, found[0]))
-    assert (baseline["steps"], baseline["schedule.boundaries"]) == (6_400, (3_200, 4_800))
+    assert (baseline["steps"], baseline["schedule.boundaries"]) == (1_600, (800, 1_200))
     for run in found[1:18]:
         values = flatten(recipe(ROOT, run))
         sections = {key.rpartition(".")[0] for key in {*values, *baseline} if values.get(key) != baseline.get(key)}
