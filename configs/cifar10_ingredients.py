@@ -1,4 +1,4 @@
-"""What each ingredient is worth: ResNet-20 on CIFAR-10 in a fortieth of the paper's steps, and one ingredient at a time.
+"""What each ingredient is worth: ResNet-20 on CIFAR-10 in a fortieth of the paper's steps, one ingredient at a time.
 
 Command:   python train.py --config configs/cifar10_ingredients.py:resnet20_mixup --workdir runs/mixup
            All, two seeds each, and their table: python reproduce.py ingredients --scale paper

@@ -347,6 +347,16 @@ def _reachable(address: str) -> bool:
         return False
 
 
+def _gone(address: str, within: float) -> bool:
+    """Whether nobody listens there, now or some time in the next ``within`` seconds."""
+    deadline = time.monotonic() + within
+    while _reachable(address):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def _overdue(seconds: float) -> None:
     message = (
         f"not all processes have come to --coordinator_address within {seconds:g} s; look for one that did not start, "
@@ -367,7 +377,8 @@ def _report_aborts(job: _Job) -> None:
     global _abort_handler
 
     def on_abort(signum: int) -> None:
-        if job.index and not _reachable(job.coordinator):
+        # Of a process that was killed the connections close one by one, the port that it listens on perhaps last.
+        if job.index and _gone(job.coordinator, within=3):
             _end(job, _lost_message(job, 0), LOST, tell=False)
             time.sleep(60)  # The other thread is at it.
         os.write(2, b"error: the runtime aborted; set TF_CPP_MIN_LOG_LEVEL=0 to see why\n")

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -95,6 +96,19 @@ def test_the_others_name_a_process_that_is_killed_or_stopped(tmp_path, victim, s
         assert time.monotonic() - begun < LOST_AFTER + 15
     assert len(lines) == 1, lines
     assert lines[0].startswith(f"error: process {victim} ({socket.gethostname()}, pid ") and " was lost: " in lines[0]
+
+
+def test_a_process_is_gone_once_its_port_is_closed():
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        listening.listen()
+        address = f"localhost:{listening.getsockname()[1]}"
+        assert not distributed._gone(address, within=0.1)
+        closing = threading.Timer(0.3, listening.close)
+        closing.start()
+        assert distributed._gone(address, within=10)
+        closing.join()
+    assert distributed._gone(address, within=0)
 
 
 @pytest.mark.slow
