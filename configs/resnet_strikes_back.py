@@ -65,7 +65,8 @@ def get_config(procedure: str = "a2") -> Config:
             crop=RandomResized(area=(0.08, 1.0)),
             crop_size=224,
             train_crop_size=chosen.train_size,
-            eval_shorter_side=236,  # 224 / 0.95.
+            eval_shorter_side=235,  # 224 / 0.95, cut off as timm does.
+            interpolation="bicubic",
             repeats=chosen.repeats,
         ),
         normalization=Channel(),

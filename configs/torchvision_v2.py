@@ -46,6 +46,7 @@ def get_config() -> Config:
             crop_size=224,
             train_crop_size=176,
             eval_shorter_side=232,
+            interpolation="bilinear",
             repeats=4,
         ),
         normalization=Channel(),

@@ -85,7 +85,7 @@ def test_resnet_strikes_back(member):
     assert (config.model.drop_path or 0.0) == drop_path
     assert config.data.repeats == (3 if repeated else 1)
     assert (config.data.largest_crop, config.data.crop_size) == (resolution, 224)
-    assert round(config.data.crop_size / config.data.eval_shorter_side, 2) == 0.95
+    assert (config.data.eval_shorter_side, config.data.interpolation) == (math.floor(224 / 0.95), "bicubic")
     assert (config.task.loss, config.task.label_smoothing, config.task.target_threshold) == ("bce", smoothing, 0.2)
     transforms = config.transforms
     assert (transforms.rand_augment.operations, transforms.rand_augment.layers) == ("timm", 2)
@@ -139,6 +139,7 @@ def test_torchvision_v2():
     settings = build.step_settings(config, build.intervals(config, IMAGENET))
     assert (settings.ema_every, settings.ema_start) == (32, 5 * epoch)
     assert (config.data.largest_crop, config.data.crop_size, config.data.eval_shorter_side) == (176, 224, 232)
+    assert config.data.interpolation == "bilinear"
     assert (config.data.repeats, config.task.loss, config.task.label_smoothing) == (4, "softmax", 0.1)
     transforms = config.transforms
     assert (transforms.trivial_augment.probability, transforms.trivial_augment.interpolation) == (1, "bilinear")

@@ -13,6 +13,6 @@ from resnet_jax.data.resident import Resident
 
 __all__ = ["Data", "DetectionData", "Photographs", "Resident"]
 
-# A new kind of data set is a part with ``load(data_dir)``, which gives a ``dataset.Dataset``, and ``view_size``; and a
+# A new kind of data set is a part with ``load(data_dir)``, which gives a ``dataset.Dataset``, and ``view``; and a
 # name here.
 Data = Annotated[Resident | Photographs | DetectionData, Field(discriminator="kind")]

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from resnet_jax.data.crops import Crop, Progressive
 from resnet_jax.data.dataset import Batch, Share
-from resnet_jax.data.decode.boxes import Box
+from resnet_jax.data.decode.boxes import Interpolation, RealBox
 from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize, image_size
 from resnet_jax.data.order import example_indices
 from resnet_jax.data.sources.protocol import Source
@@ -46,8 +46,9 @@ class PhotographView:
 
     indices: np.ndarray
     canvas: tuple[int, int]
-    choose_box: Callable[[int, int], Box]
+    choose_box: Callable[[int, int], RealBox]
     choose_size: Callable[[int, int], tuple[int, int]]
+    interpolation: Interpolation = "area"
 
     @property
     def count(self) -> int:
@@ -105,6 +106,7 @@ class TrainChunks:
     share: Share
     repeats: int = 1
     progressive: Progressive | None = None
+    interpolation: Interpolation = "area"
     chunk: int = CHUNK
 
     def __call__(self, number: int) -> dict[str, Any]:
@@ -130,7 +132,7 @@ class TrainChunks:
         choose_box = partial(self.crop.box, rng, crop_size=len(crop))
 
         def read(record: dict[str, Any]) -> int:
-            crop_and_resize(record["image"], choose_box, crop.shape[:2], fast=True, out=crop)
+            crop_and_resize(record["image"], choose_box, crop.shape[:2], True, crop, self.interpolation)
             return record["label"]
 
         return first_readable(self.source, candidates, read, unreadable)[1]
@@ -159,7 +161,9 @@ class EvalChunks:
             record = self.source[int(index)]
             try:
                 height, width = self.view.choose_size(*image_size(record["image"]))
-                pixels = crop_and_resize(record["image"], self.view.choose_box, (height, width))
+                pixels = crop_and_resize(
+                    record["image"], self.view.choose_box, (height, width), interpolation=self.view.interpolation
+                )
             except UnreadableImage as error:
                 unreadable.append(f"{record['name']} ({error})")
                 continue

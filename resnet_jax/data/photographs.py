@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import model_validator
 
 from resnet_jax.data.crops import Crop, Progressive, ScaleJitter
+from resnet_jax.data.decode.boxes import CentralCrop, Interpolation
 from resnet_jax.parts import Count, Fraction, NonNegativeInt, Part
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ class Photographs(Part):
     """Repeated augmentation: how often a batch has each of its examples, and a pass, 1 / repeats of the data set."""
     eval_shorter_side: Count = 256
     """Pixels to which the shorter side is resized where one central crop or ten crops are cut out."""
+    interpolation: Interpolation = "area"
+    """How crops are resized, in training and in evaluation; see ``decode.images.crop_and_resize``. "area" is the
+    fastest. "bilinear" and "bicubic" are what torchvision's and timm's weights were evaluated with."""
     max_unreadable: NonNegativeInt = 10
     """Photographs that cannot be decoded before the run stops."""
     threads: NonNegativeInt = 0
@@ -61,9 +65,9 @@ class Photographs(Part):
         """Whether training batches have images of several sizes."""
         return self.progressive.start_size is not None
 
-    def view_size(self, image_shape: tuple[int, int, int]) -> tuple[int, int]:
-        """(shorter side that a photograph is resized to, side of its central crop) in pixels, as in evaluation."""
-        return self.eval_shorter_side, self.crop_size
+    def view(self, image_shape: tuple[int, int, int]) -> CentralCrop:
+        """What the evaluation with one crop sees of a photograph."""
+        return CentralCrop(self.eval_shorter_side, self.crop_size, self.interpolation)
 
     def load(self, data_dir: str | None = None) -> "StreamedDataset":
         """Opens it. Raises UserError where it is not found, or of another kind."""

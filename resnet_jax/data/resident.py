@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from resnet_jax.data.dataset import Batch, Share, View
+from resnet_jax.data.decode.boxes import CentralCrop
 from resnet_jax.data.normalization import KNOWN_STATISTICS, Statistics
 from resnet_jax.data.order import example_indices
 from resnet_jax.data.sources import load_images
@@ -34,9 +35,9 @@ class Resident(Part):
         """Whether training batches have images of several sizes: never."""
         return False
 
-    def view_size(self, image_shape: tuple[int, int, int]) -> tuple[int, int]:
-        """(shorter side that a photograph is resized to, side of its central crop) in pixels, as in evaluation."""
-        return min(image_shape[:2]), min(image_shape[:2])
+    def view(self, image_shape: tuple[int, int, int]) -> CentralCrop:
+        """What a network of images of (H, W, C) sees of a photograph: the central square."""
+        return CentralCrop(min(image_shape[:2]), min(image_shape[:2]))
 
     def load(self, data_dir: str | None = None) -> "ResidentDataset":
         """Loads it into host memory. Raises UserError where it is not found, or of another kind."""

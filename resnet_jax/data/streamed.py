@@ -22,7 +22,7 @@ from resnet_jax.data.chunks import (
     training_loading,
 )
 from resnet_jax.data.dataset import Batch, Share
-from resnet_jax.data.decode.boxes import center_box, central_square_box, whole_box
+from resnet_jax.data.decode.boxes import CentralCrop, whole_box
 from resnet_jax.data.normalization import IMAGENET_STATISTICS, Statistics
 from resnet_jax.data.photographs import Photographs
 from resnet_jax.data.sources.protocol import Opened, Source
@@ -112,6 +112,7 @@ class StreamedDataset:
             share,
             settings.repeats,
             settings.progressive,
+            settings.interpolation,
         )
         loading = training_loading(settings.threads, settings.workers)
         return make_batches(chunks, start, stop, loading, settings.max_unreadable)
@@ -127,15 +128,17 @@ class StreamedDataset:
 
     def single_view(self, split: str) -> PhotographView:
         """The central crop_size x crop_size pixels, the shorter side resized to eval_shorter_side."""
-        crop = self.crop_size
-        box = partial(center_box, shorter_side=self.settings.eval_shorter_side, crop=crop)
-        return PhotographView(np.arange(self.count(split)), (crop, crop), box, partial(_fixed, (crop, crop)))
+        return self._central(split, self.settings.view(self.image_shape))
 
     def square_view(self, split: str) -> PhotographView:
         """The central square, resized to eval_shorter_side."""
         side = self.settings.eval_shorter_side
+        return self._central(split, CentralCrop(side, side, self.settings.interpolation))
+
+    def _central(self, split: str, crop: CentralCrop) -> PhotographView:
+        size = crop.size, crop.size
         return PhotographView(
-            np.arange(self.count(split)), (side, side), central_square_box, partial(_fixed, (side, side))
+            np.arange(self.count(split)), size, crop.box, partial(_fixed, size), self.settings.interpolation
         )
 
     def whole_views(self, split: str, shorter_side: int | None = None) -> list[PhotographView]:
@@ -158,14 +161,19 @@ class StreamedDataset:
             if height and width:
                 groups.setdefault(canvas_for(int(height), int(width), shorter_side), []).append(index)
         size = partial(resized_size, shorter_side=shorter_side)
-        return [PhotographView(np.array(group), canvas, whole_box, size) for canvas, group in sorted(groups.items())]
+        return [
+            PhotographView(np.array(group), canvas, whole_box, size, self.settings.interpolation)
+            for canvas, group in sorted(groups.items())
+        ]
 
     def mean_image(self) -> np.ndarray:
         """That of the central crops, the paper's per-pixel mean (section 3.4); computed once and kept in the cache.
 
         Summed in integers, so that it does not depend on the number of threads or hosts.
         """
-        name = f"{self.name}{self.opened.part}-mean-{self.settings.eval_shorter_side}-{self.crop_size}"
+        crop = self.settings.view(self.image_shape)
+        how = "" if crop.interpolation == "area" else f"-{crop.interpolation}"
+        name = f"{self.name}{self.opened.part}-mean-{crop.shorter_side}-{crop.size}{how}"
         (mean,) = cached_arrays(name, self.source("train").files(), lambda: (self._mean_image(),), keys=("mean",))
         return mean
 

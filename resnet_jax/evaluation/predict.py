@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from resnet_jax.data.decode.boxes import center_box
+from resnet_jax.data.decode.boxes import CentralCrop
 from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.sources.folder import SUFFIXES
@@ -54,8 +53,7 @@ def predict(
     normalize: Normalization,
     class_names: Sequence[str],
     paths: Sequence[Path],
-    shorter_side: int,
-    crop: int,
+    view: CentralCrop,
     top: int = 5,
 ) -> Iterator[Prediction]:
     """The ``top`` best classes of the central crop of each photograph, as evaluation with one crop sees it.
@@ -64,21 +62,19 @@ def predict(
         model, variables, normalize: the network and what it reads, as in ``experiment.networks.Network``.
         class_names: in the order of its outputs.
         paths: files.
-        shorter_side: pixels to which a photograph's shorter side is resized.
-        crop: pixels of the side of the square that is cut out of its middle.
+        view: what is seen of each.
 
     A file that cannot be decoded is named on stderr and skipped; raises UserError if none can. Where ``normalize`` is
     of one channel, the network sees the photographs in grey.
     """
-    box = partial(center_box, shorter_side=shorter_side, crop=crop)
     score = jax.jit(lambda variables, images: log_probabilities(model, variables, normalize(images)))
-    found = False
+    found, size = False, (view.size, view.size)
     for start in range(0, len(paths), BATCH_SIZE):
-        images = np.zeros((BATCH_SIZE, crop, crop, len(normalize.std)), np.uint8)  # One size, so one compilation.
+        images = np.zeros((BATCH_SIZE, *size, len(normalize.std)), np.uint8)  # One size, so one compilation.
         readable: list[Path] = []
         for path in paths[start : start + BATCH_SIZE]:
             try:
-                pixels = crop_and_resize(path.read_bytes(), box, (crop, crop))
+                pixels = crop_and_resize(path.read_bytes(), view.box, size, interpolation=view.interpolation)
                 images[len(readable)] = _grey(pixels) if images.shape[-1] == 1 else pixels
                 readable.append(path)
             except (UnreadableImage, OSError) as error:

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from resnet_jax import parallel
 from resnet_jax.config import Config
+from resnet_jax.data import Photographs
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.exported import find_run, included
 from resnet_jax.experiment.networks import load_run, note_differences, stride_placement
-from resnet_jax.interop.pretrained import read_repository
+from resnet_jax.interop.pretrained import Preprocessing, read_repository
 from resnet_jax.interop.torch_weights import load_torch
 from resnet_jax.models.stacking import unstack_blocks
 from resnet_jax.train.initial import Weights
@@ -139,10 +140,31 @@ def _of_hub(init: Weights, config: Config, num_classes: int, image_shape: tuple[
                 f"set config.model.{key}={theirs}, as configs/finetune.py:{found.architecture} does"
             )
     variables = _torch_variables(found.weights, init, config, num_classes, image_shape)
+    _note_other_images(init.path, found.preprocessing, config)
     mean, std = (np.array(values, np.float32) for values in (found.preprocessing.mean, found.preprocessing.std))
     # That of three channels is none for images of one.
     normalization = Normalization(mean, std) if len(mean) == image_shape[-1] else None
     return _Loaded(variables, None, normalization, {"kind": "hub", "name": init.path, "revision": found.revision})
+
+
+def _note_other_images(name: str, theirs: Preprocessing, config: Config) -> None:
+    """Says on stderr what of the photographs is not as the weights had them, and how to have it so."""
+    if not isinstance(config.data, Photographs):
+        return
+    wanted = {
+        "crop_size": theirs.crop_size,
+        "eval_shorter_side": theirs.shorter_side,
+        "interpolation": theirs.interpolation,
+    }
+    ours = {key: getattr(config.data, key) for key in wanted}
+    other = {key: value for key, value in wanted.items() if value != ours[key]}
+    if other and parallel.is_main_process():
+        known = " ".join(f"--config.data.{key}={value}" for key, value in other.items())
+        print(
+            f"note: {name} was trained on crops of {theirs.crop_size} pixels of a shorter side of "
+            f"{theirs.shorter_side}, by {theirs.interpolation} interpolation; {known} makes them so here",
+            file=sys.stderr,
+        )
 
 
 def _torch_variables(

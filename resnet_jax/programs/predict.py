@@ -29,8 +29,8 @@ def run(config: Config | None, images: list[str]) -> None:
     paths = find_images([Path(image) for image in images])
     network = load_network(config, WORKDIR.value, TORCH_WEIGHTS.value, CHECKPOINT.value)
     member = Member(network.model, network.normalize, network.variables)
-    size = network.config.data.view_size(network.image_shape)
-    for described in network.config.task.predict(member, network.class_names, paths, size):
+    view = network.config.data.view(network.image_shape)
+    for described in network.config.task.predict(member, network.class_names, paths, view):
         print(described.path)
         for line in described.lines:
             print(f"  {line}")

@@ -108,11 +108,11 @@ class ClassificationPart(Part):
         write_scores(path, details, dataset, split)
 
     def predict(
-        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], size: tuple[int, int]
+        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], view: Any
     ) -> Iterator[Described]:
-        """The best classes of files; ``size`` is the shorter side to resize to and that of the central crop."""
+        """The best classes of files; ``view`` is the ``CentralCrop`` that the network sees."""
         model, normalization, variables = member
-        for found in predict(model, variables, normalization, class_names, paths, *size):
+        for found in predict(model, variables, normalization, class_names, paths, view):
             lines = [
                 f"{100 * probability:6.2f} %  {name}"
                 for name, probability in zip(found.classes, found.probabilities, strict=True)

@@ -231,9 +231,9 @@ class Detection(Part):
         plot_precision_recall(path.with_suffix(".png"), dataset.class_names, details.classes, title)
 
     def predict(
-        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], size: tuple[int, int]
+        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], view: Any
     ) -> Iterator[Described]:
-        """The detections in files, resized as in evaluation; ``size`` is the shorter side and the most of the longer.
+        """The detections in files, resized as in evaluation; ``view`` is the shorter side and the most of the longer.
 
         A file that cannot be decoded is named on stderr and skipped; raises UserError if none can.
         """
@@ -243,7 +243,7 @@ class Detection(Part):
             return detect_batch([model], [normalize], [variables], [batch], SINGLE)
 
         stride = max(model.backbone.strides[: model.backbone.roi_levels])
-        for path, found in detections_in(find, variables, stride, paths, *size):
+        for path, found in detections_in(find, variables, stride, paths, *view):
             order = found.scores.argsort()[::-1]
             lines = [
                 f"{100 * found.scores[i]:6.2f} %  {class_names[found.labels[i]]}  "

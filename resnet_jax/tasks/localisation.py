@@ -216,7 +216,7 @@ class Localisation(Part):
             file.write(text.getvalue().encode())
 
     def predict(
-        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], size: tuple[int, int]
+        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], view: Any
     ) -> Iterator[Described]:
         """The box of the class ``shown`` in files, resized as in evaluation and whole.
 
@@ -234,7 +234,7 @@ class Localisation(Part):
             )
 
         stride = max(model.rpn_backbone.strides)
-        for path, found in detections_in(find, variables, stride, paths, *size):
+        for path, found in detections_in(find, variables, stride, paths, *view):
             lines = [
                 f"{100 * score:6.2f} %  {class_names[label]}  ({', '.join(f'{side:.0f}' for side in box)})"
                 for score, box in zip(found.scores, found.boxes, strict=True)

@@ -16,7 +16,7 @@ from resnet_jax.data import chunks as module
 from resnet_jax.data.chunks import EvalChunks, Loading, PhotographView, TrainChunks, make_batches, photograph_sizes
 from resnet_jax.data.crops import RandomResized, ScaleJitter
 from resnet_jax.data.dataset import Share
-from resnet_jax.data.decode.boxes import central_square_box
+from resnet_jax.data.decode.boxes import CentralCrop
 from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize
 from resnet_jax.data.order import example_indices
 from resnet_jax.data.sources.folder import open_folder
@@ -229,7 +229,7 @@ def test_nothing_that_can_be_decoded_is_a_user_error(limit):
 
 
 def square_view(indices, side):
-    return PhotographView(indices, (side, side), central_square_box, fixed)
+    return PhotographView(indices, (side, side), CentralCrop(side, side).box, fixed)
 
 
 def fixed(height, width):
@@ -255,7 +255,7 @@ def test_evaluation_shows_every_photograph_once_and_pads_with_label_minus_1(coun
     labels = np.full(steps * batch_size, -1, np.int32)
     sizes, places = np.ones((len(labels), 2), np.int32), np.zeros(len(labels), np.int32)
     for row, index in enumerate(indices):
-        images[row] = crop_and_resize(source[index]["image"], central_square_box, (6, 6))
+        images[row] = crop_and_resize(source[index]["image"], CentralCrop(6, 6).box, (6, 6))
         labels[row], places[row], sizes[row] = 100 + index, index, 6
     expected = {"image": images, "size": sizes, "label": labels, "index": places}
     assert_same(

@@ -1,7 +1,6 @@
 import io
 import math
 import os
-from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -11,8 +10,9 @@ from resnet_jax.data import Photographs, chunks, streamed
 from resnet_jax.data.chunks import EvalChunks, Loading, TrainChunks
 from resnet_jax.data.crops import RandomResized, ScaleJitter
 from resnet_jax.data.dataset import Share
-from resnet_jax.data.decode.boxes import center_box, whole_box
+from resnet_jax.data.decode.boxes import CentralCrop, whole_box
 from resnet_jax.data.decode.images import crop_and_resize
+from resnet_jax.data.order import example_indices
 from resnet_jax.data.pack import write_pack
 from resnet_jax.data.sources.folder import open_folder
 from resnet_jax.data.sources.protocol import Opened
@@ -255,6 +255,38 @@ def test_a_pack_of_photographs_smaller_than_the_scale_is_refused(tmp_path):
     assert [view.canvas for view in data.whole_views("validation", 40)] == [(64, 64)]
 
 
+@pytest.mark.parametrize(("interpolation", "filter"), [("bilinear", "BILINEAR"), ("bicubic", "BICUBIC")])
+def test_every_view_is_resized_by_the_chosen_filter(interpolation, filter):
+    records = photographs(5)
+    data = dataset({"train": records, "validation": records}, interpolation=interpolation, crop=RandomResized())
+
+    def resized(record, height, width):
+        return np.asarray(PIL.Image.fromarray(record["image"]).resize((width, height), PIL.Image.Resampling[filter]))
+
+    def images(view):
+        (batch,) = data.evaluation_batches("validation", view, 5, Share())
+        return batch["image"].astype(int)
+
+    for view, crop in ((data.single_view("validation"), CROP), (data.square_view("validation"), 12)):
+        for image, record in zip(images(view), records, strict=True):
+            height, width = (int(12 * side / min(record["image"].shape[:2])) for side in record["image"].shape[:2])
+            top, left = round((height - crop) / 2), round((width - crop) / 2)
+            wanted = resized(record, height, width)[top : top + crop, left : left + crop]
+            assert np.abs(image - wanted).max() <= 1  # Pillow keeps the box in float32.
+    for view in data.whole_views("validation", 16):
+        batch = next(data.evaluation_batches("validation", view, len(view.indices), Share()))
+        for image, (height, width), index in zip(batch["image"], batch["size"], batch["index"], strict=True):
+            np.testing.assert_array_equal(image[:height, :width], resized(records[index], height, width))
+
+    (batch,) = data.training_batches(3, 5, 0, 1, Share())
+    order = example_indices(3, np.arange(5), 5, 1, 5)
+    for position, (image, index) in enumerate(zip(batch["image"], order, strict=True)):
+        pixels, rng = records[index]["image"], np.random.default_rng((3, position))
+        top, left, height, width = RandomResized().box(rng, *pixels.shape[:2], CROP)
+        cut = {"image": pixels[top : top + height, left : left + width]}
+        np.testing.assert_array_equal(image, resized(cut, CROP, CROP))
+
+
 def broken(record):
     return record | {"image": b"garbage", "name": "broken.jpg"}
 
@@ -267,7 +299,7 @@ def test_the_mean_image_is_the_mean_of_the_central_crops(monkeypatch, threads, c
         monkeypatch.setattr(module, "CHUNK", chunk)
     records = photographs(21)
     cut = [
-        crop_and_resize(record["image"], partial(center_box, shorter_side=12, crop=CROP), (CROP, CROP))
+        crop_and_resize(record["image"], CentralCrop(12, CROP).box, (CROP, CROP))
         for i, record in enumerate(records)
         if i != 2
     ]

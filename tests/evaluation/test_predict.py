@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from resnet_jax.data.decode.boxes import center_box
+from resnet_jax.data.decode.boxes import CentralCrop
 from resnet_jax.data.decode.images import crop_and_resize
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
@@ -61,9 +61,10 @@ def test_what_is_not_there_is_a_user_error_that_names_it(tmp_path):
         find_images([])
 
 
-def expected_predictions(network, paths, shorter_side, crop, top=5):
+def expected_predictions(network, paths, view, top=5):
     """Of the middle of each photograph, cut out, resized and scored alone."""
     model, variables, _, names = network
+    shorter_side, crop, _ = view
     apply = jax.jit(model.apply)
     found = []
     for path in paths:
@@ -87,8 +88,9 @@ def test_predictions_are_the_best_classes_of_the_central_crop(
 ):
     monkeypatch.setattr(module, "BATCH_SIZE", batch_size)
     paths = write(tmp_path, "lying.png", "a.jpg", "b.png", "c.webp", "upright.bmp")
-    found = list(predict(*network, paths, shorter_side, crop))
-    assert [tuple(prediction) for prediction in found] == expected_predictions(network, paths, shorter_side, crop)
+    view = CentralCrop(shorter_side, crop)
+    found = list(predict(*network, paths, view))
+    assert [tuple(prediction) for prediction in found] == expected_predictions(network, paths, view)
     for prediction in found:
         assert prediction.probabilities == sorted(prediction.probabilities, reverse=True)
         assert {type(probability) for probability in prediction.probabilities} == {float}
@@ -97,9 +99,9 @@ def test_predictions_are_the_best_classes_of_the_central_crop(
 @pytest.mark.parametrize(("num_classes", "top", "count"), [(3, 5, 3), (7, 6, 6)])
 def test_there_are_as_many_classes_as_asked_for_or_as_there_are(tmp_path, random_variables, num_classes, top, count):
     network, paths = make_network(random_variables, num_classes), write(tmp_path, "a.png")
-    (found,) = predict(*network, paths, 41, 32, top)
+    (found,) = predict(*network, paths, CentralCrop(41, 32), top)
     assert len(found.classes) == len(found.probabilities) == count
-    assert tuple(found) == expected_predictions(network, paths, 41, 32, top)[0]
+    assert tuple(found) == expected_predictions(network, paths, CentralCrop(41, 32), top)[0]
 
 
 def test_a_network_of_one_channel_sees_photographs_in_grey(tmp_path, random_variables):
@@ -107,8 +109,8 @@ def test_a_network_of_one_channel_sees_photographs_in_grey(tmp_path, random_vari
     variables = random_variables(model, image_shape=(32, 32, 1))
     normalize = Normalization(np.full(1, 0.4, np.float32), np.full(1, 0.3, np.float32))
     paths = write(tmp_path, "a.png", "b.png")
-    found = list(predict(model, variables, normalize, class_names(7), paths, 32, 32, top=1))
-    pixels = [crop_and_resize(path.read_bytes(), lambda h, w: center_box(h, w, 32, 32), (32, 32)) for path in paths]
+    found = list(predict(model, variables, normalize, class_names(7), paths, CentralCrop(32, 32), top=1))
+    pixels = [crop_and_resize(path.read_bytes(), CentralCrop(32, 32).box, (32, 32)) for path in paths]
     grey = np.round(np.float64(pixels) @ [0.299, 0.587, 0.114])[..., None]
     probabilities = jax.nn.softmax(jax.jit(model.apply)(variables, np.float32((grey / 255 - 0.4) / 0.3)))
     assert [prediction.probabilities for prediction in found] == [
@@ -123,8 +125,8 @@ def test_files_that_cannot_be_decoded_are_named_and_skipped(tmp_path, network, m
     paths[2].write_bytes(b"")
     paths[3].write_text("no photograph\nin two lines")
     gone = tmp_path / "gone.png"
-    found = [tuple(prediction) for prediction in predict(*network, [*paths[:4], gone, paths[4]], 41, 32)]
-    assert found == expected_predictions(network, [paths[0], paths[4]], 41, 32)
+    found = [tuple(prediction) for prediction in predict(*network, [*paths[:4], gone, paths[4]], CentralCrop(41, 32))]
+    assert found == expected_predictions(network, [paths[0], paths[4]], CentralCrop(41, 32))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" (")[0] for line in lines] == [
         f"warning: {path} cannot be decoded" for path in (*paths[1:4], gone)
@@ -136,13 +138,13 @@ def test_no_file_that_can_be_decoded_is_a_user_error(tmp_path, network):
     for path in paths:
         path.write_bytes(b"no photograph")
     with pytest.raises(UserError, match="none of 2 files can be decoded"):
-        list(predict(*network, paths, 41, 32))
+        list(predict(*network, paths, CentralCrop(41, 32)))
 
 
 def test_predictions_come_one_by_one(tmp_path, network, monkeypatch):
     monkeypatch.setattr(module, "BATCH_SIZE", 1)
     first, second = write(tmp_path, "a.png", "b.png")
-    predictions = predict(*network, [first, second], 41, 32)
+    predictions = predict(*network, [first, second], CentralCrop(41, 32))
     assert next(predictions).path == first
     second.unlink()  # It was not read yet.
     assert list(predictions) == []

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import build
-from resnet_jax.data.decode.boxes import center_box
+from resnet_jax.data.decode.boxes import CentralCrop
 from resnet_jax.data.decode.images import crop_and_resize
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
@@ -163,7 +163,7 @@ def test_photographs_are_scored_on_their_validation_split(tmp_path, photograph_f
     variables = save_run(tmp_path, config, {10: 5.0}, photograph_folder.class_names, NORMALIZATION)
     record, scores, data, *_ = score(config, [tmp_path])
     files = [data.source("validation")[i]["image"] for i in range(4)]
-    crops = np.stack([crop_and_resize(file, lambda h, w: center_box(h, w, 41, 32), (32, 32)) for file in files])
+    crops = np.stack([crop_and_resize(file, CentralCrop(41, 32).box, (32, 32)) for file in files])
     mean = probabilities(config, variables[10], crops, num_classes=3)
     np.testing.assert_allclose(np.exp(scores.log_probs), mean, atol=1e-5)
     assert scores.labels.tolist() == photograph_folder.labels

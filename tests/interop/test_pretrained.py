@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import importlib
 import json
+import re
 import sys
 import threading
 
@@ -80,9 +81,11 @@ def serving(repositories, requests):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(repositories, requests)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
@@ -223,7 +226,7 @@ def test_without_huggingface_hub_it_is_named(monkeypatch):
 
 
 @pytest.mark.extensive
-def test_a_run_starts_from_a_repository(client, repositories, trained):
+def test_a_run_starts_from_a_repository(client, repositories, trained, capsys):
     def start(name, network="resnet10t", shape=(64, 64, 3), class_names=CLASSES, **changes):
         config = load_config(f"configs/finetune.py:{network}")
         config = override(config, {"init.path": name} | {key.replace("__", "."): changes[key] for key in changes})
@@ -233,6 +236,11 @@ def test_a_run_starts_from_a_repository(client, repositories, trained):
     with serving(repositories, []) as port:
         client(HF_ENDPOINT=f"http://127.0.0.1:{port}")
         kept = start("timm/resnet10t.test", init__head="keep")
+        (note,) = re.findall("^note: timm/resnet10t.test was trained on .*", capsys.readouterr().err, re.M)
+        same = dict(re.findall(r"--config\.(\S+)=(\S+)", note))
+        assert same == {"data.crop_size": "176", "data.eval_shorter_side": "185", "data.interpolation": "bicubic"}
+        start("timm/resnet10t.test", data__crop_size=176, data__eval_shorter_side=185, data__interpolation="bicubic")
+        assert "note" not in capsys.readouterr().err
         new = start("timm/resnet10t.test", class_names=["dog", "eel"], shape=(64, 64, 1))
         other = error_of(lambda: start("timm/resnet10t.test", "resnet18"))
         paper_s = error_of(lambda: start("timm/resnet50.test", "resnet50", model__stride_placement="v1"))

@@ -4,14 +4,16 @@ import io
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from operator import index
+from typing import Any
 
 import cv2
 import numpy as np
 import PIL.Image
 
 from resnet_jax.data.decode import turbojpeg
-from resnet_jax.data.decode.boxes import Box
+from resnet_jax.data.decode.boxes import Box, Interpolation, RealBox
 from resnet_jax.errors import one_line
 
 Image = bytes | np.ndarray  # An encoded file, or pixels (H, W, 3) uint8 RGB.
@@ -26,6 +28,9 @@ _TURNS = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
+
+# Pillow's filters, and how far each reaches: in pixels of the image, or of the result where that has fewer.
+_FILTERS = {"bilinear": (PIL.Image.Resampling.BILINEAR, 1), "bicubic": (PIL.Image.Resampling.BICUBIC, 2)}
 
 _EXIF_OR_XMP, _START_OF_SCAN = b"\xff\xe1", b"\xff\xda"  # Markers of a JPEG's segments.
 
@@ -49,30 +54,52 @@ def image_size(image: Image) -> tuple[int, int]:
 
 def crop_and_resize(
     image: Image,
-    choose_box: Callable[[int, int], Box],
+    choose_box: Callable[[int, int], RealBox],
     size: tuple[int, int] | None = None,
     fast: bool = False,
     out: np.ndarray | None = None,
+    interpolation: Interpolation = "area",
 ) -> np.ndarray:
     """The box that ``choose_box(height, width)`` gives for the upright image, resized to ``size``: (h, w, 3) uint8 RGB.
 
-    ``size`` is (height, width); None leaves the box as it is. Shrinking averages over the box's pixels. ``fast``, for
-    training, decodes a JPEG at the smallest scale that is large enough, which rounds the box outwards to whole pixels
-    of that scale, and interpolates between neighbours where the smaller factor is at most two. Transparency is dropped.
-    ``out``, of the shape of ``size``, is where the result goes.
+    Args:
+        image: a file's bytes, or pixels. Transparency is dropped.
+        choose_box: gives whole pixels; parts of them only for an ``interpolation`` other than "area".
+        size: (height, width); None leaves the box as it is.
+        fast: for training. Decodes a JPEG at the smallest scale that is large enough, which rounds the box outwards to
+            whole pixels of that scale.
+        out: of the shape of ``size``: where the result goes.
+        interpolation: "area" averages over the box's pixels where it shrinks; with ``fast`` it interpolates between
+            neighbours where the smaller factor is at most two. "bilinear" and "bicubic" are Pillow's filters, which
+            are wider the more they shrink, as torchvision and timm use them: they see beyond the box, as where the
+            whole image is resized first; with ``fast`` they do not, as where the crop comes first.
 
     Raises UnreadableImage for a file that cannot be decoded and ValueError for a box that is not inside the image.
     """
+    shape, read = _reader(image, size if fast else None)
+    chosen = choose_box(*shape)
+    if interpolation == "area" or size is None:
+        return _resize(read(_checked_box(chosen, *shape)), size, fast, out)
+    if fast:
+        return _filter(read(_checked_box(chosen, *shape)), None, size, interpolation, out)
+    region, box = _surroundings(chosen, size, interpolation, *shape)
+    return _filter(read(region), box, size, interpolation, out)
+
+
+def _reader(image: Image, scaled_for: tuple[int, int] | None) -> tuple[tuple[int, int], Callable[[Box], np.ndarray]]:
+    """(height, width) of an image, and what gives the pixels of a box of it; see ``turbojpeg.decode_region``."""
     if isinstance(image, np.ndarray):
-        pixels = _checked_pixels(image)
-        return _resize(_cut(pixels, _checked_box(choose_box, *pixels.shape[:2])), size, fast, out)
+        return _checked_pixels(image).shape[:2], partial(_cut, image)
     shape, turned = _plain_jpeg_size(image), False
     if shape is None:
         file = _open(image)
         shape, turned = _upright_size(file), _orientation(file) in _TURNS
-    box = _checked_box(choose_box, *shape)
-    crop = None if turned else turbojpeg.decode_region(image, box, size if fast else None)
-    return _resize(_cut(_decode(_open(image)), box) if crop is None else crop, size, fast, out)
+
+    def read(box: Box) -> np.ndarray:
+        crop = None if turned else turbojpeg.decode_region(image, box, scaled_for)
+        return _cut(_decode(_open(image)), box) if crop is None else crop
+
+    return shape, read
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -96,11 +123,15 @@ def _checked_pixels(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _checked_box(choose_box: Callable[[int, int], Box], height: int, width: int) -> Box:
-    top, left, box_height, box_width = box = tuple(map(index, choose_box(height, width)))
+def _checked_box(box: Any, height: int, width: int) -> Box:
+    top, left, box_height, box_width = box = tuple(map(index, box))
     if min(top, left) < 0 or min(box_height, box_width) < 1 or top + box_height > height or left + box_width > width:
-        raise ValueError(f"box {box} (top, left, height, width) is not inside an image of {height} x {width} pixels")
+        raise _outside(box, height, width)
     return top, left, box_height, box_width
+
+
+def _outside(box: tuple[float, ...], height: int, width: int) -> ValueError:
+    return ValueError(f"box {box} (top, left, height, width) is not inside an image of {height} x {width} pixels")
 
 
 def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:
@@ -115,6 +146,39 @@ def _resize(crop: np.ndarray, size: tuple[int, int] | None, fast: bool, out: np.
     near = fast and (crop.shape[0] <= 2 * size[0] or crop.shape[1] <= 2 * size[1])
     averages = shrinks and not near
     return cv2.resize(crop, size[::-1], out, interpolation=cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
+
+
+def _surroundings(
+    box: RealBox, size: tuple[int, int], interpolation: Interpolation, height: int, width: int
+) -> tuple[Box, RealBox]:
+    """The whole pixels of an image that a filter sees, and (left, top, right, bottom) of the box among them."""
+    _, reach = _FILTERS[interpolation]
+    starts, stops, near, far = [], [], [], []
+    for begin, length, new, whole in zip(box[:2], box[2:], size, (height, width), strict=True):
+        end = begin + length
+        if begin < 0 or length <= 0 or end > whole + 1e-6 * whole:  # Fractions need not add up to the last bit.
+            raise _outside(box, height, width)
+        margin = reach * max(1.0, length / new) + 1  # One for the rounding of the filter's own ends.
+        start, stop = max(0, math.floor(begin - margin)), min(whole, math.ceil(end + margin))
+        starts.append(start)
+        stops.append(stop - start)
+        near.append(begin - start)
+        far.append(min(end, whole) - start)
+    return (starts[0], starts[1], stops[0], stops[1]), (near[1], near[0], far[1], far[0])
+
+
+def _filter(
+    pixels: np.ndarray,
+    box: RealBox | None,
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    out: np.ndarray | None,
+) -> np.ndarray:
+    resized = PIL.Image.fromarray(np.ascontiguousarray(pixels)).resize(size[::-1], _FILTERS[interpolation][0], box)
+    if out is None:
+        return np.array(resized)
+    out[...] = resized
+    return out
 
 
 def _open(data: bytes) -> PIL.Image.Image:

@@ -20,7 +20,7 @@ from resnet_jax.data.chunks import (
     training_loading,
 )
 from resnet_jax.data.dataset import Batch, Share
-from resnet_jax.data.decode.boxes import center_box, whole_box
+from resnet_jax.data.decode.boxes import CentralCrop, whole_box
 from resnet_jax.data.detection.chunks import AnnotatedPhotographs, DetectionEvalChunks, DetectionTrainChunks
 from resnet_jax.data.detection.part import DetectionData
 from resnet_jax.data.detection.placing import canvas_groups, resized_size
@@ -244,7 +244,7 @@ class DetectionDataset:
         if self.settings.training_crop is None:
             raise UserError(f"{self.name} is not seen by crops, because config.data.training_crop is not set; set it")
         readable, crop = np.flatnonzero(self.photographs(split).sizes[:, 0]), self.settings.crop_size
-        box = partial(center_box, shorter_side=self.settings.evaluation_side, crop=crop)
+        box = CentralCrop(self.settings.evaluation_side, crop).box
         return PhotographView(readable, (crop, crop), box, lambda *_: (crop, crop))
 
     def square_view(self, split: str) -> NoReturn:

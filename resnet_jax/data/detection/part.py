@@ -79,7 +79,7 @@ class DetectionData(Part):
             self.training_crop.check(self.crop_size)
         return self
 
-    def view_size(self, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    def view(self, image_shape: tuple[int, int, int]) -> tuple[int, int]:
         """(shorter side that a photograph is resized to, most pixels of the longer one), as in evaluation."""
         return self.evaluation_side, self.max_side
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from resnet_jax.data.decode.boxes import Box
+from resnet_jax.data.decode.boxes import RealBox
 from resnet_jax.data.sources.detection.protocol import Objects
 
 
@@ -37,19 +37,19 @@ def canvas_groups(
     return groups, canvases
 
 
-def scale_of(size: tuple[int, int], resized: tuple[int, int]) -> np.ndarray:
+def scale_of(size: tuple[float, float], resized: tuple[int, int]) -> np.ndarray:
     """(2,) float32, by how much height and width have grown; they differ by the rounding to whole pixels."""
     return (np.array(resized) / np.array(size)).astype(np.float32)
 
 
-def seen_in(objects: Objects, box: Box) -> Objects:
+def seen_in(objects: Objects, box: RealBox) -> Objects:
     """The same objects in pixels of a box (top, left, height, width) of their photograph, which they may leave."""
     top, left = box[:2]
     return objects._replace(boxes=objects.boxes - (left, top, left, top))
 
 
 def place_objects(
-    objects: Objects, size: tuple[int, int], resized: tuple[int, int], mirrored: bool, max_boxes: int
+    objects: Objects, size: tuple[float, float], resized: tuple[int, int], mirrored: bool, max_boxes: int
 ) -> dict[str, np.ndarray]:
     """The objects of a photograph of (height, width) ``size`` in a batch: "boxes" (G, 4) float32 and so on.
 
@@ -80,7 +80,7 @@ def place_objects(
     return placed
 
 
-def clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def clipped(boxes: np.ndarray, size: tuple[float, float]) -> np.ndarray:
     """Boxes (n, 4) within a photograph of (height, width)."""
     height, width = size
     return np.clip(boxes, 0, (width, height, width, height))
