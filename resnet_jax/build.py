@@ -88,7 +88,6 @@ def step_settings(config: Config, intervals: Intervals) -> StepSettings:
         log_every=intervals.log_every,
         hold_error=hold.error,
         hold_rate=hold.learning_rate,
-        frozen=config.finetune.freezes,
         skip_nonfinite=config.on_nonfinite == "skip",
     )
 

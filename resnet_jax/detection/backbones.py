@@ -6,6 +6,7 @@ normalisation uses the running averages in training, too, and neither they nor s
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import flax.linen as nn
@@ -252,6 +253,16 @@ def frozen(model: M, stages: tuple[str, ...], norms: bool) -> M:
 
     def of(backbone: Any) -> Any:
         return backbone.clone(network=backbone.network.frozen(stages, norms))
+
+    return model.clone(**{name: of(backbone) for name, backbone in _backbones(model).items()})
+
+
+def forgetful(model: M) -> M:
+    """A ``FasterRCNN`` or ``Localiser`` whose networks' running statistics become those of each batch, all of it."""
+
+    def of(backbone: Any) -> Any:
+        norm = partial(backbone.network.norm, momentum=0.0, group_size=None)
+        return backbone.clone(network=backbone.network.clone(norm=norm))
 
     return model.clone(**{name: of(backbone) for name, backbone in _backbones(model).items()})
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.detection.anchors import Anchors
-from resnet_jax.detection.backbones import FPN, c4, freezes, networks
+from resnet_jax.detection.backbones import FPN, c4, forgetful, freezes, networks
 from resnet_jax.detection.faster_rcnn import (
     FasterRCNN,
     Targets,
@@ -346,10 +346,7 @@ class DetectionTask:
 
     def statistics(self, variables: Variables, batch: Batch, key: jax.Array) -> Any:
         # As in classification; those of a head are of the regions that are drawn.
-        backbone: Any = self.model.backbone
-        norm = partial(backbone.network.norm, momentum=0.0, group_size=None)
-        forgetful = self.model.clone(backbone=backbone.clone(network=backbone.network.clone(norm=norm)))
-        return self._losses(forgetful, variables, batch, key)[1]
+        return self._losses(forgetful(self.model), variables, batch, key)[1]
 
     def evaluate(self, variables: Variables) -> dict[str, float]:
         assert self.evaluator is not None

@@ -19,7 +19,7 @@ from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.detection import faster_rcnn
 from resnet_jax.detection.anchors import Anchors
-from resnet_jax.detection.backbones import c4, freezes, networks
+from resnet_jax.detection.backbones import c4, forgetful, freezes, networks
 from resnet_jax.detection.localiser import LOCALISATION_RPN, Localiser, RegionSettings, Stage, trained_part
 from resnet_jax.detection.training import stop_frozen
 from resnet_jax.errors import UserError
@@ -334,13 +334,7 @@ class LocalisationTask:
 
     def statistics(self, variables: Variables, batch: Batch, key: jax.Array) -> Any:
         # As in classification; those of the R-CNN are of the regions that are drawn.
-        def forgetful(backbone: Any) -> Any:
-            norm = partial(backbone.network.norm, momentum=0.0, group_size=None)
-            return backbone.clone(network=backbone.network.clone(norm=norm))
-
-        name = "rpn_backbone" if self.trains == "rpn" else "backbone"
-        model = self.model.clone(**{name: forgetful(getattr(self.model, name))})
-        return self._losses(model, variables, batch, key)[1]
+        return self._losses(forgetful(self.model), variables, batch, key)[1]
 
     def evaluate(self, variables: Variables) -> dict[str, float]:
         assert self.evaluator is not None

@@ -34,7 +34,6 @@ class StepSettings(NamedTuple):
     log_every: int = 100
     hold_error: float = 0.0  # Until the training error is below it the learning rate is at most hold_rate; 0: off.
     hold_rate: float = 0.01
-    frozen: bool = False  # Some variables are; their moving averages then stay them to the bit.
     skip_nonfinite: bool = False  # A step that is not finite changes nothing but the count of such steps.
 
 
@@ -156,8 +155,8 @@ def moving_average(settings: StepSettings, state: TrainState, variables: Any) ->
         decay = jnp.where(state.step % settings.ema_every == 0, decay, 1.0)
 
     def average(mean: jax.Array, new: jax.Array) -> jax.Array:
-        moved = decay * mean + (1 - decay) * new
-        return jnp.where(new == mean, mean, moved) if settings.frozen else moved
+        # What is frozen stays to the bit; the sum would round it.
+        return jnp.where(new == mean, mean, decay * mean + (1 - decay) * new)
 
     return jax.tree.map(average, state.ema, variables)
 

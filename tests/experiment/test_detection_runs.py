@@ -129,7 +129,7 @@ def test_alternating_training_changes_in_each_step_what_it_says(shapes_folder, t
     weights = save_run(tmp_path / "0", Config(model=BACKBONE), {5: None})[5]
     c4 = {"task.anchor_sizes": (12.0, 24.0), "task.pooling.size": 4, "finetune.freeze": (), "steps": 2}
     weighty = {"init.name": "weights", "optimizer.weight_decay": 0.1, "schedule.name": "constant"}
-    base = tiny("c4", shapes_folder, **c4, **weighty)
+    base = tiny("c4", shapes_folder, **c4, **weighty, ema_decay=0.9)
     states, records = {}, {}
     for step, (changes, _) in STEPS.items():
         own = override(base, {"init.path": str(tmp_path / str(int(step) - 1))} | changes)
@@ -140,7 +140,7 @@ def test_alternating_training_changes_in_each_step_what_it_says(shapes_folder, t
     before = parts_of({"backbone": {"network": network}})
     before["rpn_backbone"] = {("rpn_backbone", *place[1:]): leaf for place, leaf in before["shared"].items()}
     for step, (_, expected) in STEPS.items():
-        after = parts_of(states[step].params)
+        after, averages = (parts_of(params) for params in (states[step].params, states[step].ema["params"]))
         assert ("rpn_backbone" in after) == (step in "12")
         for part, leaves in after.items():
             if part not in before or (step, part) == ("3", "rpn_head"):  # New in this step.
@@ -150,12 +150,15 @@ def test_alternating_training_changes_in_each_step_what_it_says(shapes_folder, t
             # Scales and biases of batch normalisation, the network's only ones, are frozen in all steps.
             free = {place for place in leaves if place[-1] == "kernel" or "network" not in place}
             assert changed == (free if part in expected else set()), (step, part)
+            # So is the moving average, from which the next step starts.
+            moved = {place for place in leaves if not np.array_equal(averages[part][place], before[part][place])}
+            assert moved == changed, (step, part)
         statistics = flax.traverse_util.flatten_dict(jax.device_get(states[step].batch_stats))
         given = flax.traverse_util.flatten_dict(weights["batch_stats"])
         assert {place[2:] for place in statistics} == given.keys()
         for place, leaf in statistics.items():
             np.testing.assert_array_equal(leaf, given[place[2:]])
-        before = after
+        before = averages
     # The figure of a proposal network is the recall of its proposals, and that of a detector its precision.
     for step, record in records.items():
         losses = {name for name in ("objectness", "rpn_box", "classifier", "box") if f"train_{name}" in record}

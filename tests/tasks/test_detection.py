@@ -266,14 +266,18 @@ def test_an_ensemble_of_twins_scores_as_one_and_protocols_are_known(one_device, 
 
 
 @pytest.mark.extensive
-def test_statistics_of_a_batch_are_those_of_its_activations(one_device, dataset):
-    task, _, state = made(config_of("fpn"), one_device, dataset)
+@pytest.mark.parametrize(
+    ("name", "kind", "changes"),
+    [("backbone", "fpn", {}), ("rpn_backbone", "c4", {"task.trains": "rpn", "task.shared": False})],
+)
+def test_statistics_of_a_batch_are_those_of_its_activations(one_device, dataset, name, kind, changes):
+    task, _, state = made(config_of(kind, **changes), one_device, dataset)
     batch = task.prepare(jax.random.key(0), jax.tree.map(jnp.asarray, batches_of(dataset, 1, one_device)[0]))
     found = jax.jit(task.statistics)(state.variables, batch, jax.random.key(1))
-    network = found["backbone"]["network"]
+    network = found[name]["network"]
+    kernel = jax.device_get(state.params[name]["network"])
     # The stem's batch normalisation comes after one convolution.
     name = next(name for name in network if not name.startswith("stage"))
-    kernel = jax.device_get(state.params["backbone"]["network"])
     conv = next(value["kernel"] for key, value in kernel.items() if "kernel" in value and not key.startswith("stage"))
     dilated = jax.lax.conv_general_dilated(
         batch["image"], conv, (2, 2), [(3, 3), (3, 3)], dimension_numbers=("NHWC", "HWIO", "NHWC")

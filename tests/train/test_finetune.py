@@ -49,7 +49,7 @@ def trained(tiny_task, random_variables, settings, mesh, steps=2, step_settings=
     task = tiny_task(**{"stage_sizes": (1, 3), **fields})
     plain, task = task.model, dataclasses.replace(task, model=settings.model(task.model))
     optimizer = settings.optimizer(SGD_03.make(), {(): plain})
-    step_settings = (step_settings or StepSettings())._replace(frozen=settings.freezes)
+    step_settings = step_settings or StepSettings()
     given = parallel.to_global(random_variables(plain, image_shape=(8, 8, 3)), parallel.replicated(mesh))
     before = init_state(task, optimizer, 0, step_settings.ema_decay, 0.0, (8, 8, 3), mesh)
     before = replace_variables(before, lambda _: given, mesh)
