@@ -214,11 +214,9 @@ class FasterRCNN(nn.Module):
         features = self.backbone.head(pooled.reshape(-1, *pooled.shape[2:]), train)
         return features.reshape(*boxes.shape[:2], -1)
 
-    def context_features(self, maps: tuple[jax.Array, ...], image_hw: jax.Array, train: bool = False) -> jax.Array:
+    def context_features(self, maps: tuple[jax.Array, ...], image_hw: jax.Array) -> jax.Array:
         """Those of the whole image (B, 1, D)."""
-        hw = jnp.asarray(image_hw, jnp.float32)
-        whole = jnp.concatenate([jnp.zeros_like(hw), hw[:, ::-1]], axis=1)
-        return self.box_features(maps, whole[:, None], train)
+        return self.box_features(maps, _whole(image_hw))
 
     def classify(self, features: jax.Array, context: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Of ``box_features`` (B, R, D) and, where the detector has context, ``context_features`` (B, 1, D).
@@ -234,8 +232,11 @@ class FasterRCNN(nn.Module):
         self, maps: tuple[jax.Array, ...], boxes: jax.Array, image_hw: jax.Array, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """The second stage of regions (B, R, 4): as ``classify``."""
-        features = self.box_features(maps, boxes, train)
-        return self.classify(features, self.context_features(maps, image_hw, train) if self.context else None)
+        if not self.context:
+            return self.classify(self.box_features(maps, boxes, train))
+        # In one batch: where batch normalisation is trained, its averages are then those of all that it normalises.
+        features = self.box_features(maps, jnp.concatenate([boxes, _whole(image_hw)], axis=1), train)
+        return self.classify(features[:, :-1], features[:, -1:])
 
     def predict(self, maps: tuple[jax.Array, ...], proposals: Proposals, image_hw: jax.Array) -> Predictions:
         """What the second stage says of proposals."""
@@ -293,6 +294,12 @@ class FasterRCNN(nn.Module):
         sample = sample_boxes(proposals, targets, self.box, self.make_rng("sample"))
         logits, deltas = self.head(maps, sample.boxes, image_hw, train)
         return box_losses(logits, deltas[:, :, -self.num_classes :], sample, self.box.beta)
+
+
+def _whole(image_hw: jax.Array) -> jax.Array:
+    """Boxes (B, 1, 4) of whole images of (B, 2) heights and widths."""
+    hw = jnp.asarray(image_hw, jnp.float32)
+    return jnp.concatenate([jnp.zeros_like(hw), hw[:, ::-1]], axis=1)[:, None]
 
 
 class BoxSample(NamedTuple):

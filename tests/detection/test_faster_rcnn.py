@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import flax.traverse_util
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.detection.anchors import Anchors
-from resnet_jax.detection.backbones import FPN, ResNetC4, trainable
+from resnet_jax.detection.backbones import FPN, ResNetC4, forgetful, trainable
 from resnet_jax.detection.boxes import decode, iou
 from resnet_jax.detection.faster_rcnn import (
     BoxSettings,
@@ -198,6 +199,27 @@ def test_two_sizes_of_images_are_two_programs():
         assert np.all(found.boxes <= hw[0, [1, 0, 1, 0]])
         assert found.valid.any()
     assert run._cache_size() == 2
+
+
+@pytest.mark.extensive
+def test_trained_normalisation_sees_regions_and_their_context_together():
+    """What is normalised by the statistics of a batch in training has them as its running averages afterwards."""
+    backbone = ResNetC4(network())
+    plain = FasterRCNN(
+        backbone, CLASSES, Anchors(((16.0, 32.0),)), pooling=Pooling("pool", 4), **SETTINGS, context=True
+    )
+    model, variables = forgetful(plain), draw(plain)  # The averages are of the last batch alone.
+    images, hw, targets = batch()
+    maps = model.apply(variables, images, method="features")
+    run = partial(model.apply, method="head")
+    (logits, deltas), updated = run(variables, maps, targets.boxes, hw, True, mutable=["batch_stats"])
+    stats = flax.traverse_util.flatten_dict(variables["batch_stats"])
+    stats |= flax.traverse_util.flatten_dict(updated["batch_stats"])
+    stats = flax.traverse_util.unflatten_dict(stats)
+    found = run(variables | {"batch_stats": stats}, maps, targets.boxes, hw)
+    # Running variances are unbiased: larger by n / (n - 1), with n the positions of ten regions.
+    np.testing.assert_allclose(found[0], logits, rtol=0.05, atol=0.02)
+    np.testing.assert_allclose(found[1], deltas, rtol=0.05, atol=0.02)
 
 
 @pytest.mark.extensive
