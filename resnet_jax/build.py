@@ -181,10 +181,6 @@ def check(config: Config, num_devices: int) -> None:
     config.finetune.check(config.task.networks(model))
     if config.bn_recompute_batches and config.finetune.freeze_bn:
         raise UserError("config.bn_recompute_batches is set, but config.finetune.freeze_bn keeps them all; remove one")
-    if config.init.name == "weights" and not config.init.path:
-        raise UserError(
-            "config.init.path is missing; give a file of PyTorch weights or a workdir, or --config.init.name=none"
-        )
     if config.data_dir is not None and config.data.name == "digits":
         raise UserError("config.data_dir is set, but the digits are inside scikit-learn; remove it")
 

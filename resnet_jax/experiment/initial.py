@@ -12,17 +12,13 @@ from jax.sharding import Mesh
 
 from resnet_jax import parallel
 from resnet_jax.config import Config
-from resnet_jax.data import Photographs
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.exported import find_run, included
-from resnet_jax.experiment.networks import load_run, note_differences, stride_placement
-from resnet_jax.interop.pretrained import Preprocessing, read_repository
+from resnet_jax.experiment.networks import HUB, find_weights, load_run, note_differences
 from resnet_jax.interop.torch_weights import load_torch
 from resnet_jax.models.stacking import unstack_blocks
 from resnet_jax.train.initial import Weights
-
-_HUB = "timm/"  # Of other owners a name could be a mistyped path, and would be sent to the Hub.
 
 
 class Start(NamedTuple):
@@ -65,6 +61,10 @@ def read_start(
                 "--config.init.name=weights and --config.init.path, or freeze nothing"
             )
         return RANDOM
+    if not init.path:
+        raise UserError(
+            "config.init.path is missing; give a file of PyTorch weights or a workdir, or --config.init.name=none"
+        )
     loaded = _load(init, config, len(class_names), image_shape, mesh)
     keep_head = init.head == "keep"
     if keep_head:
@@ -101,11 +101,11 @@ def _load(init: Weights, config: Config, num_classes: int, image_shape: tuple[in
         return _of_workdir(find_run(path), init, mesh)
     if path.is_file():
         return _of_file(path, init, config, num_classes, image_shape)
-    if init.path.startswith(_HUB):
+    if init.path.startswith(HUB):
         return _of_hub(init, config, num_classes, image_shape)
     raise UserError(
         f"config.init.path is {init.path!r}, and there is no such file of weights or workdir; correct it, or name a "
-        f"repository of the Hugging Face Hub, {_HUB}..."
+        f"repository of the Hugging Face Hub, {HUB}..."
     )
 
 
@@ -129,42 +129,9 @@ def _of_file(path: Path, init: Weights, config: Config, num_classes: int, image_
 
 
 def _of_hub(init: Weights, config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> _Loaded:
-    found = read_repository(init.path)
-    for key, theirs, ours in (
-        ("name", found.architecture, config.model.name),
-        ("stride_placement", found.fields.get("stride_placement"), stride_placement(config)),
-    ):
-        if theirs != ours:
-            raise UserError(
-                f"config.init.path is {init.path}, whose network has {key} {theirs!r}, and config.model has {ours!r}; "
-                f"set config.model.{key}={theirs}, as configs/finetune.py:{found.architecture} does"
-            )
-    variables = _torch_variables(found.weights, init, config, num_classes, image_shape)
-    _note_other_images(init.path, found.preprocessing, config)
-    mean, std = (np.array(values, np.float32) for values in (found.preprocessing.mean, found.preprocessing.std))
-    # That of three channels is none for images of one.
-    normalization = Normalization(mean, std) if len(mean) == image_shape[-1] else None
-    return _Loaded(variables, None, normalization, {"kind": "hub", "name": init.path, "revision": found.revision})
-
-
-def _note_other_images(name: str, theirs: Preprocessing, config: Config) -> None:
-    """Says on stderr what of the photographs is not as the weights had them, and how to have it so."""
-    if not isinstance(config.data, Photographs):
-        return
-    wanted = {
-        "crop_size": theirs.crop_size,
-        "eval_shorter_side": theirs.shorter_side,
-        "interpolation": theirs.interpolation,
-    }
-    ours = {key: getattr(config.data, key) for key in wanted}
-    other = {key: value for key, value in wanted.items() if value != ours[key]}
-    if other and parallel.is_main_process():
-        known = " ".join(f"--config.data.{key}={value}" for key, value in other.items())
-        print(
-            f"note: {name} was trained on crops of {theirs.crop_size} pixels of a shorter side of "
-            f"{theirs.shorter_side}, by {theirs.interpolation} interpolation; {known} makes them so here",
-            file=sys.stderr,
-        )
+    found = find_weights(init.path, config, image_shape)
+    variables = _torch_variables(found.path, init, config, num_classes, image_shape)
+    return _Loaded(variables, None, found.normalization, {"kind": "hub", "name": init.path, "revision": found.revision})
 
 
 def _torch_variables(

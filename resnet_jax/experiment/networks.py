@@ -5,18 +5,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from resnet_jax import build, parallel
 from resnet_jax.config import Config, read_config, refuse_change
+from resnet_jax.data import Photographs
 from resnet_jax.data.class_names import imagenet_names
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.exported import find_run, is_exported, read_weights
+from resnet_jax.interop.pretrained import Preprocessing, read_repository
 from resnet_jax.models.zoo import variant
 from resnet_jax.train import checkpoint
 from resnet_jax.train.state import init_state
 from resnet_jax.train.workdir import read_class_names, read_image_shape
+
+HUB = "timm/"  # Of other owners a name could be a mistyped path, and would be sent to the Hub.
 
 
 class Network(NamedTuple):
@@ -83,6 +88,64 @@ def load_run(
     return Network(model, state.variables, normalize, class_names, config, int(state.step), shape)
 
 
+class FoundWeights(NamedTuple):
+    """A file of PyTorch weights.
+
+    normalization: that of the images they were trained on; None where it is not known, or of other channels.
+    revision: the commit of the repository that they are from, if any.
+    """
+
+    path: Path
+    normalization: Normalization | None = None
+    revision: str | None = None
+
+
+def find_weights(name: str, config: Config, image_shape: tuple[int, int, int]) -> FoundWeights:
+    """The PyTorch weights that ``name`` means, for config.model on images (H, W, C): a file, or a repository of timm.
+
+    A repository, "timm/resnet50.a1_in1k", is downloaded where it is not in the cache. Its network must be config.model;
+    where config.data has other sizes of photographs than its, or another filter, a line on stderr says how to have
+    them. Raises UserError.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or not name.startswith(HUB):
+        return FoundWeights(path)
+    found = read_repository(name)
+    for key, theirs, ours in (
+        ("name", found.architecture, config.model.name),
+        ("stride_placement", found.fields.get("stride_placement"), stride_placement(config)),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"the network of {name} has {key} {theirs!r}, and config.model has {ours!r}; set "
+                f"--config.model.{key}={theirs}, as configs/finetune.py:{found.architecture} does"
+            )
+    _note_other_images(name, found.preprocessing, config)
+    mean, std = (np.array(values, np.float32) for values in (found.preprocessing.mean, found.preprocessing.std))
+    # That of three channels is none for images of one.
+    normalization = Normalization(mean, std) if len(mean) == image_shape[-1] else None
+    return FoundWeights(found.weights, normalization, found.revision)
+
+
+def _note_other_images(name: str, theirs: Preprocessing, config: Config) -> None:
+    """Says on stderr what of the photographs is not as the weights had them, and how to have it so."""
+    if not isinstance(config.data, Photographs):
+        return
+    wanted = {
+        "crop_size": theirs.crop_size,
+        "eval_shorter_side": theirs.shorter_side,
+        "interpolation": theirs.interpolation,
+    }
+    other = {key: value for key, value in wanted.items() if value != getattr(config.data, key)}
+    if other and parallel.is_main_process():
+        known = " ".join(f"--config.data.{key}={value}" for key, value in other.items())
+        print(
+            f"note: {name} was trained on crops of {theirs.crop_size} pixels of a shorter side of "
+            f"{theirs.shorter_side}, by {theirs.interpolation} interpolation; {known} makes them so here",
+            file=sys.stderr,
+        )
+
+
 def load_weights(
     path: Path,
     config: Config,
@@ -127,9 +190,10 @@ def note_differences(config: Config) -> None:
 def load_network(
     config: Config | None, workdir: str | None, torch_weights: str | None, which: str = "latest"
 ) -> Network:
-    """The network of a run, or of a file of PyTorch weights for config.model, with as little of the data as it takes.
+    """The network of a run, or of PyTorch weights for config.model, with as little of the data as it takes.
 
-    ``config`` is needed for PyTorch weights only. Raises UserError unless exactly one of the two is given.
+    ``config`` is needed for PyTorch weights only; ``find_weights`` says what ``torch_weights`` can be. Raises UserError
+    unless exactly one of the two is given.
     """
     if (workdir is None) == (torch_weights is None):
         raise UserError("give either --workdir or --torch_weights")
@@ -142,11 +206,15 @@ def load_network(
     if config is None:
         raise UserError("--torch_weights needs --config, a file of configs/ that names the model")
     build.check(config, num_devices=1)
-    path, mesh, fixed = Path(str(torch_weights)), parallel.data_mesh(), config.normalization.fixed(config.data.name)
-    if config.data.kind == "photographs" and config.data.name == "imagenet2012" and fixed is not None:
-        # Of weights trained on ImageNet with its usual normalisation no data need to be there.
+    mesh, name = parallel.data_mesh(), str(torch_weights)
+    if config.data.kind == "photographs" and config.data.name == "imagenet2012":
+        # Of weights trained on ImageNet with a known normalisation no data need to be there.
         shape = (config.data.crop_size, config.data.crop_size, 3)
-        return load_weights(path, config, imagenet_names(), fixed, mesh, shape)
+        found = find_weights(name, config, shape)
+        fixed = found.normalization or config.normalization.fixed(config.data.name)
+        if fixed is not None:
+            return load_weights(found.path, config, imagenet_names(), fixed, mesh, shape)
     dataset = build.make_dataset(config)
-    normalize = build.make_normalization(config, dataset)
-    return load_weights(path, config, dataset.class_names, normalize, mesh, dataset.image_shape)
+    found = find_weights(name, config, dataset.image_shape)
+    normalize = found.normalization or build.make_normalization(config, dataset)
+    return load_weights(found.path, config, dataset.class_names, normalize, mesh, dataset.image_shape)

@@ -9,7 +9,7 @@ from resnet_jax.config import Config, override, refuse_change
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.exported import find_run
-from resnet_jax.experiment.networks import Network, load_run, load_weights
+from resnet_jax.experiment.networks import Network, find_weights, load_run, load_weights
 from resnet_jax.models import list_models
 from resnet_jax.tasks.task import Member
 
@@ -48,7 +48,8 @@ def score(
         config: the data, and the model of ``torch_weights`` and of a single run.
         workdirs: runs, of which the "latest" or "best" checkpoint is taken (``which``). Several runs may be of
             different models; each has its own config's.
-        torch_weights: files of PyTorch weights, each as FILE for config.model, or as MODEL=FILE.
+        torch_weights: PyTorch weights as ``networks.find_weights`` takes them, each for config.model, or as
+            MODEL=WEIGHTS. A repository brings its normalisation along.
         split: default the test set, or the validation set of photographs.
         data: scored on instead of config.data.
 
@@ -71,9 +72,10 @@ def score(
     dataset = build.make_dataset(config) if data is None else data
     chosen = split or dataset.test_split
     for text in torch_weights:
-        named, path = _named_weights(config, text)
-        normalize = build.make_normalization(config, dataset)
-        members.append(load_weights(path, named, dataset.class_names, normalize, mesh, dataset.image_shape))
+        named, name = _named_weights(config, text)
+        weights = find_weights(name, named, dataset.image_shape)
+        normalize = weights.normalization or build.make_normalization(config, dataset)
+        members.append(load_weights(weights.path, named, dataset.class_names, normalize, mesh, dataset.image_shape))
     for network in members:
         if network.class_names != dataset.class_names:
             raise UserError(
@@ -102,12 +104,12 @@ def score(
     return Scored(result, found.details, dataset, members, found.summary)
 
 
-def _named_weights(config: Config, text: str) -> tuple[Config, Path]:
-    """The config and path that "FILE" or "MODEL=FILE" mean."""
+def _named_weights(config: Config, text: str) -> tuple[Config, str]:
+    """The config and the weights that "WEIGHTS" or "MODEL=WEIGHTS" mean."""
     name, equals, path = text.partition("=")
     if not equals or name not in list_models():
-        return config, Path(text)
-    return override(config, {"model.name": name}), Path(path)
+        return config, text
+    return override(config, {"model.name": name}), path
 
 
 def _steps(members: list[Network]) -> str | int | None:

@@ -20,7 +20,7 @@ from resnet_jax.tasks.task import Member
 
 flags.adopt_module_key_flags(cli)
 WORKDIR = flags.DEFINE_string("workdir", None, "Use a checkpoint of this run, or this exported network.")
-TORCH_WEIGHTS = flags.DEFINE_string("torch_weights", None, "Use the PyTorch weights in this file.")
+TORCH_WEIGHTS = flags.DEFINE_string("torch_weights", None, "Use the PyTorch weights in this file, or timm/NAME.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which checkpoint of --workdir.")
 SAVE_DIR = flags.DEFINE_string("save_dir", None, "Write a picture of each photograph with what is in it here.")
 

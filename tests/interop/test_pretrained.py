@@ -11,6 +11,7 @@ import threading
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 import resnet_jax
@@ -18,6 +19,8 @@ from resnet_jax import build, parallel
 from resnet_jax.config import load_config, override
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.initial import read_start
+from resnet_jax.experiment.networks import load_network
+from resnet_jax.experiment.scoring import score
 from resnet_jax.interop.pretrained import Preprocessing, read_repository
 
 pytest.importorskip("huggingface_hub")
@@ -252,3 +255,35 @@ def test_a_run_starts_from_a_repository(client, repositories, trained, capsys):
     assert "head" not in new.variables["params"] and new.normalization is None
     assert "'resnet10t'" in other and "config.model.name=resnet10t" in other
     assert "config.model.stride_placement=v1.5" in paper_s
+
+
+@pytest.mark.extensive
+def test_a_repository_is_scored_as_it_is(client, repositories, trained, tmp_path, capsys):
+    """Against Pillow's resizing of whole photographs, and the network applied to each."""
+    rng, losses = np.random.default_rng(0), []
+    model = resnet_jax.create_model("resnet10t", 3)
+    for label, name in enumerate(CLASSES):
+        photograph = PIL.Image.fromarray(rng.integers(256, size=(190 + 7 * label, 230, 3), dtype=np.uint8))
+        for split in ("train", "val"):
+            (tmp_path / split / name).mkdir(parents=True)
+            photograph.save(tmp_path / split / name / "0.png")
+        width, height = (int(185 * side / min(photograph.size)) for side in photograph.size)
+        resized = np.asarray(photograph.resize((width, height), PIL.Image.Resampling.BICUBIC), np.float32) / 255
+        top, left = round((height - 176) / 2), round((width - 176) / 2)
+        image = (resized[top : top + 176, left : left + 176] - np.float32(MEAN)) / np.float32(STD)
+        losses.append(-jax.nn.log_softmax(model.apply(trained[0], image[None]))[0, label])
+    config = override(
+        load_config("configs/finetune.py:resnet10t"),
+        {"data_dir": str(tmp_path), "data.crop_size": 176, "data.eval_shorter_side": 185}
+        | {"data.interpolation": "bicubic", "eval_batch_size": 3},
+    )
+    with serving(repositories, []) as port:
+        client(HF_ENDPOINT=f"http://127.0.0.1:{port}")
+        found = score(config, torch_weights=["timm/resnet10t.test"])
+        network = load_network(config, None, "timm/resnet10t.test")
+        other = override(config, {"model.name": "resnet18"})
+        mistaken = error_of(lambda: score(other, torch_weights=["timm/resnet10t.test"]))
+    assert found.record["num_examples"] == 3 and "note" not in capsys.readouterr().err
+    assert found.record["loss"] == pytest.approx(np.mean(losses), rel=1e-3)
+    np.testing.assert_array_equal(network.normalize.mean, np.float32(MEAN))
+    assert "the network of timm/resnet10t.test has name 'resnet10t'" in mistaken
