@@ -22,6 +22,9 @@ from resnet_jax.data.sources.detection.shapes import CLASSES, ShapesSource
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# A failure of what these assert is explained as that of a test.
+pytest.register_assert_rewrite("tests.interop.torch_networks")
+
 
 def pytest_configure(config):
     """Compiled programs are kept for the worker's other tests and the next run and, but for slow tests, not optimised.
