@@ -1,62 +1,30 @@
+"""Boxes are decoded, averaged or interpolated linearly to their sizes."""
+
 import io
-import runpy
-import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import PIL.Image
 import pytest
-from PIL import ImageOps
 
 from resnet_jax.data.crops import RandomResized
 from resnet_jax.data.decode import images, turbojpeg
-from resnet_jax.data.decode.boxes import CentralCrop, whole_box
+from resnet_jax.data.decode.boxes import whole_box
 from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize, image_size
+from tests.data.decode.encoded_images import (
+    FILES,
+    HEIGHT,
+    PHOTOGRAPH,
+    WIDTH,
+    assert_close,
+    encoded,
+    gradient,
+    reference_pixels,
+)
 
 # pytest forgets between tests the filter that the module sets.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
-
-HEIGHT, WIDTH = 90, 130
-
-
-@pytest.fixture(params=["turbojpeg", "pillow"])
-def decoder(request, monkeypatch):
-    """Both ways to decode; without the library, the first is the second."""
-    if request.param == "pillow":
-        monkeypatch.setattr(turbojpeg, "library", lambda: None)
-    return request.param
-
-
-def gradient(height=HEIGHT, width=WIDTH):
-    y, x = np.mgrid[:height, :width]
-    return np.stack([20 + 200 * x / width, 20 + 200 * y / height, 220 - 200 * x / width], -1).astype(np.uint8)
-
-
-def encoded(pixels, format="JPEG", mode="RGB", **options):
-    file = io.BytesIO()
-    PIL.Image.fromarray(pixels).convert(mode).save(file, format, **options)
-    return file.getvalue()
-
-
-def sampled(pixels, sampling):
-    return cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling])[1].tobytes()
-
-
-def ycck(pixels):
-    """A CMYK file that says, in its Adobe segment, that its colours are YCCK."""
-    data = bytearray(encoded(pixels, mode="CMYK"))
-    place = data.index(b"Adobe") + 11
-    assert data[place] == 0
-    data[place] = 2
-    return bytes(data)
-
-
-def oriented(pixels, orientation, format="JPEG", **options):
-    exif = PIL.Image.Exif()
-    exif[0x0112] = orientation
-    return encoded(pixels, format, exif=exif, **options)
 
 
 def transparent(pixels, format="PNG"):
@@ -64,54 +32,6 @@ def transparent(pixels, format="PNG"):
     file = io.BytesIO()
     PIL.Image.fromarray(np.dstack([pixels, alpha])).save(file, format, lossless=True, exact=True)
     return file.getvalue()
-
-
-PHOTOGRAPH = gradient()
-NOISE = np.random.default_rng(0).integers(256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)
-FILES = {
-    "4:4:4": sampled(PHOTOGRAPH, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
-    "4:2:2": sampled(PHOTOGRAPH, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422),
-    "4:2:0": sampled(PHOTOGRAPH, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
-    "4:4:0": sampled(PHOTOGRAPH, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440),
-    "4:1:1": sampled(PHOTOGRAPH, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411),
-    "progressive": encoded(PHOTOGRAPH, progressive=True),
-    "grey": encoded(PHOTOGRAPH, mode="L"),
-    "rgb": encoded(PHOTOGRAPH, keep_rgb=True),
-    "cmyk": encoded(PHOTOGRAPH, mode="CMYK"),
-    "ycck": ycck(PHOTOGRAPH),
-    "png": encoded(PHOTOGRAPH, "PNG"),
-    "png, noise": encoded(NOISE, "PNG"),
-    "png, grey and alpha": encoded(PHOTOGRAPH, "PNG", mode="LA"),
-    "png, palette": encoded(PHOTOGRAPH, "PNG", mode="P"),
-    "png, palette and transparency": encoded(PHOTOGRAPH, "PNG", mode="P", transparency=bytes(range(256))),
-    "png, one bit": encoded(PHOTOGRAPH, "PNG", mode="1"),
-    "gif": encoded(PHOTOGRAPH, "GIF", transparency=3),
-    "tiff": encoded(PHOTOGRAPH, "TIFF"),
-    "tiff, sideways": oriented(PHOTOGRAPH, 6, "TIFF"),
-    "bmp": encoded(PHOTOGRAPH, "BMP"),
-    "webp": encoded(PHOTOGRAPH, "WEBP"),
-    **{f"orientation {value}": oriented(PHOTOGRAPH, value) for value in range(10)},
-    "png, orientation 8": oriented(PHOTOGRAPH, 8, "PNG"),
-    "one pixel": encoded(gradient(1, 1)),
-    "tiny": encoded(gradient(20, 30)),
-    "wide": encoded(gradient(300, 5000)),
-    "damaged exif": encoded(PHOTOGRAPH, exif=b"Exif\0\0II*\0\x08\0\0\0\x40\0\x12\x01"),
-    "no exif in the exif": encoded(PHOTOGRAPH, exif=b"Exif\0\0nonsense"),
-}
-
-
-def reference_pixels(data):
-    """The upright image, decoded whole by Pillow."""
-    with PIL.Image.open(io.BytesIO(data)) as file:
-        file.load()
-        return np.asarray(upright(file).convert("RGB")).astype(np.int16)
-
-
-def upright(file):
-    try:
-        return ImageOps.exif_transpose(file)
-    except SyntaxError:  # Damaged Exif data.
-        return file
 
 
 def weights(size, new_size, average):
@@ -134,11 +54,6 @@ def reference_resize(pixels, size):
 def cut(pixels, box):
     top, left, height, width = box
     return pixels[top : top + height, left : left + width]
-
-
-def assert_close(crop, expected, tolerance=2):
-    assert crop.shape == expected.shape
-    assert np.abs(crop - expected).max() <= tolerance
 
 
 def inner_box(height, width):
@@ -243,108 +158,6 @@ def test_sixteen_bits_are_reduced_to_eight():
     assert ok
     crop = crop_and_resize(colour.tobytes(), whole_box)
     np.testing.assert_array_equal(crop, np.stack([deep // 4, deep // 2, deep], -1) // 256)
-
-
-def png_with_rows_missing():
-    data = FILES["png"]
-    start = data.index(b"IDAT")
-    rows = zlib.compress(bytes(HEIGHT))
-    chunk = b"IDAT" + rows
-    length, check = len(rows).to_bytes(4, "big"), zlib.crc32(chunk).to_bytes(4, "big")
-    return data[: start - 4] + length + chunk + check + data[data.index(b"IEND") - 4 :]
-
-
-BROKEN = {
-    "empty": b"",
-    "text": b"this is not an image\n",
-    "zeros": bytes(5000),
-    "jpeg, start": FILES["4:2:0"][:2],
-    "jpeg, part of the header": FILES["4:2:0"][:100],
-    "jpeg, half": FILES["4:2:0"][: len(FILES["4:2:0"]) // 2],
-    "jpeg, without its end": FILES["4:2:0"][:-20],
-    "progressive, half": FILES["progressive"][: len(FILES["progressive"]) // 2],
-    "png, half": FILES["png"][: len(FILES["png"]) // 2],
-    "png, rows missing": png_with_rows_missing(),
-    "gif, half": FILES["gif"][:400],
-    "tiff, half": FILES["tiff"][: len(FILES["tiff"]) // 2],
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_files_that_cannot_be_decoded_are_named_so_in_a_line(decoder, name):
-    # Even where the broken part is not in the box.
-    with pytest.raises(UnreadableImage) as caught:
-        crop_and_resize(BROKEN[name], lambda *_: (0, 0, 1, 1), (8, 8))
-    reason = str(caught.value)
-    assert 0 < len(reason) < 100 and "\n" not in reason and "object at" not in reason
-
-
-@pytest.mark.parametrize("name", ["empty", "text", "zeros", "jpeg, start", "jpeg, part of the header"])
-def test_a_file_without_a_header_has_no_size(name):
-    with pytest.raises(UnreadableImage):
-        image_size(BROKEN[name])
-
-
-@pytest.mark.parametrize("name", ["jpeg, half", "progressive, half", "png, half", "tiff, half"])
-def test_the_size_needs_the_header_only(name):
-    assert image_size(BROKEN[name]) == (HEIGHT, WIDTH)
-
-
-def test_pixels_of_another_size_than_the_header_says_are_refused(monkeypatch):
-    monkeypatch.setattr(images, "_upright_size", lambda file: (HEIGHT + 1, WIDTH))
-    with pytest.raises(UnreadableImage, match=f"not {HEIGHT + 1} x {WIDTH}, as its header says"):
-        crop_and_resize(FILES["png"], whole_box)
-
-
-def test_damage_gives_pixels_or_an_error_and_both_decoders_the_same(monkeypatch):
-    library = turbojpeg.library
-    rng = np.random.default_rng(0)
-    outcomes = set()
-    for _ in range(200):
-        data = bytearray(FILES["4:2:0"])
-        for place in rng.integers(len(data), size=3):
-            data[place] = rng.integers(256)
-        found = []
-        for lib in (library, lambda: None):
-            monkeypatch.setattr(turbojpeg, "library", lib)
-            try:
-                found.append(crop_and_resize(bytes(data), whole_box))
-            except UnreadableImage:
-                found.append(None)
-        outcomes.add(found[0] is None)
-        assert (found[0] is None) == (found[1] is None)
-        if found[0] is not None:
-            assert_close(found[0].astype(int), found[1])
-    assert outcomes == {False, True}
-
-
-@pytest.fixture
-def freshly_imported():
-    """The module's names, imported where every warning is an error."""
-    warnings.simplefilter("error")
-    with pytest.raises(UserWarning, match="EXIF"):
-        PIL.Image.open(io.BytesIO(FILES["damaged exif"])).getexif()
-    return runpy.run_path(images.__file__)
-
-
-@pytest.mark.parametrize("name", ["damaged exif", "png, palette and transparency"])
-def test_pillow_does_not_warn_of_metadata(freshly_imported, name):
-    crop = freshly_imported["crop_and_resize"](FILES[name], whole_box)
-    np.testing.assert_array_equal(crop, crop_and_resize(FILES[name], whole_box))
-
-
-def test_large_images_are_read_without_a_warning(freshly_imported, monkeypatch):
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)
-    np.testing.assert_array_equal(freshly_imported["crop_and_resize"](FILES["png"], whole_box), PHOTOGRAPH)
-    assert freshly_imported["image_size"](FILES["png"]) == (HEIGHT, WIDTH)
-
-
-@pytest.mark.parametrize("name", ["png", "4:2:0"])
-def test_far_too_large_images_are_refused(decoder, monkeypatch, name):
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 2 - 1)
-    for use in (image_size, lambda data: crop_and_resize(data, whole_box)):
-        with pytest.raises(UnreadableImage, match="exceeds limit"):
-            use(FILES[name])
 
 
 @pytest.mark.parametrize("size", [None, (20, 30), (200, 300), (200, 30)])
@@ -461,48 +274,3 @@ def test_ordinary_jpegs_need_no_pillow(monkeypatch):
     for name, pixels in expected.items():
         assert image_size(FILES[name]) == (HEIGHT, WIDTH)
         np.testing.assert_array_equal(crop_and_resize(FILES[name], inner_box), pixels)
-
-
-FILTERS = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
-
-
-def resized_whole(data, shorter_side, crop, interpolation):
-    """As torchvision's Resize and CenterCrop do it with Pillow: the whole image first."""
-    image = PIL.Image.fromarray(reference_pixels(data).astype(np.uint8))
-    width, height = (int(shorter_side * side / min(image.size)) for side in image.size)
-    top, left = round((height - crop) / 2), round((width - crop) / 2)
-    return np.asarray(image.resize((width, height), FILTERS[interpolation]))[top : top + crop, left : left + crop]
-
-
-@pytest.mark.parametrize("interpolation", FILTERS)
-@pytest.mark.parametrize("size", [(300, 407), (407, 300), (64, 61), (33, 150), (20, 30)])
-@pytest.mark.parametrize(("shorter_side", "crop"), [(64, 56), (47, 32), (48, 48)])
-def test_filtered_crops_equal_those_of_the_whole_resized_image(decoder, interpolation, size, shorter_side, crop):
-    pixels = np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8)
-    view = CentralCrop(shorter_side, crop, interpolation)
-    for image in (encoded(pixels, quality=95), encoded(pixels, "PNG")):
-        found = crop_and_resize(image, view.box, (crop, crop), interpolation=interpolation).astype(int)
-        wanted = resized_whole(image, shorter_side, crop, interpolation)
-        # Pillow keeps the box in float32.
-        assert np.abs(found - wanted).max() <= 1 and (found != wanted).mean() < 0.02
-
-
-@pytest.mark.parametrize("interpolation", FILTERS)
-def test_filtered_training_crops_see_their_box_alone(interpolation):
-    box, inside = (10, 20, 60, 90), np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    outside = np.full_like(inside, 255)
-    outside[10:70, 20:110] = 0
-    found = crop_and_resize(outside, lambda *_: box, (30, 45), fast=True, interpolation=interpolation)
-    assert not found.any()
-    seen = crop_and_resize(outside, lambda *_: box, (30, 45), interpolation=interpolation)
-    assert seen[0].any() and seen[:, 0].any() and not seen[2:-2, 2:-2].any()
-    out = np.empty((30, 45, 3), np.uint8)
-    cut = PIL.Image.fromarray(NOISE[10:70, 20:110]).resize((45, 30), FILTERS[interpolation])
-    crop_and_resize(NOISE, lambda *_: box, (30, 45), True, out, interpolation)
-    np.testing.assert_array_equal(out, cut)
-
-
-def test_a_filtered_box_outside_of_the_image_is_refused():
-    for box in ((0, 0, HEIGHT + 0.5, 10), (-0.1, 0, 10, 10), (0, 0, 10, 0.0)):
-        with pytest.raises(ValueError, match="is not inside an image of 90 x 130 pixels"):
-            crop_and_resize(NOISE, lambda *_, box=box: box, (5, 5), interpolation="bicubic")
