@@ -23,7 +23,9 @@ from resnet_jax.data.sources.detection.shapes import CLASSES, ShapesSource
 ROOT = Path(__file__).resolve().parent.parent
 
 # A failure of what these assert is explained as that of a test.
-pytest.register_assert_rewrite("tests.data.decode.encoded_images", "tests.interop.torch_networks")
+pytest.register_assert_rewrite(
+    "tests.data.decode.encoded_images", "tests.interop.torch_networks", "tests.programs.program_calls"
+)
 
 
 def pytest_configure(config):

@@ -1,45 +1,16 @@
-"""Bad input to the programs: exit status 2, one line that names the fault, and no file touched."""
+"""Configs, flags and faults of any program. Bad input: status 2, one line that names the fault, and no file touched."""
 
-import csv
-import importlib
 import importlib.util
-import json
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import jax
-import numpy as np
-import PIL.Image
 import pytest
-from absl import flags, logging
-from absl.testing import flagsaver
 
-from resnet_jax.config import load_config, override, read_config
-from resnet_jax.experiment.scoring import score
 from resnet_jax.experiment.training import train
-from resnet_jax.interop.torch_weights import save_torch
-from resnet_jax.models import create_model
-from resnet_jax.programs import cli
 from resnet_jax.train.signals import Stopped
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-QUICKSTART = str(ROOT / "configs" / "quickstart.py")
-
-
-def snapshot(folder):
-    every = sorted(folder.rglob("*"))
-    return [(path, path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for path in every]
-
-
-def the_error(stderr):
-    """The one ``error: `` line, which is also all there is."""
-    (line,) = stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
+from tests.programs.program_calls import QUICKSTART, ROOT, snapshot, the_error
 
 
 def run_program(program, *arguments, cwd, devices=1):
@@ -90,46 +61,6 @@ def test_eval_names_a_workdir_without_a_run(tmp_path):
 def test_predict_names_a_photograph_that_is_not_there(tmp_path):
     error = run_program("predict.py", "--config", QUICKSTART, "--workdir", "run", "cat.jpg", cwd=tmp_path)
     assert "there is no file or folder cat.jpg" in error
-
-
-@pytest.fixture
-def run_here(monkeypatch):
-    """Runs a main function as the programs do, but in this process."""
-
-    def run(main, *arguments, **keywords):
-        argv = ["program", *arguments]
-        monkeypatch.setattr(sys, "argv", argv)
-        # absl's own run also installs its log handler, for good.
-        monkeypatch.setattr(cli.app, "run", lambda checked_main, flags_parser: checked_main(flags_parser(argv)))
-        verbosity = logging.get_verbosity()
-        try:
-            with flagsaver.flagsaver():
-                if main.__name__ == "main":
-                    main()  # Of a program, which calls cli.run.
-                else:
-                    cli.run(main, __name__, **keywords)
-        finally:
-            logging.set_verbosity(verbosity)
-
-    return run
-
-
-@pytest.fixture
-def refuse(run_here, tmp_path, capsys):
-    """Runs a main function to its error."""
-
-    def run(main, *arguments, **keywords):
-        capsys.readouterr()
-        before = snapshot(tmp_path)
-        with pytest.raises(SystemExit) as caught:
-            run_here(main, *arguments, **keywords)
-        assert caught.value.code == 2
-        assert snapshot(tmp_path) == before
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        return the_error(captured.err)
-
-    return run
 
 
 @pytest.fixture
@@ -245,158 +176,6 @@ def test_a_workdir_that_cannot_be_made_is_named(refuse, tmp_path):
     assert f"cannot write to workdir {workdir}" in error
 
 
-@pytest.fixture
-def load_main(monkeypatch):
-    """The main function of a program; its flags and its handling of Ctrl-C go with the test."""
-    known, handler = set(flags.FLAGS), signal.getsignal(signal.SIGINT)
-
-    def load(name):
-        monkeypatch.delitem(sys.modules, f"resnet_jax.programs.{name}", raising=False)
-        return importlib.import_module(f"resnet_jax.programs.{name}").main
-
-    yield load
-    signal.signal(signal.SIGINT, handler)
-    for name in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, name)
-
-
-# With the normalisation that published weights want, or a note would say so.
-TINY = (
-    *("--config", QUICKSTART, "--config.model.stage_sizes=(1,)", "--config.model.width=4"),
-    "--config.normalization.name=channel",
-)
-
-
-@pytest.fixture
-def weights(tmp_path):
-    """Two files of weights for the model of TINY."""
-    model = create_model("resnet20", stage_sizes=(1,), width=4)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-
-    def draw(leaf):
-        drawn = rng.normal(0, 0.2, leaf.shape) if len(leaf.shape) > 1 else rng.uniform(0.5, 1.5, leaf.shape)
-        return drawn.astype(np.float32)
-
-    for path in paths:
-        variables = jax.tree.map(draw, shapes)
-        save_torch(variables, path, model=model)
-    return [str(path) for path in paths]
-
-
-def test_eval_prints_the_errors_and_keeps_them_and_the_scores(run_here, load_main, weights, tmp_path, capsys):
-    a, b = weights
-    results, scores = tmp_path / "results.csv", tmp_path / "scores.csv"
-    main = load_main("evaluate")
-    run_here(main, *TINY, "--torch_weights", a, "--results_csv", str(results), "--scores_csv", str(scores))
-    run_here(main, *TINY, f"--torch_weights={a}", f"--torch_weights=resnet20={b}", f"--results_csv={results}")
-    text, record, _, ensemble = capsys.readouterr().out.splitlines()
-    record, ensemble = json.loads(record), json.loads(ensemble)
-    assert text == (
-        f"resnet20 on digits test, single: top-1 error {record['top1_error']:.2f} %, "
-        f"top-5 error {record['top5_error']:.2f} %, loss {record['loss']:.4f}, 360 examples"
-    )
-    assert (record["model"], record["data"], record["weights"]) == ("resnet20", "digits", a)
-    assert (ensemble["model"], ensemble["weights"]) == ("resnet20 + resnet20", f"{a} + resnet20={b}")
-    assert record["loss"] != ensemble["loss"]
-    with results.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row, result in zip(rows, (record, ensemble), strict=True):
-        assert row == {key: "" if value is None else str(value) for key, value in result.items()}
-    with scores.open(newline="") as file:
-        ranks = [int(row["rank"]) for row in csv.DictReader(file)]
-    assert len(ranks) == 360
-    assert round(100 * sum(rank > 1 for rank in ranks) / 360, 4) == record["top1_error"]
-
-
-def test_eval_measures_the_layer_responses_of_any_weights(run_here, load_main, weights, tmp_path):
-    path = tmp_path / "responses.csv"
-    run_here(load_main("evaluate"), *TINY, f"--torch_weights=resnet20={weights[0]}", f"--responses_csv={path}")
-    rows = list(csv.DictReader(path.read_text().splitlines()))
-    assert [row["layer"] for row in rows] == ["stem", "stage1_block1/conv1", "stage1_block1/conv2"]
-    assert all(float(row["std"]) > 0 for row in rows) and path.with_suffix(".png").stat().st_size > 1000
-
-
-@pytest.mark.parametrize(
-    ("arguments", "fault"),
-    [
-        ([], "give a --workdir or --torch_weights, or several for an ensemble"),
-        (["--torch_weights=no_such.pth"], "there is no file no_such.pth"),
-        (["--torch_weights=resnet18=no_such.pth"], "there is no file no_such.pth"),
-        (["--workdir=no_such"], "there is no run in no_such"),
-        (["--torch_weights={weights}", "--workdir=no_such"], "there is no run in no_such"),
-        (["--torch_weights={weights}", "--split=validation"], "digits has no split 'validation'"),
-        (["--torch_weights={weights}", "--protocol=ten_crop"], "ten_crop and multi_scale are for photographs"),
-        (["--torch_weights={weights}", "--config.model.width=8"], "a.safetensors does not fit resnet20"),
-        (["--torch_weights={weights}", "--config.eval_batch_size=0"], "config.eval_batch_size is 0"),
-        (["--torch_weights={weights}", "--split=everything"], "split"),
-        (["--torch_weights={weights}", "--protocol=eleven_crop"], "protocol"),
-        (["--torch_weights={weights}", "--checkpoint=worst"], "checkpoint"),
-        (
-            ["--torch_weights={weights}", "--workdir=a", "--responses_csv=r.csv"],
-            "give one --workdir or --torch_weights",
-        ),
-        (["--torch_weights={weights}", "stray.jpg"], "unexpected argument 'stray.jpg'"),
-    ],
-)
-def test_eval_names_what_is_wrong(refuse, load_main, weights, arguments, fault):
-    given = [argument.format(weights=weights[0]) for argument in arguments]
-    assert fault in refuse(load_main("evaluate"), *TINY, *given)
-
-
-@pytest.fixture
-def photographs(tmp_path, monkeypatch):
-    """Two photographs in a folder of the working directory."""
-    rng = np.random.default_rng(0)
-    monkeypatch.chdir(tmp_path)
-    paths = [Path("pets/cat.jpg"), Path("pets/dog.png")]
-    paths[0].parent.mkdir()
-    for path in paths:
-        PIL.Image.fromarray(rng.integers(256, size=(40, 50, 3), dtype=np.uint8)).save(path)
-    return [str(path) for path in paths]
-
-
-@pytest.mark.parametrize("flags_last", [False, True])
-def test_predict_prints_the_best_classes_of_each_photograph(
-    run_here, load_main, weights, photographs, tmp_path, capsys, flags_last
-):
-    cat, dog = photographs
-    named = [dog, "pets"]  # A file and a folder.
-    given = [*TINY, "--torch_weights", weights[0], "--save_dir", str(tmp_path / "pictures")]
-    run_here(load_main("predict"), *(named + given if flags_last else given + named))
-    lines = capsys.readouterr().out.splitlines()
-    assert [lines[i] for i in range(0, 18, 6)] == [dog, cat, dog]
-    assert len(lines) == 18
-    assert lines[0:6] == lines[12:18] != [lines[0], *lines[7:12]]
-    percent = [float(line.split("%")[0]) for line in lines[1:6]]
-    assert percent == sorted(percent, reverse=True) and 0 < sum(percent) <= 100.05
-    assert {line.split("%  ")[1] for line in lines[1:6]} < {str(digit) for digit in range(10)}
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["pets_cat.jpg.png", "pets_dog.png.png"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "fault"),
-    [
-        (["--torch_weights={weights}"], "IMAGE is missing"),
-        (["--torch_weights={weights}", "{image}", "no_such.jpg"], "there is no file or folder no_such.jpg"),
-        (["--torch_weights={weights}", "{folder}"], "there are no photographs in {folder}"),
-        (["{image}"], "give either --workdir or --torch_weights"),
-        (["--torch_weights={weights}", "--workdir=no_such", "{image}"], "give either --workdir or --torch_weights"),
-        (["--torch_weights=no_such.pth", "{image}"], "there is no file no_such.pth"),
-        (["--workdir=no_such", "{image}"], "there is no run in no_such"),
-        (["--torch_weights={weights}", "--checkpoint=worst", "{image}"], "checkpoint"),
-        (["--torch_weights={weights}", "--config.model.name=resnet21", "{image}"], "did you mean"),
-        (["--torch_weights={weights}", "--split=test", "{image}"], "split"),
-    ],
-)
-def test_predict_names_what_is_wrong(refuse, load_main, weights, photographs, tmp_path, arguments, fault):
-    (tmp_path / "empty").mkdir()
-    places = {"weights": weights[0], "image": photographs[0], "folder": tmp_path / "empty"}
-    error = refuse(load_main("predict"), *TINY, *(argument.format(**places) for argument in arguments))
-    assert fault.format(**places) in error
-
-
 def test_a_run_that_a_signal_stopped_ends_with_the_status_of_the_signal(run_here, capsys):
     def stopped(config):
         raise Stopped(signal.SIGTERM, 7)
@@ -440,47 +219,3 @@ def test_help_is_printed_and_ends_well(run_here, load_main, program, capsys):
         run_here(load_main(program), "--help")
     assert ended.value.code == 0
     assert "--workdir" in capsys.readouterr().out
-
-
-@pytest.fixture
-def tiny_run(tmp_path):
-    config = load_config(QUICKSTART)
-    small = {"model.stage_sizes": (1,), "model.width": 4, "steps": 1, "log_every": 1}
-    train(override(config, small), tmp_path / "run")
-    return str(tmp_path / "run")
-
-
-def test_eval_takes_the_config_from_the_workdir_alone(run_here, load_main, tiny_run, capsys):
-    run_here(load_main("evaluate"), "--workdir", tiny_run)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_examples"] == 360
-
-
-def test_predict_takes_the_config_from_the_workdir_alone(run_here, load_main, tiny_run, photographs, capsys):
-    run_here(load_main("predict"), "--workdir", tiny_run, photographs[0])
-    assert len(capsys.readouterr().out.splitlines()) == 6
-
-
-def test_an_exported_run_is_scored_as_the_run_and_fine_tuned_from(run_here, load_main, tiny_run, tmp_path):
-    folder = str(tmp_path / "exported")
-    run_here(load_main("export"), "--workdir", tiny_run, folder)
-    small, start = read_config(Path(folder) / "config.json"), {"name": "weights", "path": folder, "head": "keep"}
-    scores = [score(small, [Path(workdir)]).record for workdir in (tiny_run, folder)]
-    for record in scores:
-        del record["weights"], record["seconds"]
-    assert scores[0] == scores[1]
-    train(override(small, {f"init.{key}": value for key, value in start.items()}), tmp_path / "tuned")
-    assert json.loads((tmp_path / "tuned" / "init.json").read_text())["kind"] == "workdir"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "fault"),
-    [
-        ([], "FOLDER is missing"),
-        (["{out}"], "--workdir is missing"),
-        (["--workdir={run}", "{out}", "more"], "unexpected argument 'more'"),
-        (["--workdir=no_such", "{out}"], "there is no run in no_such"),
-    ],
-)
-def test_export_names_what_is_wrong(refuse, load_main, tmp_path, arguments, fault):
-    places = {"run": tmp_path, "out": tmp_path / "out"}
-    assert fault in refuse(load_main("export"), *(argument.format(**places) for argument in arguments))
