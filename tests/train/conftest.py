@@ -1,6 +1,7 @@
 """A tiny network with its task and data, and a folder of photographs."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -59,3 +60,10 @@ def photographs(tmp_path_factory) -> Path:
                 size = tuple(rng.integers(40, 70, 2))
                 PIL.Image.fromarray(noise).resize(size).save(folder / f"{number:02}.jpg")
     return root
+
+
+@pytest.fixture
+def collect_dropped_coroutines() -> Iterator[None]:
+    """Inside the test that dropped them, where its filters of warnings hold."""
+    yield
+    gc.collect()
