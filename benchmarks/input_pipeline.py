@@ -4,9 +4,10 @@
 
 DIR holds ImageNet, or a sample of it, as TFDS prepares it; with ``--name folder``, class folders. All sides make the
 same Inception-style crops of the same photographs in the same order, resized to 224 x 224 uint8, in batches of 64, on
-as many threads as ``taskset`` leaves cores. tf.data reads a TFRecord file that is written for the purpose, in just that
-order, and cuts with ``decode_and_crop_jpeg``. The pack is written for the purpose, too; its size is printed. Needs
-TensorFlow (``pip install ".[prepare]"``); without it, the ratios to tf.data are left out.
+as many threads as ``taskset`` leaves cores; "JPEG, bicubic" and so on have that ``data.interpolation``. tf.data reads
+a TFRecord file that is written for the purpose, in just that order, and cuts with ``decode_and_crop_jpeg``. The pack is
+written for the purpose, too; its size is printed. Needs TensorFlow (``pip install ".[prepare]"``); without it, the
+ratios to tf.data are left out.
 """
 
 import argparse
@@ -111,6 +112,12 @@ def main() -> None:
         encoded = statistics.mean(len(source[i]["image"]) for i in range(min(1000, len(source))))
         sides: dict[str, Callable[[], Stream]] = {
             "JPEG": partial(our_stream, photographs),
+            **{
+                f"JPEG, {how}": partial(
+                    our_stream, settings.model_copy(update={"interpolation": how}).load(arguments.data_dir)
+                )
+                for how in ("bilinear", "bicubic")
+            },
             "pack": partial(our_stream, packed),
         }
         try:
