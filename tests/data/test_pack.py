@@ -1,7 +1,6 @@
 import io
 import pickle
 import re
-import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
