@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import optax
 from jax.sharding import Mesh
 
-from resnet_jax.config import Config
+from resnet_jax.config import Config, flatten
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
@@ -152,6 +152,11 @@ def check(config: Config, num_devices: int) -> None:
         raise UserError(
             f"config.batch_size {config.batch_size} is not a multiple of config.model.bn_group_size {group}; "
             f"change one of the two"
+        )
+    if group and flatten(config).get("task.context"):
+        raise UserError(
+            "config.task.context adds one region to those of each image, so that config.model.bn_group_size cannot "
+            "divide the batches after pooling; leave one of the two out"
         )
     part = config.batch_size // config.accumulate_steps  # Batch statistics are over groups of it.
     if group and config.accumulate_steps > 1 and part % group:

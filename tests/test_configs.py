@@ -9,7 +9,7 @@ from resnet_jax.analysis.complexity import count_parameters
 from resnet_jax.config import Config, load_config, override
 from resnet_jax.data.normalization import IMAGENET_STATISTICS
 from resnet_jax.errors import UserError
-from resnet_jax.experiment.initial import read_start
+from resnet_jax.experiment.training import train
 from resnet_jax.train.schedules import Hold, Plateau, Step
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -184,11 +184,12 @@ def test_the_baseline_on_imagenet_is_90_epochs_of_the_usual_recipe():
     }
 
 
-def test_fine_tuning_says_that_its_weights_are_missing_and_expects_imagenet_s_normalisation(one_device):
+def test_fine_tuning_says_that_its_weights_are_missing_and_expects_imagenet_s_normalisation(tmp_path):
     config = load("finetune.py")
     build.check(config, 1)  # Enough to score weights.
-    with pytest.raises(UserError, match=r"config.init.path is missing"):
-        read_start(config, build.make_model(config, 2), ["a", "b"], (224, 224, 3), one_device)
+    with pytest.raises(UserError, match=r"config.init.path is missing"):  # Before it looks for any data.
+        train(config, tmp_path)
+    assert not list(tmp_path.iterdir())
     assert (config.normalization.mean, config.normalization.std) == IMAGENET_STATISTICS
     assert (config.model.stride_placement, config.init.head, config.finetune.head_rate) == ("v1.5", "new", 10)
     assert (config.data.crop_size, config.data.eval_shorter_side) == (224, 256)

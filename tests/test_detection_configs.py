@@ -10,6 +10,7 @@ import pytest
 
 from resnet_jax import build
 from resnet_jax.config import load_config, override
+from resnet_jax.errors import UserError
 from resnet_jax.tasks.detection import DetectionTask
 from resnet_jax.train.finetune import FineTune
 
@@ -188,3 +189,9 @@ def test_published_detectors_are_those_that_the_recipes_make():
         config = load(name)
         found = config.finetune.model(build.make_model(config, 20))
         assert found == make(found.backbone.network, 20)
+
+
+def test_context_and_groups_of_batch_normalisation_are_refused():
+    config = override(load_config(str(CONFIGS / "bccd.py:c4")), {"task.context": True, "model.bn_group_size": 4})
+    with pytest.raises(UserError, match=r"config\.task\.context adds one region .* leave one of the two out"):
+        build.check(config, 1)

@@ -33,7 +33,8 @@ class Photographs(Part):
     """Pixels to which the shorter side is resized where one central crop or ten crops are cut out."""
     interpolation: Interpolation = "area"
     """How crops are resized, in training and in evaluation; see ``decode.images.crop_and_resize``. "area" is the
-    fastest. "bilinear" and "bicubic" are what torchvision's and timm's weights were evaluated with."""
+    fastest. "bilinear" and "bicubic" are what torchvision's and timm's weights were evaluated with; in training JPEGs
+    that are large enough are still decoded at a half, a quarter or an eighth of their size first."""
     max_unreadable: NonNegativeInt = 10
     """Photographs that cannot be decoded before the run stops."""
     threads: NonNegativeInt = 0

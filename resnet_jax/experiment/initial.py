@@ -46,6 +46,14 @@ class _Loaded(NamedTuple):
 RANDOM = Start({}, None, None)
 
 
+def check_start(config: Config) -> None:
+    """Raises UserError where config.init does not say of which weights."""
+    if isinstance(config.init, Weights) and not config.init.path:
+        raise UserError(
+            "config.init.path is missing; give a file of PyTorch weights or a workdir, or --config.init.name=none"
+        )
+
+
 def read_start(
     config: Config, model: Any, class_names: list[str], image_shape: tuple[int, int, int], mesh: Mesh
 ) -> Start:
@@ -61,10 +69,6 @@ def read_start(
                 "--config.init.name=weights and --config.init.path, or freeze nothing"
             )
         return RANDOM
-    if not init.path:
-        raise UserError(
-            "config.init.path is missing; give a file of PyTorch weights or a workdir, or --config.init.name=none"
-        )
     loaded = _load(init, config, len(class_names), image_shape, mesh)
     keep_head = init.head == "keep"
     if keep_head:

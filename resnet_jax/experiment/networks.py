@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from resnet_jax import build, parallel
 from resnet_jax.config import Config, read_config, refuse_change
 from resnet_jax.data import Photographs
 from resnet_jax.data.class_names import imagenet_names
+from resnet_jax.data.decode.boxes import Interpolation
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.exported import find_run, is_exported, read_weights
@@ -109,6 +110,7 @@ def find_weights(name: str, config: Config, image_shape: tuple[int, int, int]) -
     """
     path = Path(name).expanduser()
     if path.exists() or not name.startswith(HUB):
+        note_differences(config)
         return FoundWeights(path)
     found = read_repository(name)
     for key, theirs, ours in (
@@ -128,20 +130,18 @@ def find_weights(name: str, config: Config, image_shape: tuple[int, int, int]) -
 
 
 def _note_other_images(name: str, theirs: Preprocessing, config: Config) -> None:
-    """Says on stderr what of the photographs is not as the weights had them, and how to have it so."""
+    """Says on stderr what of the photographs is not as timm evaluates the weights, and how to have it so."""
     if not isinstance(config.data, Photographs):
         return
-    wanted = {
-        "crop_size": theirs.crop_size,
-        "eval_shorter_side": theirs.shorter_side,
-        "interpolation": theirs.interpolation,
-    }
+    wanted: dict[str, Any] = {"crop_size": theirs.crop_size, "eval_shorter_side": theirs.shorter_side}
+    if theirs.interpolation in get_args(Interpolation):
+        wanted["interpolation"] = theirs.interpolation
     other = {key: value for key, value in wanted.items() if value != getattr(config.data, key)}
     if other and parallel.is_main_process():
         known = " ".join(f"--config.data.{key}={value}" for key, value in other.items())
         print(
-            f"note: {name} was trained on crops of {theirs.crop_size} pixels of a shorter side of "
-            f"{theirs.shorter_side}, by {theirs.interpolation} interpolation; {known} makes them so here",
+            f"note: timm evaluates {name} on crops of {theirs.crop_size} pixels of a shorter side of "
+            f"{theirs.shorter_side}, by {theirs.interpolation} interpolation; as here with {known}",
             file=sys.stderr,
         )
 
@@ -159,7 +159,6 @@ def load_weights(
     Raises UserError as ``load_torch`` does.
     """
     model = build.make_model(config, len(class_names), mesh)
-    note_differences(config)
     loaded = config.task.load_torch(config.model.name, path, model, config.model.overrides, image_shape[-1])
     variables = parallel.to_global(loaded, parallel.replicated(mesh))
     return Network(model, variables, normalize, class_names, config, None, image_shape)

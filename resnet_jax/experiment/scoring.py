@@ -9,8 +9,8 @@ from resnet_jax.config import Config, override, refuse_change
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.exported import find_run
-from resnet_jax.experiment.networks import Network, find_weights, load_run, load_weights
-from resnet_jax.models import list_models
+from resnet_jax.experiment.networks import HUB, Network, find_weights, load_run, load_weights
+from resnet_jax.models import list_models, variant
 from resnet_jax.tasks.task import Member
 
 # What a run's config and the one it is scored with must agree in; how photographs are read may differ.
@@ -109,7 +109,12 @@ def _named_weights(config: Config, text: str) -> tuple[Config, str]:
     name, equals, path = text.partition("=")
     if not equals or name not in list_models():
         return config, text
-    return override(config, {"model.name": name}), path
+    changed: dict[str, Any] = {"model.name": name}
+    if "stride_placement" not in variant(name).own_fields:
+        changed |= {"model.stride_placement": None}
+    elif path.startswith(HUB):
+        changed |= {"model.stride_placement": "v1.5"}  # All of timm's.
+    return override(config, changed), path
 
 
 def _steps(members: list[Network]) -> str | int | None:

@@ -9,7 +9,7 @@ from resnet_jax.config import Config, refuse_change, to_json
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.experiment.agreement import agree
-from resnet_jax.experiment.initial import RANDOM, read_start
+from resnet_jax.experiment.initial import RANDOM, check_start, read_start
 from resnet_jax.train import checkpoint, loop
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.workdir import initial_record, prepare_workdir, refuse_other_classes
@@ -36,6 +36,10 @@ def train(
     """
     workdir, mesh = Path(workdir), parallel.data_mesh()
     build.check(config, mesh.size)
+    # A run that resumes has its weights, whose file may be gone, in its checkpoints.
+    begun = checkpoint.exists(workdir / "checkpoints")
+    if not begun:
+        check_start(config)
     if not allow_config_change:
         refuse_change(config, workdir / "config.json")
     dataset = build.make_dataset(config) if data is None else data
@@ -44,8 +48,6 @@ def train(
     schedule = build.make_schedule(config, intervals)
     model = build.make_model(config, len(dataset.class_names), mesh)
     refuse_other_classes(workdir, dataset.class_names)
-    # A run that resumes has its weights, whose file may be gone, in its checkpoints.
-    begun = checkpoint.exists(workdir / "checkpoints")
     start = RANDOM if begun else read_start(config, model, dataset.class_names, dataset.image_shape, mesh)
     normalize = _normalization(config, dataset, workdir, begun, allow_config_change, start.normalization)
     task = build.make_task(config, model, dataset, normalize, mesh)

@@ -15,13 +15,13 @@ _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 class Preprocessing(NamedTuple):
-    """The images that a network was trained for, as timm's ``pretrained_cfg`` says it.
+    """The images that timm evaluates a network on, as its ``pretrained_cfg`` says it.
 
     mean, std: one value for each channel, for images scaled to [0, 1].
     interpolation: "bicubic", "bilinear", ...
-    crop_pct: the side of the central crop that is evaluated, over the photograph's shorter side.
-    input_size: (channels, height, width), pixels. It and ``crop_pct`` are those of training; what timm names for tests
-        only (``test_input_size``, ``test_crop_pct``) is left aside.
+    crop_pct: the side of the central crop over the photograph's shorter side.
+    input_size: (channels, height, width), pixels. It and ``crop_pct`` are those for tests (``test_input_size``,
+        ``test_crop_pct``), which the published errors are of, where timm has such; training may have seen smaller ones.
     """
 
     mean: tuple[float, ...]
@@ -120,10 +120,10 @@ def read_repository(name: str, revision: str | None = None) -> Repository:
 def _preprocessing(given: Mapping[str, Any]) -> Preprocessing:
     """Raises ArithmeticError, LookupError, TypeError or ValueError where it is incomplete or makes no sense."""
     mean, std = (tuple(float(value) for value in given[key]) for key in ("mean", "std"))
-    channels, height, width = (int(size) for size in given["input_size"])
-    crop_pct = float(given["crop_pct"])
+    channels, height, width = (int(size) for size in given.get("test_input_size") or given["input_size"])
+    crop_pct = float(given.get("test_crop_pct") or given["crop_pct"])
     if height != width or height < 1:
-        raise ValueError(f"input_size is {given['input_size']}, not square")
+        raise ValueError(f"input_size is {(channels, height, width)}, not square")
     if not len(mean) == len(std) == channels or not all(value > 0 for value in (*std, crop_pct)):
         raise ValueError(f"mean {mean}, std {std} and crop_pct {crop_pct} do not fit {channels} channels")
     return Preprocessing(mean, std, str(given["interpolation"]), crop_pct, (channels, height, width))

@@ -29,7 +29,9 @@ from resnet_jax.train.writers import to_json
 
 flags.adopt_module_key_flags(cli)
 WORKDIR = flags.DEFINE_multi_string("workdir", [], "Score a checkpoint of this run, or this exported network.")
-TORCH_WEIGHTS = flags.DEFINE_multi_string("torch_weights", [], "Score PyTorch weights: FILE, timm/NAME, or MODEL=FILE.")
+TORCH_WEIGHTS = flags.DEFINE_multi_string(
+    "torch_weights", [], "Score PyTorch weights: FILE or timm/NAME, maybe after MODEL=."
+)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which checkpoint of each --workdir.")
 SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Which examples.")
 PROTOCOL = flags.DEFINE_enum(

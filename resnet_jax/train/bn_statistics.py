@@ -30,20 +30,31 @@ def recompute_batch_stats(
         batch = dataset.gather(resident, jax.tree.map(lambda x: x[0], batches))
         batch = task.prepare(prepare_key(seed, step), batch)
         batch_stats = task.statistics(variables, batch, loss_key(seed, step))
-        return _second_moments(batch_stats, sign=1)
+        return batch_stats, _second_moments(batch_stats, sign=1)
 
     compiled = jax.jit(moments, out_shardings=parallel.replicated(mesh))
     start = int(state.step)
     resident, inputs = training_inputs(dataset, seed, batch_size, 1, start, start + count, mesh)
     total: Any = None
+    moved: set[tuple[str, ...]] = set()
     for step, batches in enumerate(inputs, start=start):
-        new = compiled(state.variables, resident, batches, jnp.int32(step))
+        of_batch, new = compiled(state.variables, resident, batches, jnp.int32(step))
+        if total is None:
+            moved = _moved(of_batch, state.variables["batch_stats"])
         total = new if total is None else jax.tree.map(jnp.add, total, new)
-    recomputed = _second_moments(jax.tree.map(lambda leaf: leaf / count, total), sign=-1)
-    batch_stats = {**state.variables["batch_stats"], **recomputed}  # Frozen modules keep theirs.
+    recomputed = flatten_dict(_second_moments(jax.tree.map(lambda leaf: leaf / count, total), sign=-1))
+    batch_stats = flatten_dict(state.variables["batch_stats"])
+    batch_stats |= {place: leaf for place, leaf in recomputed.items() if place[:-1] in moved}
+    batch_stats = unflatten_dict(batch_stats)
     if state.ema:
         return dataclasses.replace(state, ema=state.ema | {"batch_stats": batch_stats})
     return dataclasses.replace(state, batch_stats=batch_stats)
+
+
+def _moved(batch_stats: Any, given: Any) -> set[tuple[str, ...]]:
+    """The modules whose statistics a batch changed: not those that are frozen, or of a part that is not trained."""
+    before = flatten_dict(given)
+    return {place[:-1] for place, leaf in flatten_dict(batch_stats).items() if not bool((leaf == before[place]).all())}
 
 
 def _second_moments(batch_stats: Any, sign: int) -> Any:

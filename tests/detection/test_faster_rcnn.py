@@ -217,9 +217,8 @@ def test_trained_normalisation_sees_regions_and_their_context_together():
     stats |= flax.traverse_util.flatten_dict(updated["batch_stats"])
     stats = flax.traverse_util.unflatten_dict(stats)
     found = run(variables | {"batch_stats": stats}, maps, targets.boxes, hw)
-    # Running variances are unbiased: larger by n / (n - 1), with n the positions of ten regions.
-    np.testing.assert_allclose(found[0], logits, rtol=0.05, atol=0.02)
-    np.testing.assert_allclose(found[1], deltas, rtol=0.05, atol=0.02)
+    np.testing.assert_allclose(found[0], logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[1], deltas, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.extensive

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from resnet_jax import build
+from resnet_jax.config import load_config
 from resnet_jax.data.decode.boxes import CentralCrop
 from resnet_jax.data.decode.images import crop_and_resize
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.protocols import multi_scale
-from resnet_jax.experiment.scoring import score
+from resnet_jax.experiment.scoring import _named_weights, score
 from resnet_jax.interop.torch_weights import save_torch
 
 NORMALIZATION = Normalization(np.array([0.5, 0.4, 0.3], np.float32), np.array([0.2, 0.25, 0.3], np.float32))
@@ -253,3 +254,18 @@ def test_a_run_is_missed_before_any_data_are_loaded(tmp_path, folder_config):
 def test_a_wrong_config_is_refused_before_anything_is_loaded(tmp_path, digits_config):
     with pytest.raises(UserError, match=r"config\.batch_size 64 is not divisible"):
         score(digits_config(accumulate_steps=3), [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text", "placement"),
+    [
+        ("resnet50", "resnet18=timm/resnet18.a1_in1k", None),
+        ("resnet18", "resnet50=timm/resnet50.a1_in1k", "v1.5"),
+        ("resnet50", "resnet101=r101.pth", "v1.5"),
+        ("resnet18", "resnet50=r50.pth", None),  # A file's is not known: the config says it.
+    ],
+)
+def test_members_of_other_networks_stride_as_they_can(recipe, text, placement):
+    named, name = _named_weights(load_config(f"configs/finetune.py:{recipe}"), text)
+    assert f"{named.model.name}={name}" == text and named.model.stride_placement == placement
+    build.make_model(named, 1000)

@@ -173,8 +173,8 @@ def test_a_repository_is_read_and_then_needs_no_network(client, repositories, tr
     assert [request[2] for request in requests if request[0] == "GET"] == ["config.json", "model.safetensors"]
     assert_equal(loaded.variables, trained[0])
     assert loaded.model == resnet_jax.create_model("resnet10t", 3, dtype="bfloat16")
-    assert loaded.preprocessing == Preprocessing(tuple(MEAN), tuple(STD), "bicubic", 0.95, (3, 176, 176))
-    assert (loaded.preprocessing.shorter_side, loaded.preprocessing.crop_size) == (185, 176)
+    assert loaded.preprocessing == Preprocessing(tuple(MEAN), tuple(STD), "bicubic", 0.95, (3, 224, 224))
+    assert (loaded.preprocessing.shorter_side, loaded.preprocessing.crop_size) == (235, 224)
 
     again = resnet_jax.load_pretrained("timm/resnet10t.test")  # The server is gone.
     assert_equal(again.variables, trained[0])
@@ -239,10 +239,10 @@ def test_a_run_starts_from_a_repository(client, repositories, trained, capsys):
     with serving(repositories, []) as port:
         client(HF_ENDPOINT=f"http://127.0.0.1:{port}")
         kept = start("timm/resnet10t.test", init__head="keep")
-        (note,) = re.findall("^note: timm/resnet10t.test was trained on .*", capsys.readouterr().err, re.M)
+        (note,) = re.findall("^note: timm evaluates timm/resnet10t.test on .*", capsys.readouterr().err, re.M)
         same = dict(re.findall(r"--config\.(\S+)=(\S+)", note))
-        assert same == {"data.crop_size": "176", "data.eval_shorter_side": "185", "data.interpolation": "bicubic"}
-        start("timm/resnet10t.test", data__crop_size=176, data__eval_shorter_side=185, data__interpolation="bicubic")
+        assert same == {"data.eval_shorter_side": "235", "data.interpolation": "bicubic"}  # Of tests, not training.
+        start("timm/resnet10t.test", data__eval_shorter_side=235, data__interpolation="bicubic")
         assert "note" not in capsys.readouterr().err
         new = start("timm/resnet10t.test", class_names=["dog", "eel"], shape=(64, 64, 1))
         other = error_of(lambda: start("timm/resnet10t.test", "resnet18"))
@@ -267,14 +267,14 @@ def test_a_repository_is_scored_as_it_is(client, repositories, trained, tmp_path
         for split in ("train", "val"):
             (tmp_path / split / name).mkdir(parents=True)
             photograph.save(tmp_path / split / name / "0.png")
-        width, height = (int(185 * side / min(photograph.size)) for side in photograph.size)
+        width, height = (int(235 * side / min(photograph.size)) for side in photograph.size)
         resized = np.asarray(photograph.resize((width, height), PIL.Image.Resampling.BICUBIC), np.float32) / 255
-        top, left = round((height - 176) / 2), round((width - 176) / 2)
-        image = (resized[top : top + 176, left : left + 176] - np.float32(MEAN)) / np.float32(STD)
+        top, left = round((height - 224) / 2), round((width - 224) / 2)
+        image = (resized[top : top + 224, left : left + 224] - np.float32(MEAN)) / np.float32(STD)
         losses.append(-jax.nn.log_softmax(model.apply(trained[0], image[None]))[0, label])
     config = override(
         load_config("configs/finetune.py:resnet10t"),
-        {"data_dir": str(tmp_path), "data.crop_size": 176, "data.eval_shorter_side": 185}
+        {"data_dir": str(tmp_path), "data.eval_shorter_side": 235}
         | {"data.interpolation": "bicubic", "eval_batch_size": 3},
     )
     with serving(repositories, []) as port:

@@ -22,6 +22,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.evaluation.detection.detections import Detections, overlaps
 from resnet_jax.experiment.initial import read_start
 from resnet_jax.tasks.task import Member
+from resnet_jax.train.bn_statistics import recompute_batch_stats
 from resnet_jax.train.state import init_state, replace_variables
 from resnet_jax.train.step import StepSettings, train_step
 
@@ -284,3 +285,21 @@ def test_statistics_of_a_batch_are_those_of_its_activations(one_device, dataset,
     )
     np.testing.assert_allclose(network[name]["mean"], dilated.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(network[name]["var"], dilated.var(axis=(0, 1, 2)), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"task.trains": "detector", "task.shared": False}, lambda place: place[0] == "rpn_backbone"),
+        ({"finetune.freeze": ("stem", "stage1")}, lambda place: not place[2].startswith("stage2")),
+    ],
+)
+def test_recomputed_statistics_keep_every_bit_of_what_is_left_alone(one_device, dataset, changes, kept):
+    task, _, state = made(config_of("c4", **changes), one_device, dataset)
+    state = replace_variables(state, awkward, one_device)
+    new = recompute_batch_stats(task, dataset, 0, 8, 3, one_device, state)
+    before, after = (flax.traverse_util.flatten_dict(each.batch_stats) for each in (state, new))
+    assert before.keys() == after.keys() and any(map(kept, before))
+    for place in before:
+        assert (bits(before[place]) == bits(after[place])) == bool(kept(place)), place

@@ -64,7 +64,7 @@ def crop_and_resize(
 
     Args:
         image: a file's bytes, or pixels. Transparency is dropped.
-        choose_box: gives whole pixels; parts of them only for an ``interpolation`` other than "area".
+        choose_box: gives whole pixels; parts of them only for an ``interpolation`` other than "area", and not ``fast``.
         size: (height, width); None leaves the box as it is.
         fast: for training. Decodes a JPEG at the smallest scale that is large enough, which rounds the box outwards to
             whole pixels of that scale.
