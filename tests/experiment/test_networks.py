@@ -14,7 +14,7 @@ from resnet_jax.config import Config, flatten, override, read_config, to_json
 from resnet_jax.data.class_names import imagenet_names
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
-from resnet_jax.experiment.networks import load_network, load_run, load_weights
+from resnet_jax.experiment.networks import FoundWeights, find_weights, load_network, load_run, load_weights
 from resnet_jax.interop.torch_weights import save_torch
 
 NAMES = ["ant", "bee", "cat"]
@@ -188,7 +188,7 @@ def test_weights_are_loaded_for_the_model_of_the_config(mesh, weights, digits_co
 def test_settings_that_published_weights_do_not_share_are_noted(weights, folder_config, capsys, settings, notes):
     config = folder_config("", **settings)
     path, _ = weights(config, 3)
-    load_weights(path, config, NAMES, NORMALIZATION, parallel.data_mesh(), (32, 32, 3))
+    assert find_weights(str(path), config, (32, 32, 3)) == FoundWeights(path)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" is ")[0] for line in lines] == [f"note: config.{note}" for note in notes]
 
