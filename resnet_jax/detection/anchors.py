@@ -64,7 +64,9 @@ class Anchors(NamedTuple):
 
     @property
     def per_position(self) -> int:
-        """The anchors at each position, on every map as many."""
+        """The anchors at each position, on every map as many. Raises ValueError unless ``sizes`` is of tuples."""
+        if not all(isinstance(of_map, tuple) for of_map in self.sizes):
+            raise ValueError(f"sizes of anchors are {self.sizes}; give a tuple for each map, as in ((16.0,), (32.0,))")
         return len(self.sizes[0]) * len(self.ratios)
 
     def cells(self, level: int) -> np.ndarray:
@@ -76,7 +78,12 @@ class Anchors(NamedTuple):
     def on(
         self, image_hw: tuple[int, ...], maps: list[tuple[int, ...]], strides: tuple[int, ...]
     ) -> tuple[jax.Array, ...]:
-        """The anchors (H * W * A, 4) of each map, for (padded) images of ``image_hw`` and ``maps`` of these sizes."""
+        """The anchors (H * W * A, 4) of each map, for (padded) images of ``image_hw`` and ``maps`` of these sizes.
+
+        Raises ValueError if there are more or fewer ``sizes`` than maps.
+        """
+        if len(self.sizes) != len(maps):
+            raise ValueError(f"anchors have sizes for {len(self.sizes)} maps, and the backbone has {len(maps)}")
         result = []
         for level, (hw, stride) in enumerate(zip(maps, strides, strict=True)):
             step = (image_hw[0] // hw[0], image_hw[1] // hw[1]) if self.fitted else (stride, stride)

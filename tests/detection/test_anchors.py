@@ -56,3 +56,10 @@ def test_anchors_at_each_position(style):
     anchors = Anchors(((64.0, 128.0),), (0.5, 1.0, 2.0), style)
     assert anchors.per_position == len(anchors.cells(0)) == 6
     assert hash(anchors) == hash(Anchors(((64.0, 128.0),), (0.5, 1.0, 2.0), style))
+
+
+def test_sizes_that_are_not_those_of_the_maps_are_named():
+    with pytest.raises(ValueError, match=r"give a tuple for each map, as in"):
+        Anchors((16.0, 32.0)).per_position  # noqa: B018
+    with pytest.raises(ValueError, match=r"sizes for 1 maps, and the backbone has 2"):
+        Anchors(((16.0,),)).on((64, 64), [(8, 8), (4, 4)], (8, 16))
