@@ -12,6 +12,7 @@ from resnet_jax import build, parallel
 from resnet_jax.config import Config, read_config, refuse_change
 from resnet_jax.data import Photographs
 from resnet_jax.data.class_names import imagenet_names
+from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.decode.boxes import Interpolation
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
@@ -206,14 +207,17 @@ def load_network(
         raise UserError("--torch_weights needs --config, a file of configs/ that names the model")
     build.check(config, num_devices=1)
     mesh, name = parallel.data_mesh(), str(torch_weights)
+    dataset: Dataset | None = None
     if config.data.kind == "photographs" and config.data.name == "imagenet2012":
         # Of weights trained on ImageNet with a known normalisation no data need to be there.
         shape = (config.data.crop_size, config.data.crop_size, 3)
-        found = find_weights(name, config, shape)
-        fixed = found.normalization or config.normalization.fixed(config.data.name)
-        if fixed is not None:
-            return load_weights(found.path, config, imagenet_names(), fixed, mesh, shape)
-    dataset = build.make_dataset(config)
-    found = find_weights(name, config, dataset.image_shape)
+    else:
+        dataset = build.make_dataset(config)
+        shape = dataset.image_shape
+    found = find_weights(name, config, shape)
+    fixed = found.normalization or config.normalization.fixed(config.data.name)
+    if dataset is None and fixed is not None:
+        return load_weights(found.path, config, imagenet_names(), fixed, mesh, shape)
+    dataset = build.make_dataset(config) if dataset is None else dataset
     normalize = found.normalization or build.make_normalization(config, dataset)
     return load_weights(found.path, config, dataset.class_names, normalize, mesh, dataset.image_shape)

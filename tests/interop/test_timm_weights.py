@@ -1,7 +1,6 @@
 """timm's networks against what timm 1.0.31 computes with weights that keys and shapes determine (tests/golden)."""
 
 import json
-import zlib
 from pathlib import Path
 
 import jax
@@ -13,28 +12,13 @@ from resnet_jax.errors import UserError
 from resnet_jax.interop.torch_keys import HEAD_KERNEL, to_torch_layout, torch_keys, variable_shapes
 from resnet_jax.interop.torch_weights import load_torch, save_torch
 from resnet_jax.models import create_model, list_models
+from tests.interop.drawn_weights import drawn
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 NAMES = sorted(path.stem.removeprefix("timm_") for path in GOLDEN.glob("timm_*.npz"))
 # Of the smaller ones, which have many of the parts; all of them compile for minutes.
 QUICK = "resnet18d"
 SIZES = ((96, 96), (64, 128))
-
-
-def drawn(shapes):
-    """A state dict of NumPy arrays: each key seeds the generator of its array."""
-
-    def draw(key, shape):
-        rng = np.random.default_rng(zlib.crc32(key.encode()))
-        if key.endswith("num_batches_tracked"):
-            return np.zeros(shape)
-        if len(shape) > 1:
-            return rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
-        if key.endswith("running_var"):
-            return rng.uniform(0.5, 1.5, shape)
-        return rng.uniform(0.3, 0.9, shape) if key.endswith("weight") else rng.normal(0, 0.1, shape)
-
-    return {key: np.asarray(draw(key, shape), np.float32) for key, shape in shapes.items()}
 
 
 def golden(name):

@@ -1,6 +1,5 @@
 """With the same weights the outputs are those of PyTorch and of torchvision."""
 
-import zlib
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from resnet_jax.analysis.complexity import count_parameters
 from resnet_jax.interop.torch_weights import load_torch, save_torch
 from resnet_jax.models import create_model
+from tests.interop.drawn_weights import drawn
 from tests.interop.torch_networks import (
     TINY,
     TorchResNet,
@@ -64,19 +64,8 @@ def golden_state_dict(network):
 
     The files in tests/golden hold what torchvision 0.28 computes with these weights.
     """
-
-    def draw(key, shape):
-        rng = np.random.default_rng(zlib.crc32(key.encode()))
-        if key.endswith("num_batches_tracked"):
-            return np.zeros(shape)
-        if len(shape) > 1:
-            return rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
-        if key.endswith("running_var"):
-            return rng.uniform(0.5, 1.5, shape)
-        return rng.uniform(0.3, 0.9, shape) if key.endswith("weight") else rng.normal(0, 0.1, shape)
-
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    return {key: torch.tensor(draw(key, shape), dtype=torch.float32) for key, shape in shapes.items()}
+    return {key: torch.from_numpy(array) for key, array in drawn(shapes).items()}
 
 
 @pytest.mark.parametrize(
