@@ -22,6 +22,7 @@ from resnet_jax.models import create_model, variant
 # Examples of the split that is scored.
 _EVALUATED = {"imagenet2012": 50_000, "cifar10": 10_000, "digits": 360, "folder": 40}
 _TRAINING_PASSES = 3  # Forward, and two gradients that cost about as much each.
+_ASPECT = 4 / 3  # Of the photographs that are tested whole.
 
 
 def plan(name: str, scale: str, runs: list[Run], places: Places) -> str:
@@ -46,8 +47,9 @@ def plan(name: str, scale: str, runs: list[Run], places: Places) -> str:
     header = ["run", "steps", "multiply-adds to train", "hours to do", "to do"]
     text = (
         f"About {total / rate / 3600:.2f} hours, at {rate / 1e9:.0f} billion multiply-adds a second, which is what "
-        f"gradients of ResNet-20 just reached on {jax.devices()[0].device_kind}. Starting up and compiling, which "
-        "is most of a smoke run, and reading photographs are left out."
+        f"gradients of ResNet-20 just reached on one {jax.devices()[0].device_kind} in float32; other networks and "
+        "other types reach another rate. Starting up and compiling, which is most of a smoke run, and reading "
+        "photographs are left out."
     )
     heading = Heading(f"{name}, {scale}: {len(runs)} runs")
     return to_markdown([heading, Paragraph(SCALES[scale].statement), Table(header, rows), Paragraph(text)])
@@ -69,9 +71,15 @@ def cost(config: Config, protocol: str) -> Cost:
     """An estimate: convolutions and classifiers only. Durations of ``config`` are in steps."""
     forward, size = _forward(config)
     evaluated, steps = _EVALUATED[config.data.name], recipe_steps(config)
-    passes = (steps * _TRAINING_PASSES + config.bn_recompute_batches) * config.batch_size
+    gradients = 2 if flatten(config).get("optimizer.sam_radius") else 1
+    a_step = gradients * (_TRAINING_PASSES + bool(config.model.remat))  # Rematerialisation: forward once more.
+    passes = (steps * a_step + config.bn_recompute_batches) * config.batch_size
     passes += evaluated * (steps // int(config.eval_every))
-    views = {"single": 1.0, "ten_crop": 10.0, "multi_scale": 2 * sum((side / size) ** 2 for side in IMAGE_SCALES)}
+    views = {
+        "single": 1.0,
+        "ten_crop": 10.0,
+        "multi_scale": 2 * _ASPECT * sum((side / size) ** 2 for side in IMAGE_SCALES),
+    }
     return Cost(float(forward * passes), forward * evaluated * views[protocol])
 
 

@@ -1,7 +1,8 @@
 """Tables 7 to 14: detection and localisation, from runs of detectors, scored as each row says.
 
 Precisions and errors are in percent. A backbone is the network of Table 3, or VGG-16, of the same scale, whose workdir
-must be there before; at smoke scale every row is a tiny detector on drawn shapes, from nothing.
+must be there before (the error says how it is made); at smoke scale every row is a tiny detector on drawn shapes, from
+nothing.
 """
 
 import json
@@ -15,7 +16,17 @@ from reproduction.document import Block, Heading, Paragraph, Table
 from reproduction.experiments import SCALES
 from reproduction.ledger import Record, read_record, record_path, write_record
 from reproduction.numerics import numerics_hash
-from reproduction.running import Call, Failed, Places, passing_on_signals, run_program, shown
+from reproduction.running import (
+    Call,
+    Failed,
+    Places,
+    environment,
+    note_code,
+    noted_code,
+    passing_on_signals,
+    run_program,
+    shown,
+)
 from resnet_jax.config import flatten, load_config, override
 from resnet_jax.errors import UserError
 
@@ -41,30 +52,38 @@ class Row(NamedTuple):
 class DetectionTable(NamedTuple):
     """columns: the paper's, each with the figure of eval.py that stands beside it, or "" where nothing does.
 
-    views: what of each photograph is looked at.
+    views: what of each photograph is looked at. note: what else a reader has to know.
     """
 
     title: str
     columns: Mapping[str, str]
     rows: tuple[Row, ...]
     views: str = "Whole photographs"
+    note: str = ""
 
 
 _COCO, _CONTEXT = "coco_c4_paper:resnet101", {"task.context": True}
-_AP = {"VOC mAP": "mAP"}
+# The proposal network comes from COCO's detector, and with it its anchors.
+_FROM_COCO = {**_CONTEXT, "task.anchor_sizes": (64.0, 128.0, 256.0, 512.0)}
 _ALL = "refine+multi_scale"
+_JOINT = "Detectors are trained jointly here; the paper's for VOC in four alternating steps (docs/detection.md)."
+_VOC12 = (
+    "The annotations of VOC 2012 test are not public: configs/voc_c4_paper.py:NETWORK-07++12 trains these detectors, "
+    "and VOC's server scores them."
+)
 _LOCALISER, _SMALL_LOCALISER = "imagenet_localisation:resnet101", "localisation_quickstart:rpn"
 
 TABLES = {
     "table7": DetectionTable(
         "Faster R-CNN on PASCAL VOC 2007 and 2012 test",
-        _AP,
+        {"mAP, 2007": "mAP", "mAP, 2012": ""},
         (
-            Row("VGG-16, 07+12", "voc_c4_paper:vgg16-07+12", ("73.2",)),
-            Row("ResNet-101, 07+12", "voc_c4_paper:resnet101-07+12", ("76.4",)),
-            Row("VGG-16, 07++12", "voc_c4_paper:vgg16-07++12", ("70.4",)),
-            Row("ResNet-101, 07++12", "voc_c4_paper:resnet101-07++12", ("73.8",)),
+            Row("VGG-16, 07+12", "voc_c4_paper:vgg16-07+12", ("73.2", "")),
+            Row("ResNet-101, 07+12", "voc_c4_paper:resnet101-07+12", ("76.4", "")),
+            Row("VGG-16, 07++12", "", ("", "70.4")),
+            Row("ResNet-101, 07++12", "", ("", "73.8")),
         ),
+        note=f"{_JOINT} {_VOC12}",
     ),
     "table8": DetectionTable(
         "Faster R-CNN on COCO val",
@@ -87,30 +106,30 @@ TABLES = {
     ),
     "table10": DetectionTable(
         "Improvements on PASCAL VOC 2007 test",
-        _AP,
+        {"mAP": "mAP"},
         (
             Row("VGG-16", "voc_c4_paper:vgg16-07+12", ("73.2",)),
             Row("ResNet-101", "voc_c4_paper:resnet101-07+12", ("76.4",)),
             Row(
-                "ResNet-101 from COCO, improved", "voc_c4_paper:resnet101-07+12", ("85.6",), _ALL, _CONTEXT, start=_COCO
-            ),
-        ),
-    ),
-    "table11": DetectionTable(
-        "Improvements on PASCAL VOC 2012 test",
-        _AP,
-        (
-            Row("VGG-16", "voc_c4_paper:vgg16-07++12", ("70.4",)),
-            Row("ResNet-101", "voc_c4_paper:resnet101-07++12", ("73.8",)),
-            Row(
                 "ResNet-101 from COCO, improved",
-                "voc_c4_paper:resnet101-07++12",
-                ("83.8",),
+                "voc_c4_paper:resnet101-07+12",
+                ("85.6",),
                 _ALL,
-                _CONTEXT,
+                _FROM_COCO,
                 start=_COCO,
             ),
         ),
+        note=_JOINT,
+    ),
+    "table11": DetectionTable(
+        "Improvements on PASCAL VOC 2012 test",
+        {"mAP": ""},
+        (
+            Row("VGG-16", "", ("70.4",)),
+            Row("ResNet-101", "", ("73.8",)),
+            Row("ResNet-101 from COCO, improved", "", ("83.8",)),
+        ),
+        note=_VOC12,
     ),
     "table12": DetectionTable(
         "ImageNet DET",
@@ -136,6 +155,7 @@ TABLES = {
         "ImageNet localisation, ensembles, top-5 error",
         {"validation": "", "test": ""},
         (Row("ResNet, ensemble", "", ("8.9", "9.0")),),
+        note="configs/imagenet_localisation.py trains the networks; docs/detection.md says how they are scored.",
     ),
 }
 
@@ -175,6 +195,22 @@ def _changes(root: Path, row: Row, scale: str) -> dict[str, Any]:
     return {**SCALES[scale].overrides(own), **row.changes}
 
 
+def is_current(root: Path, scale: str, record: Record) -> bool:
+    """Whether a row's record is of the config that the row has at this scale today."""
+    table, _, line = record["run"].partition("-")
+    try:
+        row = TABLES[table].rows[int(line) - 1]
+        return bool(row.config) and record["values"] == _values(root, row, scale)
+    except (UserError, KeyError, IndexError, ValueError):  # The row has gone, or its config.
+        return False
+
+
+def _values(root: Path, row: Row, scale: str) -> dict[str, Any]:
+    """The whole config by dotted key, as JSON has it."""
+    config = override(load_config(str(root / _config(row, scale))), _changes(root, row, scale))
+    return json.loads(json.dumps(flatten(config)))
+
+
 def _folder(places: Places, scale: str, config: str, changes: Mapping[str, Any], seed: int, start: str = "") -> Path:
     name = config.partition(":")[2] + ("-context" if "task.context" in changes else "")
     return places.workdirs / scale / f"{config.partition(':')[0]}-{name}{'-from-coco' if start else ''}-seed{seed}"
@@ -201,8 +237,7 @@ def perform(table: str, scale: str, places: Places) -> dict[str, str]:
 def _one_row(call: Call, name: str, row: Row, scale: str, places: Places, figures: set[str]) -> None:
     path = record_path(places.results, scale, name)
     config, changes = _config(row, scale), _changes(places.root, row, scale)
-    values = flatten(override(load_config(str(places.root / config)), changes))
-    values = json.loads(json.dumps(values))
+    values = _values(places.root, row, scale)
     before = read_record(path)
     if before is not None:
         if before["values"] != values:
@@ -210,16 +245,18 @@ def _one_row(call: Call, name: str, row: Row, scale: str, places: Places, figure
         print(f"{name}: done before", file=sys.stderr)
         return
     keys = [f"--config.{key}={str(value).replace(' ', '')}" for key, value in changes.items()]
-    folders, commands = [], {}
+    folders, commands, code = [], {}, []
     for seed in range(row.members):
         folder = _folder(places, scale, row.config, row.changes, seed, row.start)
         own = [*keys, f"--config.seed={seed}"] if seed else keys
         if scale != "smoke":
-            own = [*own, f"--config.init.path={_start(row, scale, places)}"]
+            own = [*own, f"--config.init.path={_start(row, scale, places, folder)}"]
         training = ["train.py", "--config", config, "--workdir", str(folder), *own]
         print(f"{name}: training in {folder}", file=sys.stderr)
+        note_code(places.root, folder)
         call(training)  # What is finished ends at once.
         folders.append(folder)
+        code += noted_code(folder)
         commands[f"training {seed}"] = shown(places, scale, training)
     workdirs = [part for folder in folders for part in ("--workdir", str(folder))]
     scoring = ["eval.py", "--config", config, *workdirs, *keys, f"--protocol={row.protocol}"]
@@ -229,15 +266,27 @@ def _one_row(call: Call, name: str, row: Row, scale: str, places: Places, figure
         raise Failed(f"eval.py gave none of {', '.join(sorted(figures - {''}))}")
     commands[row.protocol] = shown(places, scale, scoring)
     record: Record = {"kind": "detection", "run": name, "scale": scale, "title": row.title, "values": values}
+    record |= {"steps": values["steps"], "environment": environment(folders[0]), "commands": commands}
     kept = {key: value for key, value in result.items() if isinstance(value, (int, float)) and key != "seconds"}
-    write_record(path, record | {"commands": commands, "result": kept, "numerics": [numerics_hash(places.root)]})
+    codes = list(dict.fromkeys([*code, numerics_hash(places.root)]))
+    write_record(path, record | {"result": kept, "numerics": codes})
 
 
-def _start(row: Row, scale: str, places: Places) -> Path:
-    if row.start:
-        return _folder(places, scale, row.start, row.changes, 0)
+def _start(row: Row, scale: str, places: Places, folder: Path) -> Path:
+    """The workdir that a run in ``folder`` starts from. Raises UserError if it is needed and not there."""
     network = row.config.partition(":")[2].partition("-")[0]
-    return places.workdirs / scale / f"{network}-seed0"
+    start = places.workdirs / scale / f"{network}-seed0"
+    made_by = f"python reproduce.py table3 --scale={scale} --networks={network} --seeds=1"
+    if row.start:
+        start, made_by = (
+            _folder(places, scale, row.start, row.changes, 0),
+            f"python reproduce.py table9 --scale={scale}",
+        )
+    elif network.startswith("vgg"):  # No table of the paper trains it.
+        made_by = f"python train.py --config configs/vgg.py:{network} --workdir {start}"
+    if not start.exists() and not (folder / "checkpoints").exists():
+        raise UserError(f"{start} is not there, which it starts from; make it with {made_by}")
+    return start
 
 
 def section(table: str, scale: str, ledger: Mapping[str, Record]) -> list[Block]:
@@ -255,7 +304,8 @@ def section(table: str, scale: str, ledger: Mapping[str, Record]) -> list[Block]
     header = ["detector"]
     for column, figure in about.columns.items():
         header += [f"{column}, here", "the paper"] if figure else [f"{column}, the paper"]
-    text = f"{about.views}; each row by its own command. Test sets without public labels are not scored."
+    text = f"{about.views}; each row by its own command. Test sets without public labels are not scored here."
+    text += f" {about.note}" if about.note else ""
     if scale == "smoke":
         text += " At smoke scale a tiny ResNet on drawn shapes stands for every detector."
     return [Heading(f"Table {table.removeprefix('table')}: {about.title}"), Paragraph(text), Table(header, rows)]
@@ -266,7 +316,5 @@ def published(table: str) -> list[Block]:
     about = TABLES[table]
     rows = [[row.title, *row.published] for row in about.rows]
     heading = Heading(f"Table {table.removeprefix('table')}: {about.title}")
-    text = "The paper's; nothing has been run here."
-    if not any(row.config for row in about.rows):
-        text += " configs/imagenet_localisation.py trains the networks; docs/detection.md says how they are scored."
+    text = f"The paper's; nothing has been run here. {about.note}".rstrip()
     return [heading, Paragraph(text), Table(["network", *about.columns], rows)]

@@ -32,7 +32,7 @@ class Experiment(NamedTuple):
     """A table or figure: the configs it trains, each as FILE:MEMBER, and how their networks are scored.
 
     protocol: of ``evaluation.protocols``. seeds: runs of each config, by default. ensemble: all runs together are
-    scored, too. responses: the layers' responses are measured.
+    scored, too. responses: the layers' responses are measured. of_paper: it is in the paper, and so in the reports.
     """
 
     title: str
@@ -41,6 +41,7 @@ class Experiment(NamedTuple):
     seeds: int = 1
     ensemble: bool = False
     responses: bool = False
+    of_paper: bool = True
 
     @property
     def networks(self) -> list[str]:
@@ -88,7 +89,10 @@ EXPERIMENTS = {
     ),
     # Not of the paper: its recipe in a fortieth of the steps, and what came after it, one at a time.
     "ingredients": Experiment(
-        "What each ingredient is worth: ResNet-20 on CIFAR-10", _members("cifar10_ingredients", *_INGREDIENTS), seeds=2
+        "What each ingredient is worth: ResNet-20 on CIFAR-10",
+        _members("cifar10_ingredients", *_INGREDIENTS),
+        seeds=2,
+        of_paper=False,
     ),
 }
 
@@ -111,18 +115,21 @@ def _paper(config: Config) -> dict[str, Any]:
 
 
 def _shortened(part: int, evaluations: int) -> Callable[[Config], dict[str, Any]]:
-    """1/``part`` of the recipe's steps; the learning rate falls at the same fractions of them."""
+    """1/``part`` of the recipe's steps; the learning rate falls at the same fractions of them.
+
+    Where the recipe waits for a plateau it falls after 1/2 and 3/4 of them, as in the paper's recipe for CIFAR-10.
+    """
 
     def overrides(config: Config) -> dict[str, Any]:
         steps = recipe_steps(config) // part
         keys = _every(steps, logs=100, evaluations=evaluations)
-        if config.schedule.plateau:  # There are too few evaluations to see one.
-            keys |= {"schedule.name": "step"}
-        values = flatten(config) | keys
+        values = flatten(config)
         if "schedule.peak_at" in values:
             keys |= {"schedule.peak_at": values["schedule.peak_at"] // part}
-        if "schedule.boundaries" in values or config.schedule.plateau:
-            keys |= {"schedule.boundaries": (steps // 2, steps * 3 // 4)}
+        if "schedule.boundaries" in values:
+            keys |= {"schedule.boundaries": tuple(step // part for step in values["schedule.boundaries"])}
+        if config.schedule.plateau:  # There are too few evaluations to see one.
+            keys |= {"schedule.name": "step", "schedule.boundaries": (steps // 2, steps * 3 // 4)}
         return keys
 
     return overrides
@@ -150,21 +157,21 @@ def _every(steps: int, logs: int, evaluations: int) -> dict[str, Any]:
 
 
 SCALES = {
-    "paper": Scale("The paper's recipes, whole.", _paper, verdicts=True),
+    "paper": Scale("The recipes of configs/, whole.", _paper, verdicts=True),
     "medium": Scale(
-        "A MEDIUM run: 1/4 of the paper's iterations, the learning rate divided by 10 after 1/2 and 3/4 of them, on "
-        "the whole data set.",
+        "Medium scale: 1/4 of the recipe's iterations, with the learning rate lowered at the same fractions of them, "
+        "on the whole data set.",
         _shortened(4, evaluations=16),
         verdicts=True,
     ),
     "small": Scale(
-        "A SMALL run: 1/20 of the paper's iterations, the learning rate divided by 10 after 1/2 and 3/4 of "
-        "them, on the whole data set. It is for trying things: so short a training shows none of the paper's claims.",
+        "Small scale: 1/20 of the recipe's iterations, with the learning rate lowered at the same fractions of them, "
+        "on the whole data set. It is for trying things: so short a training shows none of the paper's claims.",
         _shortened(20, evaluations=10),
         verdicts=False,
     ),
     "smoke": Scale(
-        "A SMOKE run: a few steps of tiny networks on scikit-learn's digits. It proves that the programs run; its "
+        "Smoke scale: a few steps of tiny networks on scikit-learn's digits. It proves that the programs run; its "
         "numbers mean nothing.",
         _smoke,
         verdicts=False,

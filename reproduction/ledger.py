@@ -21,9 +21,9 @@ Record = dict[str, Any]
 _KEYS = {
     "run": (
         *("run", "scale", "network", "config", "seed", "steps", "recipe_steps", "values", "curves"),
-        *("results", "commands", "environment", "numerics"),
+        *("parameters", "images_per_second", "results", "commands", "environment", "numerics"),
     ),
-    "detection": ("run", "scale", "title", "values", "commands", "result", "numerics"),
+    "detection": ("run", "scale", "title", "steps", "values", "commands", "result", "environment", "numerics"),
     "ensemble": ("run", "scale", "members", "results", "commands"),
     "score": ("name", "title", "command", "commit", "numerics", "result"),
     "benchmark": ("name", "command", "commit", "numerics", "environment", "comparisons"),
@@ -61,13 +61,13 @@ def write_record(path: Path, record: Record) -> None:
 def read_ledger(results: Path, scale: str, is_current: Callable[[Record], bool]) -> dict[str, Record]:
     """The records of a scale by the name of the run, in alphabetical order.
 
-    Those that are damaged, and runs that are not ``is_current``, are left out and named on stderr.
+    Those that are damaged, or not ``is_current``, are left out and named on stderr.
     """
     found = {}
     for path in sorted((results / scale).glob("*.json")):
         try:
             record = read_record(path)
-            if record and (record["kind"] != "run" or is_current(record)):
+            if record and is_current(record):
                 found[path.stem] = record
             else:
                 print(f"left out: {path} is of a run with other settings", file=sys.stderr)

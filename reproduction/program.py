@@ -1,14 +1,15 @@
 """Reproduces the paper: python reproduce.py EXPERIMENT --scale smoke|small|medium|paper, or table1, report or record.
 
 EXPERIMENT is a table or figure: table2 to table14, fig1, fig4, fig6, fig7; or ingredients, which is not of the paper.
-The detectors of table7 to table13 start from the networks of table3, which are to be trained at the same scale before;
-the R-CNN of table13 and the ensembles of table14 are not run from here, and the paper's numbers are shown.
+The detectors of table7 to table13 start from the networks of table3, which are to be trained at the same scale before,
+or from VGG-16; the error says how to train what is missing. What is scored on VOC 2012 test, the R-CNN of table13 and
+the ensembles of table14 are not run from here, and the paper's numbers are shown.
 What has been trained and scored before is kept; what was interrupted goes on. --dry_run prints the plan and what it
 costs.
 
-report makes RESULTS/SCALE/report.html, by default of every scale that there are results of; with --readme it writes the
-README's tables, sentences and speeds, too. record NAME --file=FILE --command=COMMAND adds a line that eval.py printed
-(with --title) or a file of benchmarks.run --out to the results.
+report makes RESULTS/SCALE/report.html, by default of every scale that there are results of; with --documents it writes
+the tables, sentences and speeds of README.md and docs/, too. record NAME --file=FILE --command=COMMAND adds a line that
+eval.py printed (with --title) or a file of benchmarks.run --out to the results.
 """
 
 import signal
@@ -43,7 +44,9 @@ JOBS = flags.DEFINE_integer(
 RUNS = flags.DEFINE_string("runs", "runs", "Folder of the workdirs: RUNS/SCALE/NETWORK-seedSEED.")
 RESULTS = flags.DEFINE_string("results", "results", "Folder of the ledger and the report: RESULTS/SCALE.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Prepared data sets; default $TFDS_DATA_DIR, then TFDS's own.")
-README = flags.DEFINE_string("readme", None, "Write the generated blocks of this file, each between its marks.")
+DOCUMENTS = flags.DEFINE_bool(
+    "documents", False, "Write the generated blocks of README.md and docs/, between their marks."
+)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and its cost, and do nothing.")
 FILE = flags.DEFINE_string("file", None, "Of record: the last line that eval.py printed, or what benchmarks.run wrote.")
 COMMAND = flags.DEFINE_string("command", None, "Of record: the command that made the file.")
@@ -63,11 +66,11 @@ def run(arguments: list[str]) -> None:
     elif name == "report":
         if DRY_RUN.value:
             raise UserError("report trains nothing; leave --dry_run out")
-        found = [scale for scale in experiments.SCALES if list((results / scale).glob("*.json"))]
+        found = [scale for scale in experiments.SCALES if report.has_records(ROOT, results, scale)]
         for scale in [SCALE.value] if SCALE.value else found:
             print(f"the report is {report.write_report(ROOT, results, scale)}", file=sys.stderr)
-        if README.value:
-            report.update_readme(Path(README.value), ROOT, results)
+        if DOCUMENTS.value:
+            report.update_documents(ROOT, results)
     else:
         _experiment(name, results)
 
@@ -90,9 +93,10 @@ def _experiment(name: str, results: Path) -> None:
     else:
         failures = running.perform(name, scale, runs, places, JOBS.value or (2 if scale == "smoke" else 1))
     print(to_markdown(report.one_section(ROOT, results, scale, name)))
-    if README.value:
-        report.update_readme(Path(README.value), ROOT, results)
-    print(f"the report is {report.write_report(ROOT, results, scale)}", file=sys.stderr)
+    if DOCUMENTS.value:
+        report.update_documents(ROOT, results)
+    if detects or experiments.EXPERIMENTS[name].of_paper:
+        print(f"the report is {report.write_report(ROOT, results, scale)}", file=sys.stderr)
     if failures:
         raise UserError(
             f"{len(failures)} runs failed: {', '.join(failures)}; their messages are above; fix them and run the same "
@@ -111,7 +115,7 @@ def _record(results: Path, name: str) -> None:
     record = imported(name, printed, COMMAND.value, TITLE.value or name, commit(ROOT), numerics_hash(ROOT))
     path = record_path(results, FOLDERS[record["kind"]], name)
     write_record(path, record)
-    print(f"wrote {path}; python reproduce.py report --readme=README.md shows it", file=sys.stderr)
+    print(f"wrote {path}; python reproduce.py report --documents shows it", file=sys.stderr)
 
 
 def main() -> None:

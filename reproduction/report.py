@@ -1,11 +1,11 @@
-"""The report of a scale, and the README's generated blocks: our numbers beside the paper's, out of the ledger."""
+"""The report of a scale, and the generated blocks of documents: our numbers beside the paper's, out of the ledger."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from reproduction import detection, paper, speeds
-from reproduction.claims import DISTANCE, degradation
+from reproduction import detection, paper, running, speeds
+from reproduction.claims import DISTANCE, MARGIN, degradation
 from reproduction.document import (
     Block,
     Commands,
@@ -20,14 +20,12 @@ from reproduction.experiments import EXPERIMENTS, SCALES
 from reproduction.ledger import FOLDERS, Record, read_ledger, read_record
 from reproduction.numbers import hardware, mean_and_deviation, number
 from reproduction.numerics import numerics_hash, short
-from reproduction.running import is_current
 from reproduction.runs import by_network, title
 from reproduction.sections import section
 from resnet_jax.errors import UserError
 from resnet_jax.files import replace_atomically
 
 _FINDINGS = ("fig6", "fig4")  # What a report opens with: the first that has been run.
-_COMMAND = "python reproduce.py report --readme=README.md"
 
 
 def write_report(root: Path, results: Path, scale: str) -> Path:
@@ -37,7 +35,7 @@ def write_report(root: Path, results: Path, scale: str) -> Path:
     """
     folder = results / scale
     folder.mkdir(parents=True, exist_ok=True)
-    blocks = _blocks(root, folder, scale, _ledger(root, results, scale))
+    blocks = _blocks(root, folder, scale, _of_paper(_ledger(root, results, scale)))
     for name, text in (("report.html", to_html(blocks)), ("report.md", to_markdown(blocks))):
         with replace_atomically(folder / name) as file:
             file.write(text.encode())
@@ -56,15 +54,31 @@ def one_section(root: Path, results: Path, scale: str, name: str) -> list[Block]
     return [*blocks[:1], *statement, *blocks[1:]]
 
 
+def has_records(root: Path, results: Path, scale: str) -> bool:
+    """Whether a report of this scale has anything to say."""
+    return bool(_of_paper(_ledger(root, results, scale)))
+
+
 def _ledger(root: Path, results: Path, scale: str) -> dict[str, Record]:
-    return read_ledger(results, scale, partial(is_current, root, scale))
+    return read_ledger(results, scale, partial(_is_current, root, scale))
+
+
+def _is_current(root: Path, scale: str, record: Record) -> bool:
+    kinds = {"run": running.is_current, "detection": detection.is_current}
+    return record["kind"] not in kinds or kinds[record["kind"]](root, scale, record)
+
+
+_OTHERS = {network for each in EXPERIMENTS.values() if not each.of_paper for network in each.networks}
+
+
+def _of_paper(ledger: Mapping[str, Record]) -> dict[str, Record]:
+    return {name: record for name, record in ledger.items() if record.get("network") not in _OTHERS}
 
 
 def _blocks(root: Path, folder: Path, scale: str, ledger: Mapping[str, Record]) -> list[Block]:
     trained = sum(record["kind"] == "run" for record in ledger.values())
-    sections = {
-        name: section(name, scale, folder, ledger) for name in EXPERIMENTS if scale != "smoke" or name != "table1"
-    }
+    names = [name for name, each in EXPERIMENTS.items() if each.of_paper and (name != "table1" or scale != "smoke")]
+    sections = {name: section(name, scale, folder, ledger) for name in names}
     first = next((name for name in _FINDINGS if sections[name]), None)
     found = degradation(first, scale, ledger).sentences if first else []
     statement = SCALES[scale].statement
@@ -83,8 +97,8 @@ def _blocks(root: Path, folder: Path, scale: str, ledger: Mapping[str, Record]) 
     if SCALES[scale].verdicts:
         blocks.append(Paragraph(_RULE))
     blocks.append(Contents())
-    for name in EXPERIMENTS:
-        blocks += sections.get(name, [])
+    for each in sections.values():
+        blocks += each
     for table in detection.TABLES:
         blocks += detection.section(table, scale, ledger)
     return blocks + _runs(root, ledger)
@@ -94,36 +108,37 @@ _RULE = (
     "A difference is ours less the paper's, where both are of the same split. What depth does is only said where "
     "training was long enough: the shallow network of each pair must have come within "
     f"{DISTANCE:g} percentage points of its published error. No error of plain-20 is published as a number; there "
-    "ResNet-20's stands for both."
+    f"ResNet-20's stands for both. Differences of less than {MARGIN:.2f} points are put down to chance: two standard "
+    "deviations of the difference of two runs, by the paper's five runs of ResNet-110."
 )
 
 
 def _runs(root: Path, ledger: Mapping[str, Record]) -> list[Block]:
-    trained = [record for record in ledger.values() if record["kind"] == "run"]
+    trained = [record for record in ledger.values() if record["kind"] in ("run", "detection")]
     if not trained:
         return []
     today, rows, others = numerics_hash(root), [], False
     for record in trained:
         environment = record["environment"]
         versions = environment["packages"]
-        codes = [*record["numerics"], *(result.get("numerics", "") for result in record["results"].values())]
+        codes = [*record["numerics"], *(each.get("numerics", "") for each in record.get("results", {}).values())]
         same = bool(record["numerics"]) and set(codes) == {today}
         others = others or not same
         rows.append(
             [
                 record["run"],
                 f"{record['steps']:,}",
-                f"{record['images_per_second']:.0f}",
+                f"{record['images_per_second']:.0f}" if "images_per_second" in record else "",
                 hardware(record),
                 f"jax {versions['jax']}, flax {versions['flax']}",
                 short(environment["commit"]),
-                "today's" if same else f"other ({', '.join(dict.fromkeys(filter(None, codes))) or 'not recorded'})",
+                "current" if same else ", ".join(dict.fromkeys(filter(None, codes))) or "not recorded",
             ]
         )
     lines = [line for record in ledger.values() for line in record["commands"].values()]
     note = (
-        " Runs of other code than today's may differ from what the same command gives now: since then something was "
-        f"changed in the modules that compute numbers, whose hash is {today} today."
+        " The last column has a hash of the modules that compute numbers, where it is not that of the code which wrote "
+        f"this report ({today}): something in them has changed since, and the same command may give other numbers now."
     )
     return [
         Heading("Runs"),
@@ -137,7 +152,7 @@ def _runs(root: Path, ledger: Mapping[str, Record]) -> list[Block]:
     ]
 
 
-# The README.
+# Documents.
 
 
 def _results(root: Path, results: Path) -> list[Block]:
@@ -147,10 +162,8 @@ def _results(root: Path, results: Path) -> list[Block]:
     """
     rows, sentences = [], []
     for scale in (scale for scale in SCALES if SCALES[scale].verdicts):
-        ledger = _ledger(root, results, scale)
+        ledger = _of_paper(_ledger(root, results, scale))
         for member, runs in by_network(ledger).items():
-            if member in EXPERIMENTS["ingredients"].networks:  # They have a table of their own in the report.
-                continue
             for protocol in dict.fromkeys(protocol for run in runs for protocol in run["results"]):
                 scored = [run for run in runs if protocol in run["results"]]
                 errors = [run["results"][protocol]["top1_error"] for run in scored]
@@ -201,32 +214,53 @@ def _others(results: Path, kind: str) -> list[Record]:
     return [record for record in found if record is not None]
 
 
-README_BLOCKS: dict[str, Callable[[Path, Path], list[Block]]] = {
-    "results": _results,
-    "speed": _speed,
-    "input speed": _input_speed,
+def _ingredients(root: Path, results: Path) -> list[Block]:
+    ledger = _ledger(root, results, "paper")
+    blocks = section("ingredients", "paper", results / "paper", ledger)[1:]
+    if not blocks:
+        return [Paragraph("None has been run yet.")]
+    runs = [run for run in ledger.values() if run.get("network") in _OTHERS]
+    where = "; ".join(dict.fromkeys(map(hardware, runs)))
+    commits = ", ".join(dict.fromkeys(short(run["environment"]["commit"]) for run in runs))
+    return [*blocks, Paragraph(f"{where}; commit {commits}: `python reproduce.py ingredients --scale=paper`.")]
+
+
+README = "README.md"
+BLOCKS: dict[str, tuple[str, Callable[[Path, Path], list[Block]]]] = {
+    "results": (README, _results),
+    "speed": (README, _speed),
+    "input speed": (README, _input_speed),
+    "ingredients": ("docs/recipes.md", _ingredients),
 }
+"""The generated blocks: the document that each is in, and what makes it."""
 
 
 def marks(name: str) -> tuple[str, str]:
-    """The lines of the README that a generated block stands between."""
-    return f"<!-- {name}, written by: {_COMMAND} -->", f"<!-- end of {name} -->"
+    """The lines of its document that a generated block stands between."""
+    return f"<!-- {name}, written by: python reproduce.py report --documents -->", f"<!-- end of {name} -->"
 
 
-def with_blocks(text: str, root: Path, results: Path) -> str:
-    """A README with all its generated blocks as the ledger has them. Raises UserError if a mark is not there."""
-    for name, make in README_BLOCKS.items():
+def with_blocks(document: str, text: str, root: Path, results: Path) -> str:
+    """A document's text with all its generated blocks as the ledger has them.
+
+    Raises UserError if a mark is not there.
+    """
+    for name, (place, make) in BLOCKS.items():
+        if place != document:
+            continue
         first, last = marks(name)
         before, found_first, rest = text.partition(first)
         _, found_last, after = rest.partition(last)
         if not (found_first and found_last):
-            raise UserError(f"the README has no lines {first} and {last}; put them where the block is to be")
+            raise UserError(f"{document} has no lines {first} and {last}; put them where the block is to be")
         text = f"{before}{first}\n\n{to_markdown(make(root, results))}\n{last}{after}"
     return text
 
 
-def update_readme(readme: Path, root: Path, results: Path) -> None:
-    """Writes the generated blocks between their marks. Raises UserError if a mark is not there."""
-    text = with_blocks(readme.read_text(), root, results)
-    with replace_atomically(readme) as file:
-        file.write(text.encode())
+def update_documents(root: Path, results: Path) -> None:
+    """Writes the generated blocks of all documents between their marks. Raises UserError if a mark is not there."""
+    for document in dict.fromkeys(document for document, _ in BLOCKS.values()):
+        path = root / document
+        text = with_blocks(document, path.read_text(), root, results)
+        with replace_atomically(path) as file:
+            file.write(text.encode())

@@ -169,7 +169,7 @@ def _one_run(call: Call, heading: str, experiment: Experiment, scale: str, run: 
     training = command("train.py", run, [folder], settings)
     if to_do == "train and score":
         print(f"{heading}: training in {folder}", file=sys.stderr)
-        _note_code(places.root, folder)
+        note_code(places.root, folder)
         call(training)
     record = _training_record(scale, run, places, training)
     if before is not None and before["curves"] == record["curves"]:  # The same training, scored otherwise before.
@@ -216,24 +216,34 @@ def _result(root: Path, printed: str) -> Record:
     return {key: result[key] for key in keys if key in result} | {"numerics": numerics_hash(root)}
 
 
-def _note_code(root: Path, folder: Path) -> None:
+def note_code(root: Path, folder: Path) -> None:
     """Adds today's code to that which trained in ``folder``, before it does."""
-    path, code = folder / _CODE, numerics_hash(root)
+    code, noted = numerics_hash(root), noted_code(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    noted = path.read_text().split() if path.exists() else []
     if code not in noted:
-        path.write_text("".join(f"{line}\n" for line in [*noted, code]))
+        (folder / _CODE).write_text("".join(f"{line}\n" for line in [*noted, code]))
+
+
+def noted_code(folder: Path) -> list[str]:
+    """The hashes of the code that has trained in ``folder``."""
+    path = folder / _CODE
+    return path.read_text().split() if path.exists() else []
+
+
+def environment(folder: Path) -> Record:
+    """What a workdir says of the machine and the versions it was trained with. Raises OSError or ValueError."""
+    written = json.loads((folder / "environment.json").read_text())
+    return {key: written.get(key) for key in ("commit", "devices", "processor", "python", "packages")}
 
 
 def _training_record(scale: str, run: Run, places: Places, training: list[str]) -> Record:
     """All that the workdir of a finished run says, but for the scores. Raises UserError if it is damaged."""
     folder = workdir(places, scale, run)
-    config, code = scaled(places.root, run, scale), folder / _CODE
+    config = scaled(places.root, run, scale)
     metrics = read_metrics(folder / "metrics.jsonl")
     class_names = read_class_names(folder)
     evaluated = "test_error" if any("test_error" in row for row in metrics) else "validation_error"
     try:
-        environment = json.loads((folder / "environment.json").read_text())
         return {
             "kind": "run",
             "run": run.name,
@@ -245,10 +255,8 @@ def _training_record(scale: str, run: Run, places: Places, training: list[str]) 
             "recipe_steps": recipe_steps(recipe(places.root, run)),
             "parameters": _parameters(make_model(config, len(class_names))),
             "images_per_second": statistics.median(row["images_per_second"] for row in metrics),
-            "environment": {
-                key: environment.get(key) for key in ("commit", "devices", "processor", "python", "packages")
-            },
-            "numerics": code.read_text().split() if code.exists() else [],
+            "environment": environment(folder),
+            "numerics": noted_code(folder),
             "values": values(places.root, scale, run),
             "commands": {"training": shown(places, scale, training)},
             "results": {},

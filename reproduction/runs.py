@@ -28,6 +28,11 @@ def title(record: Record) -> str:
     return network(record["values"]).title
 
 
+def evaluated(found: Records) -> str:
+    """The split of the curves of the runs, which are all of one data set."""
+    return "validation" if any("data.crop_size" in run["values"] for runs in found.values() for run in runs) else "test"
+
+
 def found_runs(name: str, ledger: Mapping[str, Record]) -> tuple[Records, Experiment]:
     """The runs that have what an experiment needs, in its order, and the experiment."""
     experiment, records = EXPERIMENTS[name], by_network(ledger)

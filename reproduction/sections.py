@@ -23,7 +23,7 @@ from reproduction.numbers import (
 )
 from reproduction.pictures import Curves, draw_errors, draw_responses, top_of
 from reproduction.running import ensemble_name
-from reproduction.runs import Records, found_runs, title
+from reproduction.runs import Records, evaluated, found_runs, title
 from resnet_jax.analysis.complexity import count_both
 from resnet_jax.models import create_model
 
@@ -108,7 +108,7 @@ def _error_table(name: str, found: Records, protocol: str, compare: bool) -> lis
             if of_cifar and member in paper.REPEATED:
                 repeated = paper.REPEATED[member]
                 shown += f" ({repeated.mean:.2f} ± {repeated.deviation:.2f})"
-                of_paper = of_paper if len(runs) == 1 else repeated.mean  # Like with like.
+                of_paper = repeated.mean  # The best of five is not what a run, or a mean, is compared with.
             same_split = all(run["results"][protocol]["split"] == published.split for run in runs)
             row += [mean_and_deviation(values), shown, difference(values, of_paper) if compare and same_split else ""]
         rows.append(row)
@@ -121,8 +121,8 @@ def _error_table(name: str, found: Records, protocol: str, compare: bool) -> lis
     text = "Several runs, of several seeds, are given as mean ± sample standard deviation."
     if of_cifar and compare:
         text += (
-            " Of ResNet-110 the paper gives the best of five runs and, in brackets, their mean, with which a mean of "
-            "ours is compared."
+            " Of ResNet-110 the paper gives the best of five runs and, in brackets, their mean, with which ours is "
+            "compared."
         )
     if not compare:
         header, rows = _without_differences(header, rows)
@@ -136,6 +136,7 @@ def _ingredients(found: Records, protocol: str) -> list[Block]:
         return {run["seed"]: run["results"][protocol]["top1_error"] for run in runs}
 
     baseline = errors(found.get("resnet20_baseline", []))
+    lengths = sorted({f"{run['steps']:,}" for runs in found.values() for run in runs})
     rows = []
     for member, runs in found.items():
         mine = errors(runs)
@@ -144,7 +145,7 @@ def _ingredients(found: Records, protocol: str) -> list[Block]:
         ingredient = member.removeprefix("resnet20_").replace("_", " ")
         rows.append([ingredient, str(len(runs)), mean_and_deviation(list(mine.values())), of_baseline])
     text = (
-        f"{_steps(found)} steps; the paper's recipe has 64,000. Each ingredient alone is added to the baseline, which "
+        f"{' or '.join(lengths)} steps a run; the paper's recipe has 64,000. Each ingredient alone is added to the baseline, which "
         "is the paper's recipe, shortened; differences are to the baseline's run of the same seed, and below 0 where "
         "it helps. Several runs are given as mean ± sample standard deviation."
     )
@@ -188,7 +189,7 @@ def _error_figure(name: str, scale: str, folder: Path, found: Records) -> list[B
         row = [title(runs[0]), ", ".join(str(run["seed"]) for run in runs), mean_and_deviation(train)]
         row += [paper.TRAINING_ERRORS.get(member, ""), mean_and_deviation(test)]
         rows.append([*row, paper.TEST_ERRORS.get(member, number(published)), _falls(runs)])
-    header = ["network", "seeds", "training error", "paper", f"{_evaluated(found)} error", "paper", "rate fell at"]
+    header = ["network", "seeds", "training error", "paper", f"{evaluated(found)} error", "paper", "rate fell at"]
     if name == "fig4":  # The paper's curves are of the central crop, whose errors it gives nowhere as numbers.
         rows = [[*row[:5], "", row[6]] for row in rows]
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
@@ -224,7 +225,7 @@ def _draw(name: str, scale: str, folder: Path, found: Records) -> tuple[list[Pat
         titled = {title(found[member][0]): runs for member, runs in curves.items()}
         paths = [folder / "fig1-training-error.svg", folder / "fig1-test-error.svg"]
         draw_errors(paths[0], "training error", titled, top, show=("train",))
-        draw_errors(paths[1], f"{_evaluated(found)} error", titled, top, show=("test",))
+        draw_errors(paths[1], f"{evaluated(found)} error", titled, top, show=("test",))
         return paths, f"{length}{paler}"
     panels: dict[str, dict[str, Sequence[Curves]]] = {}
     for member, runs in curves.items():
@@ -234,12 +235,7 @@ def _draw(name: str, scale: str, folder: Path, found: Records) -> tuple[list[Pat
     for kind, networks in panels.items():
         paths.append(folder / f"{name}-{kind}-networks.svg")
         draw_errors(paths[-1], f"{kind} networks", networks, top)
-    return paths, f"Thin and dashed: training error. Bold: {_evaluated(found)} error. {length}{paler}"
-
-
-def _evaluated(found: Records) -> str:
-    """The split of the curves of the runs, which are all of one data set."""
-    return "validation" if any("data.crop_size" in run["values"] for runs in found.values() for run in runs) else "test"
+    return paths, f"Thin and dashed: training error. Bold: {evaluated(found)} error. {length}{paler}"
 
 
 def _steps(found: Records) -> str:

@@ -10,6 +10,7 @@ from reproduction.ledger import read_record, record_path
 from reproduction.running import Places
 from resnet_jax import build
 from resnet_jax.config import load_config, override
+from resnet_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROWS = [(name, row) for name, table in detection.TABLES.items() for row in table.rows if row.config]
@@ -34,6 +35,49 @@ def test_every_row_has_a_number_for_every_column_and_a_protocol_of_detection():
     for table in detection.TABLES.values():
         assert all(len(row.published) == len(table.columns) and any(row.published) for row in table.rows)
         assert all(row.protocol in protocols for row in table.rows)
+
+
+def test_a_detector_that_starts_from_another_has_its_anchors():
+    started = [row for _, row in ROWS if row.start]
+    assert [row.title for row in started] == ["ResNet-101 from COCO, improved"]
+    for row in started:
+        config = load_config(str(ROOT / detection._config(row, "paper")))
+        config = override(config, detection._changes(ROOT, row, "paper"))
+        file, _, member = row.start.partition(":")
+        other = load_config(str(ROOT / f"configs/{file}.py:{member}"))
+        assert (config.task.anchor_sizes, config.task.anchor_ratios) == (
+            other.task.anchor_sizes,
+            other.task.anchor_ratios,
+        )
+
+
+def test_what_cannot_be_scored_here_is_not_run():
+    assert not any(row.config for row in detection.TABLES["table11"].rows)
+    scored = [load_config(str(ROOT / detection._config(row, "paper"))) for name, row in ROWS if name == "table7"]
+    assert all(set(config.data.test).isdisjoint(config.data.train) for config in scored)
+    assert "VOC 2012 test are not public" in to_markdown(detection.published("table11"))
+
+
+@pytest.mark.parametrize("line, made_by", list(enumerate(["configs/vgg.py:vgg16", "table3", "table9"])))
+def test_a_start_that_is_not_there_is_named_with_what_makes_it(tmp_path, line, made_by):
+    places = Places(ROOT, tmp_path / "runs", tmp_path / "results", None)
+    row = detection.TABLES["table10"].rows[line]
+    with pytest.raises(UserError, match=rf"is not there, which it starts from; make it with .*{made_by}"):
+        detection._start(row, "paper", places, tmp_path / "own")
+
+
+def test_a_record_of_other_settings_is_not_current():
+    row = detection.TABLES["table8"].rows[1]
+    record = {"run": "table8-2", "values": detection._values(ROOT, row, "small")}
+    assert detection.is_current(ROOT, "small", record)
+    assert not detection.is_current(ROOT, "paper", record)
+    assert not detection.is_current(ROOT, "small", record | {"run": "table8-9"})
+    assert not detection.is_current(ROOT, "small", record | {"run": "table11-1"})
+
+
+def test_a_shortened_detector_lowers_its_rate_where_the_recipe_does():
+    row = detection.TABLES["table7"].rows[0]
+    assert detection._changes(ROOT, row, "medium")["schedule.boundaries"] == (7_500,)
 
 
 def test_numbers_of_the_paper_stand_beside_ours():

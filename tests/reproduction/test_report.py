@@ -33,12 +33,12 @@ def page_of(tmp_path, scale="medium"):
 def test_the_report_has_what_was_run_and_its_scale_and_nothing_else(tmp_path, make_record):
     write(tmp_path, make_record("plain20"), make_record("resnet20", responses={"stem": 1.0}))
     page, text = page_of(tmp_path)
-    assert "A MEDIUM run: 1/4 of the paper's iterations" in text and "A MEDIUM run" in page
+    assert "Medium scale: 1/4 of the recipe's iterations" in text and "Medium scale" in page
     headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert [heading.split(":")[0] for heading in headings] == [
         *("Table 1", "Table 6", "Figure 1", "Figure 6", "Figure 7", "Runs", "Commands")
     ]
-    assert "| plain20-seed0 | 60 | 100 | 2 cores of X | jax 1.2, flax 3.4 | 0123456 | other (not recorded) |" in text
+    assert "| plain20-seed0 | 60 | 100 | 2 cores of X | jax 1.2, flax 3.4 | 0123456 | not recorded |" in text
     assert "python train.py plain20 0" in text
     pictures = ["fig1-training-error", "fig6-plain-networks", "fig6-residual-networks", "fig7-in-order", "fig7-sorted"]
     for picture in pictures:
@@ -64,10 +64,10 @@ def test_a_record_beside_changed_code_is_shown_as_such(tmp_path, make_record):
         record["results"] = {"single": record["results"]["single"] | {"numerics": today}}
     write(tmp_path, *records)
     _, text = page_of(tmp_path)
-    assert "| 0123456 | today's |" in text and f"| other ({today}, abc) |" in text
-    assert "Runs of other code than today's may differ" in text
+    assert "| 0123456 | current |" in text and f"| {today}, abc |" in text
+    assert "the same command may give other numbers now" in text
     (tmp_path / "medium" / "plain56-seed0.json").unlink()
-    assert "other code" not in page_of(tmp_path)[1]
+    assert "other numbers" not in page_of(tmp_path)[1]
 
 
 def test_a_score_by_other_code_than_the_training_is_shown_too(tmp_path, make_record):
@@ -75,7 +75,7 @@ def test_a_score_by_other_code_than_the_training_is_shown_too(tmp_path, make_rec
     record = make_record("plain20", numerics=[today])
     record["results"]["single"] = record["results"]["single"] | {"numerics": "abc"}
     write(tmp_path, record)
-    assert f"| other ({today}, abc) |" in page_of(tmp_path)[1]
+    assert f"| {today}, abc |" in page_of(tmp_path)[1]
 
 
 def test_a_smoke_report_is_quick_and_has_no_architectures(tmp_path):
@@ -84,11 +84,12 @@ def test_a_smoke_report_is_quick_and_has_no_architectures(tmp_path):
 
 def test_every_experiment_says_its_scale_even_where_nothing_has_been_run(tmp_path):
     for name in EXPERIMENTS:
-        assert "A SMOKE run" in to_markdown(report.one_section(ROOT, tmp_path, "smoke", name))
+        assert "Smoke scale" in to_markdown(report.one_section(ROOT, tmp_path, "smoke", name))
 
 
-def empty_readme():
-    lines = [line for name in report.README_BLOCKS for line in (*report.marks(name), "between")]
+def empty(document):
+    blocks = [name for name, (place, _) in report.BLOCKS.items() if place == document]
+    lines = [line for name in blocks for line in (*report.marks(name), "between")]
     return "\n".join(["before", *lines, "after", ""])
 
 
@@ -96,16 +97,24 @@ def test_the_readme_gets_the_results_of_the_scales_that_can_show_something(tmp_p
     write(tmp_path, make_record("plain20", 0, 30.0), make_record("plain20", 1, 31.0), make_record("plain56", 0, 40.0))
     write(tmp_path, make_record("resnet20", top1=19.0), make_record("resnet56"))
     write(tmp_path, make_record("resnet32", scale="small"))
-    readme = tmp_path / "README.md"
-    readme.write_text(empty_readme())
-    report.update_readme(readme, ROOT, tmp_path)
-    text = readme.read_text()
+    write(tmp_path, make_record("resnet20_mixup", scale="paper"))  # Not of the paper.
+    text = report.with_blocks("README.md", empty("README.md"), ROOT, tmp_path)
     assert text.startswith("before\n") and text.endswith("between\nafter\n")
     line = "| plain-20 | medium: 60 of 1,200 steps | 0, 1 | single | 30.50 ± 0.71 |  | 2 cores of X | 0123456 |"
     assert line in text and "ResNet-32" not in text
     assert "At medium scale: Too short to tell what depth does: ResNet-20, the shallow network, is at 19.00 %" in text
-    report.update_readme(readme, ROOT, tmp_path)
-    assert readme.read_text() == text
+    assert "paper scale" not in text and report.with_blocks("README.md", text, ROOT, tmp_path) == text
+
+
+def test_ingredients_stand_in_the_recipes_and_not_in_the_reports(tmp_path, make_record):
+    for seed, baseline, mixup in ((0, 20.0, 21.0), (1, 21.0, 21.5)):
+        write(tmp_path, make_record("resnet20_baseline", seed, baseline, scale="paper"))
+        write(tmp_path, make_record("resnet20_mixup", seed, mixup, scale="paper"))
+    assert not report.has_records(ROOT, tmp_path, "paper")
+    assert "from 0 finished runs" in page_of(tmp_path, "paper")[1]
+    text = report.with_blocks("docs/recipes.md", empty("docs/recipes.md"), ROOT, tmp_path)
+    assert "| baseline | 2 | 20.50 ± 0.71 |  |" in text and "| mixup | 2 | 21.25 ± 0.35 | 0.75 ± 0.35 |" in text
+    assert "2 cores of X; commit 0123456: `python reproduce.py ingredients" in text
 
 
 def test_the_readme_has_scores_and_speeds_of_the_ledger(tmp_path):
@@ -114,21 +123,31 @@ def test_the_readme_has_scores_and_speeds_of_the_ledger(tmp_path):
     write_record(record_path(tmp_path, "scores", "public"), score)
     speeds = {"suite": "cpu", "images_per_second": {"training, resnet20": {"ours": [20.0], "PyTorch": [10.0]}}}
     write_record(record_path(tmp_path, "benchmarks", "cpu"), imported("cpu", speeds, "c", "", None, "1"))
-    text = report.with_blocks(empty_readme(), ROOT, tmp_path)
+    text = report.with_blocks("README.md", empty("README.md"), ROOT, tmp_path)
     assert "Public weights: 8.27 % top-1 error here (10,000 images of cifar10's test split; commit 0123456)" in text
     assert "Ours trains resnet20 at 2.00 times" in text
 
 
 def test_a_readme_without_its_marks_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"the README has no lines .*put them where"):
-        report.with_blocks("no marks", ROOT, tmp_path)
+    with pytest.raises(UserError, match=r"README.md has no lines .*put them where"):
+        report.with_blocks("README.md", "no marks", ROOT, tmp_path)
 
 
-def test_the_readme_s_own_results_and_speeds_are_those_of_the_ledger():
-    text = (ROOT / "README.md").read_text()
-    assert text == report.with_blocks(text, ROOT, ROOT / "results"), (
-        "run python reproduce.py report --readme=README.md, which writes them anew"
+@pytest.mark.parametrize("document", sorted({place for place, _ in report.BLOCKS.values()}))
+def test_the_documents_own_results_and_speeds_are_those_of_the_ledger(document):
+    text = (ROOT / document).read_text()
+    assert text == report.with_blocks(document, text, ROOT, ROOT / "results"), (
+        "run python reproduce.py report --documents, which writes them anew"
     )
+
+
+def test_the_generated_blocks_are_written_into_their_documents(tmp_path):
+    for document in ("README.md", "docs/recipes.md"):
+        (tmp_path / document).parent.mkdir(exist_ok=True)
+        (tmp_path / document).write_text((ROOT / document).read_text().replace("ResNet-20 |", "ResNet-21 |"))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    report.update_documents(tmp_path, ROOT / "results")
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
 
 
 def test_every_record_of_the_ledger_is_sound_and_of_today_s_settings(capsys):

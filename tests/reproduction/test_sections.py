@@ -79,7 +79,7 @@ def test_errors_stand_beside_the_paper_s_with_their_difference_and_spread(tmp_pa
     write(tmp_path, make_record("resnet20", 0, 9.0), make_record("resnet20", 1, 10.0), make_record("resnet110", 0, 6.0))
     rows = table_of(tmp_path, "table6").rows
     assert rows[0] == ["ResNet-20", "1,234,567", "2", "9.50 ± 0.71", "8.75", "+0.75"]
-    assert rows[1] == ["ResNet-110", "1,234,567", "1", "6.00", "6.43 (6.61 ± 0.16)", "-0.43"]
+    assert rows[1] == ["ResNet-110", "1,234,567", "1", "6.00", "6.43 (6.61 ± 0.16)", "-0.61"]
     assert ["Highway (19 layers), cited", "2.3 M", "", "", "7.54 (7.72 ± 0.16)", ""] in rows
 
 
@@ -152,7 +152,7 @@ def test_degradation_is_said_as_it_was_measured(tmp_path, make_record):
     )
     assert residual == (
         "Deeper residual networks are better: not seen. From 20 to 56 layers the training error changes by -1.00 and "
-        "the test error by +1.00 points (seed 0)."
+        "the test error by +1.00 points (one run each, seed 0)."
     )
     assert both == "With shortcuts depth costs less than without."
 
@@ -199,7 +199,26 @@ def test_shortcuts_that_do_not_help_are_said_not_to(tmp_path, make_record):
 def test_seeds_that_only_one_of_two_networks_has_are_not_compared(tmp_path, make_record):
     write(tmp_path, make_record("plain20", 0, 10.0), make_record("plain56", 1), make_record("resnet20", 0, 9.0))
     write(tmp_path, make_record("resnet56", 1, 8.0))
-    assert strong(tmp_path, "fig6") == []
+    assert strong(tmp_path, "fig6") == ["No seed has been run of both the shallow and the deep network of a pair."]
+
+
+def test_differences_within_the_spread_of_runs_are_not_seen(tmp_path, make_record):
+    errors = {"plain20": (9, 10), "plain56": (9.4, 10.4), "resnet20": (8, 9), "resnet56": (7, 8.6)}
+    write_all(tmp_path, make_record, errors)
+    plain, residual, both = strong(tmp_path, "fig6")
+    assert plain.startswith("Deeper plain networks are worse: not seen.")
+    assert residual.startswith("Deeper residual networks are better: not seen.")
+    assert both == "With shortcuts depth costs less than without."
+
+
+def test_what_depth_costs_is_compared_in_the_same_seeds(tmp_path, make_record):
+    for seed, (plain, residual) in enumerate(
+        [(15, 20), (40, 5)]
+    ):  # Were seed 1's plain run counted, depth would cost less.
+        write(tmp_path, make_record("plain20", seed, 10, 10), make_record("plain56", seed, plain, plain))
+        if seed == 0:
+            write(tmp_path, make_record("resnet20", 0, 9, 9), make_record("resnet56", 0, residual, residual))
+    assert strong(tmp_path, "fig6")[-1] == "With shortcuts depth costs no less than without."
 
 
 def test_the_paper_s_words_on_the_deepest_networks_stand_beside_ours(tmp_path, make_record):
