@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from resnet_jax.data.sources.tfds import class_names, open_builder, open_split
+from resnet_jax.errors import UserError
 
 
 def main() -> None:
@@ -26,8 +27,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
 
-    builder = open_builder(arguments.name, arguments.data_dir)
-    source, names = open_split(builder, arguments.split, encoded=True), class_names(builder)
+    try:
+        builder = open_builder(arguments.name, arguments.data_dir)
+        source, names = open_split(builder, arguments.split, encoded=True), class_names(builder)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    # ImageNet has two classes called "crane".
+    folders = [f"{name} {label}" if names.count(name) > 1 else name for label, name in enumerate(names)]
     counts: Counter[int] = Counter()
     for index in range(len(source)):
         record = source[index]
@@ -36,7 +42,7 @@ def main() -> None:
             continue
         split = "train" if number < arguments.train else "val"
         suffix = ".png" if record["image"].startswith(b"\x89PNG") else ".jpg"
-        path = arguments.output / split / names[label].replace("/", "_") / f"{number:04}{suffix}"
+        path = arguments.output / split / folders[label].replace("/", "_") / f"{number:04}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(record["image"])
         counts[label] += 1

@@ -145,9 +145,9 @@ def _ingredients(found: Records, protocol: str) -> list[Block]:
         ingredient = member.removeprefix("resnet20_").replace("_", " ")
         rows.append([ingredient, str(len(runs)), mean_and_deviation(list(mine.values())), of_baseline])
     text = (
-        f"{' or '.join(lengths)} steps a run; the paper's recipe has 64,000. Each ingredient alone is added to the baseline, which "
-        "is the paper's recipe, shortened; differences are to the baseline's run of the same seed, and below 0 where "
-        "it helps. Several runs are given as mean ± sample standard deviation."
+        f"{' or '.join(lengths)} steps a run; the paper's recipe has 64,000. Each ingredient alone is added to the "
+        "baseline, which is the paper's recipe, shortened; differences are to the baseline's run of the same seed, and "
+        "below 0 where it helps. Several runs are given as mean ± sample standard deviation."
     )
     return [Paragraph(text), Table(["ingredient", "runs", "top-1 error", "difference"], rows)]
 

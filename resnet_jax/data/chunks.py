@@ -160,14 +160,14 @@ class EvalChunks:
         for row, index in enumerate(self.view.indices[first : first + size]):
             record = self.source[int(index)]
             try:
-                height, width = self.view.choose_size(*image_size(record["image"]))
                 pixels = crop_and_resize(
-                    record["image"], self.view.choose_box, (height, width), interpolation=self.view.interpolation
+                    record["image"], self.view.choose_box, self.view.choose_size, interpolation=self.view.interpolation
                 )
             except UnreadableImage as error:
                 unreadable.append(f"{record['name']} ({error})")
                 continue
-            images[row, :height, :width], sizes[row] = pixels, (height, width)
+            height, width = sizes[row] = pixels.shape[:2]
+            images[row, :height, :width] = pixels
             labels[row], indices[row] = record["label"], index
         return {"image": images, "size": sizes, "label": labels, "index": indices, "unreadable": unreadable}
 
@@ -271,7 +271,7 @@ def _warn(unreadable: list[str], seen: set[str], limit: int) -> None:
 
 
 def photograph_sizes(source: Source, loading: Loading, limit: int) -> np.ndarray:
-    """(N, 2) heights and widths from the headers, 0 for a photograph that cannot be decoded.
+    """(N, 2) heights and widths as ``image_size`` has them, 0 for a photograph that cannot be decoded.
 
     Names those on stderr, and raises UserError for more than ``limit``.
     """

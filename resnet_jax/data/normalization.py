@@ -102,11 +102,15 @@ class Channel(Part):
         return self._normalization(own, dataset.image_shape[-1])
 
     def fixed(self, data_name: str) -> Normalization | None:
-        """What ``make`` gives for RGB images if that can be told from the data set's name alone, else None."""
+        """What ``make`` gives if that can be told from the given values or the data set's name, else None.
+
+        The images have as many channels as ``mean`` has values, or else are RGB.
+        """
         given = self.mean is not None and self.std is not None
         if not given and data_name not in KNOWN_STATISTICS:
             return None
-        return self._normalization(KNOWN_STATISTICS.get(data_name, ((), ())), 3)
+        channels = 3 if self.mean is None else len(self.mean)
+        return self._normalization(KNOWN_STATISTICS.get(data_name, ((), ())), channels)
 
     def _normalization(self, own: Statistics, channels: int) -> Normalization:
         mean, std = (

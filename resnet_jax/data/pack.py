@@ -32,7 +32,7 @@ _SAMPLE = 64  # Photographs whose mean size tells what the pack will need.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", help='"folder", or any data set of photographs of TensorFlow Datasets')
+    parser.add_argument("name", help='"folder", "csv", "jsonl", "huggingface", or a data set of TensorFlow Datasets')
     parser.add_argument("--data_dir", help="where it is; default TFDS_DATA_DIR or ~/tensorflow_datasets")
     parser.add_argument("--out", required=True, type=Path, help="the folder of the pack")
     parser.add_argument(
@@ -47,7 +47,7 @@ def main() -> None:
         scored = "validation" if "validation" in photographs.splits else "test"
         for split in arguments.splits or ("train", *({scored} & set(photographs.splits))):
             source = photographs.open_split(split)
-            write_pack(source, arguments.out, split, arguments.shorter_side, photographs.class_names)
+            write_pack(source, arguments.out.expanduser(), split, arguments.shorter_side, photographs.class_names)
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -1,7 +1,7 @@
 """Data sets that fit on the device: uint8 images stay there, and a step gathers its batch by index."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -36,14 +36,20 @@ class Resident(Part):
         return False
 
     def view(self, image_shape: tuple[int, int, int]) -> CentralCrop:
-        """What a network of images of (H, W, C) sees of a photograph: the central square."""
-        return CentralCrop(min(image_shape[:2]), min(image_shape[:2]))
+        """What a network of images of (H, W, C) sees of a photograph: the central square.
+
+        Raises UserError where the images are not square.
+        """
+        height, width, _ = image_shape
+        if height != width:
+            raise UserError(f"the network's images are {height} x {width}; photographs are only predicted as squares")
+        return CentralCrop(height, height)
 
     def load(self, data_dir: str | None = None) -> "ResidentDataset":
         """Loads it into host memory. Raises UserError where it is not found, or of another kind."""
         images = load_images(self.name, data_dir)
-        dataset = ResidentDataset(self.name, images.splits, images.class_names, self.repeats)
-        return dataset.hold_out(self.holdout) if self.holdout else dataset
+        splits = _hold_out(self.name, images.splits, self.holdout) if self.holdout else images.splits
+        return ResidentDataset(self.name, splits, images.class_names, self.repeats)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class ResidentDataset:
         if "train" not in self.splits or len(self.splits) < 2:
             raise UserError(
                 f"data set {self.name!r} has the splits {', '.join(self.splits)}; it must have train, and test or "
-                f"validation"
+                f"validation; config.data.holdout makes one of a part of train"
             )
         for name, split in self.splits.items():
             if split.images.shape[1:] != self.image_shape:
@@ -111,19 +117,7 @@ class ResidentDataset:
         The paper holds out 5,000 of CIFAR-10's 50,000 (arXiv 1512.03385, section 4.2). Raises UserError for more than
         there are, or where there is a validation split already.
         """
-        if "validation" in self.splits:
-            raise UserError(f"config.data.holdout is {count}, but {self.name} has a validation split of its own; use 0")
-        train = self.splits["train"]
-        if not 0 < count < self.num_train:
-            raise UserError(f"config.data.holdout is {count}; it must be from 0 to {self.num_train - 1}")
-        order = np.random.default_rng(0).permutation(self.num_train)
-        kept, held = np.sort(order[count:]), np.sort(order[:count])
-        splits = {
-            "train": Split(train.images[kept], train.labels[kept]),
-            "validation": Split(train.images[held], train.labels[held]),
-            "test": self.splits["test"],
-        }
-        return ResidentDataset(self.name, splits, self.class_names, self.repeats)
+        return replace(self, splits=_hold_out(self.name, self.splits, count))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -207,6 +201,23 @@ class ResidentDataset:
             means.append(float(np.average(values, weights=counts)))
             stds.append(float(np.average((values - means[-1]) ** 2, weights=counts) ** 0.5))
         return means, stds
+
+
+def _hold_out(name: str, splits: Mapping[str, Split], count: int) -> dict[str, Split]:
+    """See ``ResidentDataset.hold_out``; "train" may be the only split."""
+    if "validation" in splits:
+        raise UserError(f"config.data.holdout is {count}, but {name} has a validation split of its own; use 0")
+    train = splits["train"]
+    total = len(train.labels)
+    if not 0 < count < total:
+        raise UserError(f"config.data.holdout is {count}; it must be from 0 to {total - 1}")
+    order = np.random.default_rng(0).permutation(total)
+    kept, held = np.sort(order[count:]), np.sort(order[:count])
+    return {
+        **splits,
+        "train": Split(train.images[kept], train.labels[kept]),
+        "validation": Split(train.images[held], train.labels[held]),
+    }
 
 
 def _checked_split(name: str, images: np.ndarray, labels: np.ndarray) -> Split:

@@ -113,7 +113,9 @@ def error_rates(scores: Scores) -> dict[str, float]:
     found = scores.labels >= 0
     log_probs, labels = scores.log_probs[found], scores.labels[found, None]
     if not len(labels):
-        raise UserError("no example of the split can be read; correct config.data_dir")
+        raise UserError(
+            "no example of the split can be read and has a label; correct config.data_dir, or score another --split"
+        )
     own = np.take_along_axis(log_probs, labels, axis=1)
     before = (log_probs > own) | ((log_probs == own) & (np.arange(log_probs.shape[1]) < labels))
     rank = np.where(np.isnan(own[:, 0]), log_probs.shape[1], before.sum(axis=1))

@@ -12,7 +12,7 @@ import PIL.Image
 from resnet_jax.data.decode.boxes import CentralCrop
 from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize
 from resnet_jax.data.normalization import Normalization
-from resnet_jax.data.sources.folder import SUFFIXES
+from resnet_jax.data.sources.folder import photographs
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.evaluation.protocols.protocol import log_probabilities
 from resnet_jax.files import replace_atomically
@@ -30,14 +30,14 @@ class Prediction(NamedTuple):
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files among ``paths``, and the photographs in the folders among them, at any depth, sorted.
+    """The files among ``paths``, and the photographs in the folders among them, at any depth, sorted; no hidden ones.
 
     Raises UserError for a path that is neither, and where there are no photographs.
     """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            found += sorted(map(Path, photographs(path)))
         elif path.is_file():
             found.append(path)
         else:
@@ -64,9 +64,12 @@ def predict(
         paths: files.
         view: what is seen of each.
 
-    A file that cannot be decoded is named on stderr and skipped; raises UserError if none can. Where ``normalize`` is
+    A file that cannot be decoded is named on stderr and skipped; raises UserError if none can, and for a network whose
+    images are neither in colour nor in grey. Where ``normalize`` is
     of one channel, the network sees the photographs in grey.
     """
+    if len(normalize.std) not in (1, 3):
+        raise UserError(f"the network's images have {len(normalize.std)} channels; photographs have 3, or 1 in grey")
     score = jax.jit(lambda variables, images: log_probabilities(model, variables, normalize(images)))
     found, size = False, (view.size, view.size)
     for start in range(0, len(paths), BATCH_SIZE):

@@ -90,6 +90,8 @@ def test_what_a_name_alone_tells_needs_no_data():
     np.testing.assert_allclose(imagenet.std, [0.229, 0.224, 0.225])
     given = Channel(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0)).fixed("something new")
     np.testing.assert_allclose(given.mean, [0.1, 0.2, 0.3])
+    grey = Channel(mean=(0.1307,), std=(0.3081,)).fixed("mnist")
+    np.testing.assert_allclose((*grey.mean, *grey.std), [0.1307, 0.3081])
     assert Channel().fixed("something new") is None
     assert Channel(mean=(0.1, 0.2, 0.3)).fixed("something new") is None
     assert PerPixelMean().fixed("imagenet2012") is None

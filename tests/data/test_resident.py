@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from resnet_jax.data import Resident
+from resnet_jax.data import Resident, resident
 from resnet_jax.data.dataset import Share
 from resnet_jax.data.order import example_indices
 from resnet_jax.data.resident import ResidentDataset
-from resnet_jax.data.sources.protocol import Split
+from resnet_jax.data.sources.protocol import Images, Split
 from resnet_jax.errors import UserError
 
 
@@ -110,6 +110,21 @@ def test_a_holdout_of_the_whole_training_set_is_refused(count):
 def test_a_holdout_is_refused_where_there_is_a_validation_split():
     with pytest.raises(UserError, match="has a validation split of its own; use 0"):
         in_memory().hold_out(3).hold_out(3)
+
+
+def test_a_data_set_of_a_training_split_alone_gets_the_other_by_a_holdout(monkeypatch):
+    images = Images({"train": Split(*arrays(20))}, ["a", "b", "c"])
+    monkeypatch.setattr(resident, "load_images", lambda name, data_dir: images)
+    held = Resident(name="some", holdout=5).load()
+    assert (held.num_train, held.count("validation"), held.test_split) == (15, 5, "validation")
+    with pytest.raises(UserError, match=r"config\.data\.holdout makes one of a part of train"):
+        Resident(name="some").load()
+
+
+def test_photographs_are_seen_as_squares_only():
+    assert Resident().view((28, 28, 1)).size == 28
+    with pytest.raises(UserError, match="the network's images are 28 x 40; photographs are only predicted as squares"):
+        Resident().view((28, 40, 1))
 
 
 def test_a_validation_split_is_scored_where_there_is_no_test_split():

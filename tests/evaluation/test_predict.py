@@ -118,6 +118,12 @@ def test_a_network_of_one_channel_sees_photographs_in_grey(tmp_path, random_vari
     ]
 
 
+def test_a_network_of_other_channels_is_refused(network):
+    four = Normalization(np.zeros(4, np.float32), np.ones(4, np.float32))
+    with pytest.raises(UserError, match="the network's images have 4 channels; photographs have 3, or 1 in grey"):
+        next(predict(*network[:2], four, ["a"], [Path("a.png")], CentralCrop(8, 8)))
+
+
 def test_files_that_cannot_be_decoded_are_named_and_skipped(tmp_path, network, monkeypatch, capsys):
     monkeypatch.setattr(module, "BATCH_SIZE", 2)
     paths = write(tmp_path, "a.png", "cut.png", "empty.jpg", "text.png", "e.png")

@@ -27,6 +27,10 @@ class Progressive(Part):
         for key, field in type(self).model_fields.items():
             if self.start_size is None and getattr(self, key) != field.default:
                 raise ValueError(f"{key} is set but not read, because start_size is not; set it too")
+        # A time in epochs and one in steps can only be compared once the data are known.
+        begin, end = self.begin, self.end
+        if isinstance(begin, str) == isinstance(end, str) and in_steps(begin, 1000) >= in_steps(end, 1000):
+            raise ValueError(f"begin {begin!r} is not before end {end!r}; correct one of them")
         return self
 
     def size(self, step: int, steps_per_epoch: int, full_size: int) -> int:

@@ -46,7 +46,10 @@ class UnreadableImage(ValueError):
 
 
 def image_size(image: Image) -> tuple[int, int]:
-    """(height, width) of an image seen upright, from its header. Raises UnreadableImage."""
+    """(height, width) of an image seen upright, from its header. Raises UnreadableImage.
+
+    Of a PNG file without an orientation in its header all is read: it may stand behind the pixels.
+    """
     if isinstance(image, np.ndarray):
         return _checked_pixels(image).shape[:2]
     return _plain_jpeg_size(image) or _upright_size(_open(image))
@@ -55,7 +58,7 @@ def image_size(image: Image) -> tuple[int, int]:
 def crop_and_resize(
     image: Image,
     choose_box: Callable[[int, int], RealBox],
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | Callable[[int, int], tuple[int, int]] | None = None,
     fast: bool = False,
     out: np.ndarray | None = None,
     interpolation: Interpolation = "area",
@@ -65,7 +68,8 @@ def crop_and_resize(
     Args:
         image: a file's bytes, or pixels. Transparency is dropped.
         choose_box: gives whole pixels; parts of them only for an ``interpolation`` other than "area", and not ``fast``.
-        size: (height, width); None leaves the box as it is.
+        size: (height, width), or what gives it from those of the image (not with ``fast``); None leaves the box as it
+            is.
         fast: for training. Decodes a JPEG at the smallest scale that is large enough, which rounds the box outwards to
             whole pixels of that scale.
         out: of the shape of ``size``: where the result goes.
@@ -76,7 +80,8 @@ def crop_and_resize(
 
     Raises UnreadableImage for a file that cannot be decoded and ValueError for a box that is not inside the image.
     """
-    shape, read = _reader(image, size if fast else None)
+    shape, read = _reader(image, size if fast and not callable(size) else None)
+    size = size(*shape) if callable(size) else size
     chosen = choose_box(*shape)
     if interpolation == "area" or size is None:
         return _resize(read(_checked_box(chosen, *shape)), size, fast, out)
@@ -90,14 +95,14 @@ def _reader(image: Image, scaled_for: tuple[int, int] | None) -> tuple[tuple[int
     """(height, width) of an image, and what gives the pixels of a box of it; see ``turbojpeg.decode_region``."""
     if isinstance(image, np.ndarray):
         return _checked_pixels(image).shape[:2], partial(_cut, image)
-    shape, turned = _plain_jpeg_size(image), False
+    shape, turned, file = _plain_jpeg_size(image), False, None
     if shape is None:
         file = _open(image)
         shape, turned = _upright_size(file), _orientation(file) in _TURNS
 
     def read(box: Box) -> np.ndarray:
         crop = None if turned else turbojpeg.decode_region(image, box, scaled_for)
-        return _cut(_decode(_open(image)), box) if crop is None else crop
+        return _cut(_decode(file or _open(image)), box) if crop is None else crop
 
     return shape, read
 

@@ -1,4 +1,4 @@
-"""Photographs in a folder of class folders: ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg.
+"""Photographs in a folder of class folders: ROOT/train/CLASS/*.jpg, ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg.
 
 Imports no jax.
 """
@@ -13,11 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from resnet_jax.data.class_names import readable_names
-from resnet_jax.data.sources.protocol import Opened
+from resnet_jax.data.sources.protocol import SPLIT_NAMES, Opened
 from resnet_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_SPLITS = {"train": ("train",), "validation": ("validation", "val")}
 
 
 class FolderSource:
@@ -61,35 +60,35 @@ def open_photographs(name: str, data_dir: str | None) -> Opened:
     if data_dir is None:
         raise UserError(f"config.data.name={name} needs config.data_dir, the folder that holds the photographs")
     root = Path(data_dir).expanduser()
-    splits = tuple(split for split in _SPLITS if _split_folder(root, split) is not None)
-    return Opened(splits, partial(open_folder, root), class_names(root))
+    return Opened(tuple(split_folders(root)), partial(open_folder, root), class_names(root))
 
 
 def open_folder(root: Path, split: str) -> FolderSource:
-    """The photographs of ROOT/train, or of ROOT/validation or ROOT/val, at any depth below their class folders.
+    """The photographs of a split's folder, at any depth below its class folders.
 
-    Where there is none of these, the folders in ROOT are the classes of train.
+    A split's folder is one of ``protocol.SPLIT_NAMES`` in ROOT, in either case, such as ROOT/train and ROOT/val, unless
+    it holds photographs and no folders. Where there is none, the folders in ROOT are the classes of train.
 
     Sorted by class, then by path. Hidden files and those without one of ``SUFFIXES`` (in either case) are left out.
-    Labels number the sorted class folders of train where there is one, so they mean the same in both splits. Raises
+    Labels number the sorted class folders of train where there is one, so they mean the same in all splits. Raises
     UserError for a missing folder, a class that train lacks, or no photographs at all.
     """
-    if split not in _SPLITS:
-        raise UserError(f"a folder of photographs has no split {split!r}; use {' or '.join(_SPLITS)}")
-    classes, folder = _classes(root), _split_folder(root, split)
-    if folder is None:
-        wanted = " or ".join(str(root / name) for name in _SPLITS[split])
-        raise UserError(f"there is no folder {wanted}; it must hold a folder of photographs for each class")
+    if split not in SPLIT_NAMES:
+        raise UserError(f"a folder of photographs has no split {split!r}; use {' or '.join(SPLIT_NAMES)}")
+    classes, folders = _classes(root), split_folders(root)
+    if split not in folders:
+        wanted = " or ".join(SPLIT_NAMES[split])
+        raise UserError(f"there is no folder {wanted} in {root}; it must hold a folder of photographs for each class")
+    folder = folders[split]
     present = _class_folders(folder)
     if not present:
         raise UserError(f"there are no class folders in {folder}; put the photographs in {folder}/CLASS/")
     unknown = sorted(set(present) - set(classes))
     if unknown:
-        train = _split_folder(root, "train")
-        raise UserError(f"class {unknown[0]!r} of {folder} is not one of {train}; rename or remove that folder")
+        raise UserError(f"class {unknown[0]!r} of {folder} is not one of {folders['train']}; rename or remove it")
     files, labels = [], []
     for name in tqdm(present, f"listing {folder.name}", unit=" classes", delay=1, leave=False):
-        found = sorted(os.path.relpath(path, root) for path in _photographs(folder / name))
+        found = sorted(os.path.relpath(path, root) for path in photographs(folder / name))
         files += found
         labels += [classes.index(name)] * len(found)
     if not files:
@@ -103,19 +102,31 @@ def class_names(root: Path) -> list[str]:
 
 
 def _classes(root: Path) -> list[str]:
-    """The class folders in the order of their labels: those of train, which may be elsewhere, or else of the other."""
-    folder = _split_folder(root, "train") or _split_folder(root, "validation")
-    if folder is None:
+    """The class folders in the order of their labels: those of train, which may be elsewhere, or else of another."""
+    folders = split_folders(root)
+    if not folders:
         missing = root / "train" if root.is_dir() else root
         raise UserError(f"there is no folder {missing}; give one that holds train/CLASS/*.jpg or val/CLASS/*.jpg")
-    return _class_folders(folder)
+    return _class_folders(next(iter(folders.values())))
 
 
-def _split_folder(root: Path, split: str) -> Path | None:
-    found = {name: root / name for names in _SPLITS.values() for name in names if (root / name).is_dir()}
-    if not found and split == "train" and root.is_dir() and _class_folders(root):
-        return root
-    return next((found[name] for name in _SPLITS[split] if name in found), None)
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split, train first. Raises UserError where photographs of splits are in no class folders."""
+    if not root.is_dir():
+        return {}
+    names = _class_folders(root)
+    named = {name: split for name in names for split, known in SPLIT_NAMES.items() if name.lower() in known}
+    found = {name: split for name, split in named.items() if not _is_class(root / name)}
+    if named and not found and len(named) == len(names):
+        raise UserError(f"there are no class folders in {root / names[0]}; put the photographs in {names[0]}/CLASS/")
+    if not found:
+        return {"train": root} if names else {}
+    return {split: root / name for split in SPLIT_NAMES for name in found if found[name] == split}
+
+
+def _is_class(folder: Path) -> bool:
+    """Whether photographs lie in it, and no folders."""
+    return not _class_folders(folder) and any(photographs(folder))
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -125,12 +136,15 @@ def _class_folders(folder: Path) -> list[str]:
         raise _no_access(error) from error
 
 
-def _photographs(folder: Path) -> Iterator[str]:
+def photographs(folder: Path) -> Iterator[str]:
+    """The paths of those in a folder, at any depth; hidden files and folders are left out."""
     for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.join(parent, name)
+        yield from (os.path.join(parent, name) for name in names if _is_photograph(name))
+
+
+def _is_photograph(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _raise(error: OSError) -> None:

@@ -1,5 +1,6 @@
 """A validation split for photographs that have none: a part of the training split. Imports no jax."""
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ def with_validation(opened: Opened, fraction: float) -> Opened:
         f"(config.data.validation_fraction={fraction:g} of each class, the same ones whatever the seed)",
         file=sys.stderr,
     )
-    return Opened(tuple(splits), splits.__getitem__, opened.class_names, f"-without-{fraction:g}")
+    digest = hashlib.sha256(held.tobytes()).hexdigest()[:8]  # What is held out depends on the labels, too.
+    return Opened(tuple(splits), splits.__getitem__, opened.class_names, f"-without-{fraction:g}-{digest}")
 
 
 def held_out(labels: np.ndarray, fraction: float) -> np.ndarray:

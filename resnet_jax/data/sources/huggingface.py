@@ -1,5 +1,6 @@
 """A Hugging Face data set of photographs and classes, from the folder that ``save_to_disk`` wrote. Imports no jax."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.data.class_names import readable_names
-from resnet_jax.data.sources.protocol import Opened
+from resnet_jax.data.sources.protocol import SPLIT_NAMES, Opened
 from resnet_jax.errors import UserError, one_line
-
-_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 
 class HuggingFaceSource:
@@ -56,7 +55,8 @@ class HuggingFaceSource:
 def open_photographs(name: str, data_dir: str | None) -> Opened:
     """Those of the folder ``data_dir``: columns "image" and "label", or the only ones of features Image and ClassLabel.
 
-    A data set without splits is that of train. Raises UserError where it cannot be read, or is of another kind.
+    A data set without splits is that of train. A split without labels, as test may be, is left out, which is said on
+    stderr. Raises UserError where the data set cannot be read, or is of another kind, or lacks some labels of a split.
     """
     if data_dir is None:
         raise UserError(f"config.data.name={name} needs config.data_dir, the folder that save_to_disk wrote")
@@ -75,7 +75,7 @@ def open_photographs(name: str, data_dir: str | None) -> Opened:
         ) from None
     found = loaded if isinstance(loaded, dict) else {"train": loaded}
     parts = {}
-    for split, names in _NAMES.items():
+    for split, names in SPLIT_NAMES.items():
         chosen = next((found[name] for name in names if name in found), None)
         if chosen is not None:
             parts[split] = chosen
@@ -83,9 +83,26 @@ def open_photographs(name: str, data_dir: str | None) -> Opened:
         raise UserError(f"{folder} has no split train, but {', '.join(found)}; save it with one")
     first = next(iter(parts.values()))
     image, label = _columns(first.features, folder)
-    encoded = {split: part.cast_column(image, datasets.Image(decode=False)) for split, part in parts.items()}
+    encoded = {
+        split: part.cast_column(image, datasets.Image(decode=False))
+        for split, part in parts.items()
+        if _has_labels(part, label, f"{folder}, split {split},")
+    }
+    if not encoded:
+        raise UserError(f"{folder} has no labels; save it with them")
     class_names = readable_names(first.features[label].names)
-    return Opened(tuple(parts), partial(_open, encoded, folder, image, label), class_names)
+    return Opened(tuple(encoded), partial(_open, encoded, folder, image, label), class_names)
+
+
+def _has_labels(part: Any, label: str, name: str) -> bool:
+    """Whether the examples have labels. Raises UserError where only some of them have one."""
+    found = part.select_columns(label)[:][label]
+    missing = sum(value is None or value < 0 for value in found)
+    if missing == len(found):
+        print(f"{name} has no labels and is left out", file=sys.stderr)
+    elif missing:
+        raise UserError(f"{missing} of the {len(found)} rows of {name} have no label; save it again without them")
+    return missing < len(found)
 
 
 def _open(parts: dict[str, Any], folder: Path, image: str, label: str, split: str) -> HuggingFaceSource:

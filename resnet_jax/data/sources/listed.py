@@ -14,10 +14,8 @@ import numpy as np
 
 from resnet_jax.data.class_names import readable_names
 from resnet_jax.data.sources.folder import FolderSource
-from resnet_jax.data.sources.protocol import Opened
+from resnet_jax.data.sources.protocol import SPLIT_NAMES, Opened
 from resnet_jax.errors import UserError, one_line
-
-_NAMES = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 
 
 def open_photographs(name: str, data_dir: str | None) -> Opened:
@@ -32,7 +30,7 @@ def open_photographs(name: str, data_dir: str | None) -> Opened:
     tables = _tables(place, name)
     if "train" not in tables:
         raise UserError(f"there is no file {place / f'train.{name}'}; correct config.data_dir, or write the table")
-    rows = {split: _rows(path) for split, path in tables.items()}
+    rows = {split: _rows(path, name) for split, path in tables.items()}
     classes = _sorted({label for _, label in rows["train"]})
     numbers = {label: number for number, label in enumerate(classes)}
     class_names, splits = readable_names(classes), {}
@@ -56,22 +54,24 @@ def _tables(place: Path, kind: str) -> dict[str, Path]:
     if place.is_file():
         return {"train": place}
     found = {}
-    for split, names in _NAMES.items():
+    for split, names in SPLIT_NAMES.items():
         path = next((place / f"{name}.{kind}" for name in names if (place / f"{name}.{kind}").is_file()), None)
         if path is not None:
             found[split] = path
     return found
 
 
-def _rows(path: Path) -> list[tuple[str, str]]:
-    """(path, label) of each line. Raises UserError, naming the line, for one without both."""
+def _rows(path: Path, kind: str) -> list[tuple[str, str]]:
+    """(path, label) of each line, without spaces around them. Raises UserError, with the line, for one without both."""
     found = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for line, row in _json_lines(file) if path.suffix == ".jsonl" else _csv_lines(file):
-                if not isinstance(row, dict) or any(row.get(key) in (None, "") for key in ("path", "label")):
-                    raise UserError(f"line {line} of {path} has no path or no label; a table has these two columns")
-                found.append((str(row["path"]), str(row["label"])))
+            for line, row in _json_lines(file) if kind == "jsonl" else _csv_lines(file, path):
+                values = [row.get(key) for key in ("path", "label")] if isinstance(row, dict) else []
+                read = [str(value).strip() for value in values if value is not None]
+                if len(read) < 2 or not all(read):
+                    raise UserError(f"line {line} of {path} has no path or no label; write both")
+                found.append((read[0], read[1]))
     except UserError:
         raise
     except (OSError, ValueError, csv.Error) as error:
@@ -81,8 +81,15 @@ def _rows(path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _csv_lines(file: Iterator[str]) -> Iterator[tuple[int, object]]:
-    reader = csv.DictReader(file)
+def _csv_lines(file: Iterator[str], path: Path) -> Iterator[tuple[int, object]]:
+    reader = csv.DictReader(file, skipinitialspace=True)
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    if not {"path", "label"} <= set(columns):
+        raise UserError(
+            f"the first line of {path} must name the columns path and label, separated by a comma; it is "
+            f"{','.join(columns)!r}"
+        )
+    reader.fieldnames = columns
     for row in reader:
         yield reader.line_num, row
 
@@ -90,8 +97,13 @@ def _csv_lines(file: Iterator[str]) -> Iterator[tuple[int, object]]:
 def _json_lines(file: Iterator[str]) -> Iterator[tuple[int, object]]:
     for line, text in enumerate(file, start=1):
         if text.strip():
-            yield line, json.loads(text)
+            try:
+                yield line, json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"line {line}: {error}") from None
 
 
 def _sorted(labels: set[str]) -> list[str]:
-    return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+    if all(label.isdecimal() for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))  # 1 and 01 are two labels.
+    return sorted(labels)

@@ -6,6 +6,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+"""What the splits are called by those who write folders, tables and data sets."""
+
 
 class Source(Protocol):
     """Random access to the photographs of a split, from many threads at a time. A source can be pickled.

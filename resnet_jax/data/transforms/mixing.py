@@ -1,10 +1,10 @@
 """mixup and CutMix, alone or by chance."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import jax
 import jax.numpy as jnp
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms.cutout import box_mask
@@ -32,6 +32,12 @@ class Mixing(Transform):
     """Of CutMix, where both are on."""
     draw: Literal["batch", "example"] = "batch"
     """Whether share, rectangle and chances are drawn for the batch, as timm and torchvision do, or for each example."""
+
+    @model_validator(mode="after")
+    def _check_switch_is_read(self) -> Self:
+        if self.switch_probability != 0.5 and not (self.mixup_alpha and self.cutmix_alpha):
+            raise ValueError("switch_probability is set but not read, because mixup and CutMix are not both on")
+        return self
 
     @property
     def on(self) -> bool:

@@ -1,11 +1,11 @@
 """RandAugment."""
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms.image_operations import OPERATIONS, Interpolation, Operations, apply
@@ -74,6 +74,14 @@ class RandAugment(Transform):
     interpolation: Interpolation = "nearest"
     fill: Annotated[int, Field(ge=0, le=255)] = 0
     """The level where a warped image has no pixels; timm's is about the mean, 128."""
+
+    @model_validator(mode="after")
+    def _check_magnitude(self) -> Self:
+        if self.magnitude > self.bins - 1:
+            raise ValueError(
+                f"magnitude {self.magnitude:g} is above bins - 1, {self.bins - 1}; lower it, or raise bins"
+            )
+        return self
 
     @property
     def on(self) -> bool:

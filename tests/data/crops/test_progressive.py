@@ -79,3 +79,6 @@ def test_sizes_that_cannot_be_are_refused(values):
 def test_what_is_set_while_it_is_off_is_refused():
     with pytest.raises(ValidationError, match="end is set but not read, because start_size is not"):
         Progressive(end="5 epochs")
+    for begin, end in (("13 epochs", "11 epochs"), (20, 20)):
+        with pytest.raises(ValidationError, match="is not before end"):
+            Progressive(start_size=160, begin=begin, end=end)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 
 from resnet_jax.data.crops import RandomResized
@@ -127,6 +128,27 @@ def test_ordinary_jpegs_are_not_decoded_whole(monkeypatch):
         assert crop_and_resize(FILES[name], inner_box, (20, 20)).shape == (20, 20, 3)
     with pytest.raises(AssertionError, match="not to be called"):
         crop_and_resize(FILES["orientation 2"], inner_box, (20, 20))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_png_file_is_decoded_once(monkeypatch, fast):
+    decoded = []
+    load_end = PIL.PngImagePlugin.PngImageFile.load_end
+    monkeypatch.setattr(PIL.PngImagePlugin.PngImageFile, "load_end", lambda self: (decoded.append(1), load_end(self)))
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)).save(buffer, "PNG")
+    crop_and_resize(buffer.getvalue(), inner_box, (8, 8), fast)
+    assert len(decoded) == 1
+
+
+def test_the_size_may_depend_on_that_of_the_image():
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(buffer, "PNG")
+    assert crop_and_resize(buffer.getvalue(), whole_box, lambda height, width: (height // 2, width)).shape == (
+        15,
+        40,
+        3,
+    )
 
 
 def test_a_box_is_drawn_once_even_if_the_first_decoder_gives_up(monkeypatch):

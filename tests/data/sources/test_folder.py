@@ -89,6 +89,40 @@ def test_class_folders_alone_are_to_train_on(tmp_path):
     assert open_photographs("folder", str(tmp_path)).splits == ("validation",)
 
 
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("Training", "Testing"), ("train", "test")),
+        (("train", "valid", "test"), ("train", "validation", "test")),
+        (("train", "dev"), ("train", "validation")),
+        (("test", "VAL"), ("validation", "test")),
+    ],
+)
+def test_splits_are_called_as_people_call_them(tmp_path, folders, splits):
+    for folder in folders:
+        write(tmp_path, f"{folder}/cat/a.jpg", f"{folder}/dog/b.jpg")
+    opened = open_photographs("folder", str(tmp_path))
+    assert (opened.splits, opened.class_names) == (splits, ["cat", "dog"])
+    for split in splits:
+        assert [record["label"] for record in records(opened.open_split(split))] == [0, 1]
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    write(tmp_path, "bus/a.jpg", "car/b.jpg", "train/c.jpg")
+    assert open_photographs("folder", str(tmp_path)).class_names == ["bus", "car", "train"]
+
+
+def test_photographs_of_a_test_split_without_classes_are_left_alone(tmp_path):
+    write(tmp_path, "train/cat/a.jpg", "val/cat/b.jpg", "test/1.jpg")
+    assert open_photographs("folder", str(tmp_path)).splits == ("train", "validation")
+
+
+def test_splits_are_no_classes(tmp_path):
+    write(tmp_path, "train/a.jpg", "val/b.jpg")
+    with pytest.raises(UserError, match=r"there are no class folders in .*train; put the photographs in train/CLASS/"):
+        open_photographs("folder", str(tmp_path))
+
+
 def test_wordnet_ids_are_put_into_words(tmp_path):
     write(tmp_path, "train/n01443537/a.jpg", "train/n01440764/b.jpg")
     source = open_folder(tmp_path, "train")
@@ -118,8 +152,9 @@ def test_a_missing_folder_is_a_user_error_that_names_it(tmp_path):
     assert error_of(tmp_path / "nowhere", "train").startswith(f"there is no folder {tmp_path / 'nowhere'};")
     assert error_of(tmp_path, "train").startswith(f"there is no folder {tmp_path / 'train'};")
     write(tmp_path, "train/cat/a.jpg")
-    wanted = f"there is no folder {tmp_path / 'validation'} or {tmp_path / 'val'};"
+    wanted = f"there is no folder validation or val or valid or dev in {tmp_path};"
     assert error_of(tmp_path, "validation").startswith(wanted)
+    assert error_of(tmp_path, "testing").startswith("a folder of photographs has no split 'testing'; use train or")
 
 
 def test_no_class_folders_is_a_user_error(tmp_path):

@@ -37,6 +37,19 @@ def test_a_part_of_each_class_is_held_out_and_nothing_is_in_both(folder, capsys)
     assert names(pickle.loads(pickle.dumps(validation))) == names(validation)
 
 
+def test_parts_of_the_same_files_by_other_labels_are_told_apart(folder):
+    opened = open_photographs("folder", str(folder))
+
+    def part(labels):
+        class Relabelled:
+            def labels(self):
+                return np.array(labels, np.int32)
+
+        return with_validation(opened._replace(open_split=lambda split: Relabelled()), 0.25).part
+
+    assert part([0] * 8 + [1] * 4) == part([0] * 8 + [1] * 4) != part([0] * 4 + [1] * 8)
+
+
 def test_the_same_ones_are_held_out_again_and_they_are_not_just_the_first():
     labels = np.repeat([0, 1], 50)
     held = held_out(labels, 0.1)

@@ -43,6 +43,20 @@ def test_a_data_set_without_splits_is_to_train_on(tmp_path):
     assert open_photographs("huggingface", str(tmp_path / "saved")).splits == ("train",)
 
 
+def test_a_split_without_labels_is_left_out_and_said(tmp_path, capsys):
+    saved = datasets.DatasetDict(train=dataset([1, 2], [1, 0]), test=dataset([3, 4], [-1, -1]))
+    saved.save_to_disk(str(tmp_path / "saved"))
+    assert open_photographs("huggingface", str(tmp_path / "saved")).splits == ("train",)
+    assert "split test, has no labels and is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", [None, -1])
+def test_labels_that_are_missing_are_a_user_error(tmp_path, missing):
+    dataset([1, 2, 3], [1, missing, 0]).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=r"1 of the 3 rows of .* have no label; save it again without them"):
+        open_photographs("huggingface", str(tmp_path / "saved"))
+
+
 def test_what_is_no_data_set_for_classification_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="does not exist; give the folder that save_to_disk wrote"):
         open_photographs("huggingface", str(tmp_path / "nowhere"))

@@ -41,6 +41,26 @@ def test_photographs_are_those_of_the_tables_in_their_order(tmp_path, kind):
 def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path):
     write(tmp_path, "jsonl", "train", [("a.jpg", 10), ("b.jpg", 9)])
     assert open_photographs("jsonl", str(tmp_path)).class_names == ["9", "10"]
+    write(tmp_path, "jsonl", "train", [("a.jpg", "2"), ("b.jpg", "01"), ("c.jpg", "1")])
+    assert open_photographs("jsonl", str(tmp_path)).class_names == ["01", "1", "2"]
+
+
+def test_spaces_around_values_do_not_count(tmp_path):
+    (tmp_path / "train.csv").write_text("path, label\na.jpg, cat \n b.jpg,cat\n")
+    opened = open_photographs("csv", str(tmp_path))
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    assert opened.class_names == ["cat"] and opened.open_split("train")[0]["name"] == "a.jpg"
+
+
+def test_a_file_is_read_as_the_kind_that_the_config_names(tmp_path):
+    (tmp_path / "list.json").write_text('{"path": "a.jpg", "label": "cat"}\n')
+    assert open_photographs("jsonl", str(tmp_path / "list.json")).class_names == ["cat"]
+
+
+@pytest.mark.parametrize("header", ["a.jpg,cat", "path;label", "path\tlabel"])
+def test_a_table_without_its_columns_is_a_user_error_that_shows_the_first_line(tmp_path, header):
+    (tmp_path / "train.csv").write_text(f"{header}\nb.jpg,dog\n")
+    assert "must name the columns path and label, separated by a comma; it is " + repr(header) in error_of(tmp_path)
 
 
 def error_of(tmp_path, kind="csv"):
@@ -59,5 +79,5 @@ def test_faults_of_tables_are_user_errors_that_name_the_line(tmp_path):
     write(tmp_path, "csv", "train", [("a.jpg", "cat")])
     write(tmp_path, "csv", "val", [("a.jpg", "dog")])
     assert "has the label 'dog', which" in error_of(tmp_path)
-    (tmp_path / "train.jsonl").write_text('{"path": \n')
-    assert "cannot be read as a table" in error_of(tmp_path, "jsonl")
+    (tmp_path / "train.jsonl").write_text('{"path": "a.jpg", "label": 1}\n{"path": \n')
+    assert "cannot be read as a table (line 2: " in error_of(tmp_path, "jsonl")

@@ -255,6 +255,8 @@ def test_what_is_set_of_a_transform_that_is_off_is_refused():
         {"random_crop": {"pad": 1.0}},
         {"pca_color": {"std": -1.0}},
         {"mixup": {}},
+        {"mixing": {"mixup_alpha": 0.2, "switch_probability": 0.9}},
+        {"rand_augment": {"layers": 2, "magnitude": 15, "bins": 11}},
     ],
 )
 def test_settings_out_of_range_are_refused(settings):
