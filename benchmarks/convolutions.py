@@ -1,7 +1,7 @@
 """The same convolutions in several formulations: ``python -m benchmarks.convolutions``.
 
 ``--check`` times nothing, and compares what this machine computes, forward and both gradients, with XLA's plain
-convolution and JAX's own gradients, for every convolution of every network, and for grouped and dilated ones.
+convolution and JAX's own gradients, for every convolution of the paper's networks, and for grouped and dilated ones.
 
 For the kinds of convolution in ResNet-20 (batch 128) and ResNet-50 (batch 16), the GFLOP/s of the forward pass and of
 both gradients, beside those of a large matrix product, which is about what the processor can do. All of them give the

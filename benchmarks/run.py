@@ -1,4 +1,4 @@
-"""Every speed figure: ``python -m benchmarks.run --suite SUITE [--out FILE] [--smoke]``.
+"""The comparisons of speed: ``python -m benchmarks.run --suite SUITE [--out FILE] [--smoke]``.
 
 SUITE is cpu, gpu, input, compile, augmentation or detection.
 

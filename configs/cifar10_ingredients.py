@@ -6,7 +6,8 @@ Hardware:  meant for two CPU cores: 1,600 steps (4 epochs) a run; the whole was 
 Published: nothing; the paper's ResNet-20 has 8.75 % in forty times the steps (arXiv 1512.03385, Table 6)
 
 resnet20_baseline is the paper's recipe with the learning rate divided by 10 after 800 and 1,200 steps. Every other
-member differs from it in what it is called by. one_cycle peaks at 0.4; sam takes two gradients a step.
+member differs from it only in the ingredient that it is named after. one_cycle peaks at 0.4; sam takes two gradients a
+step.
 """
 
 from typing import Any

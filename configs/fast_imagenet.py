@@ -9,8 +9,9 @@ Published: top-1 error in that repository's README, mirror images averaged: 26.2
 A batch of 512 on each of 8 GPUs, SGD at 1.7 with momentum 0.9 and weight decay 1e-4 but for batch normalisation, label
 smoothing 0.1; the rate climbs for two epochs and falls to 0 in a straight line. Images grow from 160 to 192 pixels from
 epoch 11 to 13 of 16 and from 65 to 76 of 88; evaluation is at 256, of the central 7/8.
-Left out are the blur before strided convolutions and the average over the mirror image; so expect a higher error. The
-rate is inside the velocity.
+Left out are the blur before strided convolutions and the average over the mirror image; so expect a higher error.
+Unlike there, the batch normalisation of the projections is spared weight decay, too (FFCV spares names with "bn"), and
+the rate is folded into the velocity, v <- 0.9 v + rate * gradient.
 """
 
 from resnet_jax.config import Config, Model

@@ -9,7 +9,7 @@ Published: 19.14 % top-1 error of the released weights (80.858 % accuracy), one 
 600 epochs of batch 1024: SGD at 0.5, cosine after 5 epochs of linear warm-up from 1 %, weight decay 2e-5 but for
 normalisation, label smoothing 0.1, TrivialAugment, random erasing 0.1, mixup 0.2 or CutMix 1, training crops of 176 and
 test crops of 224 out of 232, four repetitions of each image in a batch, and a moving average updated every 32 steps.
-Unlike there the rate changes by the step, not the epoch, and the rate is inside the velocity.
+Unlike there the rate changes by the step, not the epoch, and is folded into the velocity, v <- 0.9 v + rate * gradient.
 """
 
 from resnet_jax.config import Config, Model

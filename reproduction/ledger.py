@@ -124,7 +124,7 @@ def _others(sides: list[str]) -> dict[str, list[str]]:
     installed = [name for name in torch if "memory kept" not in name]
     found = {"the fastest PyTorch as installed": installed}
     if torch != installed:
-        found["the fastest PyTorch with our memory setting, too"] = torch
+        found["the fastest PyTorch given the same malloc setting"] = torch
     found["naive Flax"] = [name for name in sides if name == "naive Flax"]
     return {other: names for other, names in found.items() if names}
 

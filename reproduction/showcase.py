@@ -62,7 +62,7 @@ def draw(
     _draw_curves(left, curves, published)
     _draw_confusion(right, confusion(scores), class_names)
     firsts, wrong = chosen_examples(scores, _COLUMNS * _ROWS // 2)
-    headings = ("The first test images, as they come", "Wrong, and surest of it")
+    headings = ("The first test images, as they come", "The most confident errors (the true class in brackets)")
     for place, examples, heading in zip(below.subfigures(1, 2), (firsts, wrong), headings, strict=True):
         place.suptitle(heading, fontsize=11)
         for axes, example in zip(place.subplots(_ROWS // 2, _COLUMNS).flat, examples, strict=False):
@@ -70,7 +70,7 @@ def draw(
             right_one = said == scores.labels[example]
             sure = f"{class_names[said]} {100 * np.exp(scores.log_probs[example, said]):.0f} %"
             axes.imshow(images[example].squeeze(), cmap="gray")
-            label = sure if right_one else f"{sure}\nis {class_names[scores.labels[example]]}"
+            label = sure if right_one else f"{sure}\n({class_names[scores.labels[example]]})"
             axes.set_title(label, fontsize=8, color="C2" if right_one else "C3")
         for axes in place.axes:
             axes.set_axis_off()
@@ -99,12 +99,12 @@ def _draw_confusion(axes: Any, parts: np.ndarray, class_names: list[str]) -> Non
     ticks = range(len(class_names))
     axes.set_xticks(ticks, class_names, rotation=90, fontsize=8)
     axes.set_yticks(ticks, class_names, fontsize=8)
-    axes.set_title("of each class (row), percent said to be", fontsize=10)
+    axes.set_title("% of each true class (row) predicted as (column)", fontsize=10)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("network", help="a network that comes along, an exported one or a workdir")
+    parser.add_argument("network", help="a network of the package, an exported one or a workdir")
     parser.add_argument("--record", type=Path, required=True, help="of its training, in the ledger")
     parser.add_argument("--data_dir", help="of TensorFlow Datasets; default as for train.py")
     parser.add_argument("--out", type=Path, required=True, help="a .png file")

@@ -59,7 +59,8 @@ def inputs(records: Iterable[Record]) -> list[Block]:
             listed = ", ".join(f"{name} {_cell(side)}" for name, side in sides.items())
             blocks.append(
                 Paragraph(
-                    f"{what}: {listed} images/s; the trainer reaches {each['trainer_share']:.2f} of its slower part."
+                    f"{what}: {listed} images/s, medians of {each['rounds']} rounds; the trainer reaches "
+                    f"{each['trainer_share']:.2f} of its slower part."
                 )
             )
         if decoding or streaming:

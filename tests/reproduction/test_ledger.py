@@ -69,7 +69,7 @@ def test_a_file_of_benchmarks_run_becomes_a_benchmark(tmp_path):
     assert (comparison["reference"], comparison["rounds"]) == ("PyTorch", 3)
     assert comparison["beside"] == {
         "the fastest PyTorch as installed": 1.0,  # Of 1, 2 and 1, by rounds.
-        "the fastest PyTorch with our memory setting, too": 0.75,
+        "the fastest PyTorch given the same malloc setting": 0.75,
         "naive Flax": 4.0,
     }
     write_record(tmp_path / "cpu.json", found)
