@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from resnet_jax.data import Data, Resident
 from resnet_jax.data.normalization import AnyNormalization, PerPixelMean
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.errors import UserError, one_line
+from resnet_jax.models.zoo import all_fields
 from resnet_jax.parts import Count, Duration, Fraction, NonNegativeInt, Part
 from resnet_jax.tasks import AnyTask
 from resnet_jax.tasks.classification import Classification
@@ -32,7 +33,9 @@ from resnet_jax.train.schedules import AnySchedule, Step
 class Model(Part):
     """A network by name, and what of it is changed; a key that is left out is the named network's own.
 
-    The keys are those of ``resnet_jax.create_model``, which says what they mean.
+    They are fields of ``resnet_jax.create_model``, which says what they mean, but not all of them: ``attention``,
+    ``antialias``, ``cardinality``, ``norm``, ... are those of the named network. A network with others of these is a
+    row of ``_variants`` in ``resnet_jax/models/zoo.py``.
     """
 
     name: str = "resnet20"
@@ -60,7 +63,7 @@ class Model(Part):
 class Config(Part):
     """All that decides a run. The defaults are the paper's on CIFAR-10 (section 4.2), for ResNet-20."""
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # ``jax.random.key`` would drop the bits beyond.
     data_dir: str | None = None  # Prepared data sets or photographs; default $TFDS_DATA_DIR, then TFDS's own.
     steps: Duration = 64_000
     batch_size: Count = 128  # Over all devices.
@@ -120,7 +123,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
             if not isinstance(place, dict):
                 raise UserError(unknown_key(key))
         if isinstance(place.get(leaf), dict):
-            raise UserError(f"config.{key} is a section; set its keys, such as config.{key}.{next(iter(place[leaf]))}")
+            raise UserError(whole_section(key))
         if value is None:
             place.pop(leaf, None)
             if key not in _all_keys():
@@ -225,7 +228,7 @@ def _parse(text: str, is_text: bool) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # What ``literal_eval`` can raise.
         return text
 
 
@@ -263,6 +266,11 @@ def is_key(key: str) -> bool:
     return key in _all_keys()
 
 
+def is_section(key: str) -> bool:
+    """Whether a dotted name is that of a section, which has keys of its own."""
+    return any(known.startswith(f"{key}.") for known in _all_keys())
+
+
 def _text_keys() -> set[str]:
     """The keys whose values are text whatever they look like: names and paths."""
 
@@ -283,6 +291,8 @@ def _change_part(values: dict[str, Any], sections: list[str], pick: str) -> None
         if section not in fields:
             return
         parts, place = fields[section][0], place[section]
+    if not all(pick in part.model_fields for part in parts):
+        return  # A key of one of the parts alone, such as a detector's kind, picks none of them.
     chosen = [part for part in parts if place[pick] in get_args(part.model_fields[pick].annotation)]
     if not chosen:
         return
@@ -340,11 +350,23 @@ _PLAINER = {
 }
 
 
+def whole_section(key: str, value: str = "VALUE") -> str:
+    """The message for a section that was set to a value, which is meant for the key that picks its part, if any."""
+    keys = [known for known in _all_keys() if known.startswith(f"{key}.")]
+    picks = [f"{key}.{pick}" for pick in _PICKS if f"{key}.{pick}" in keys]
+    example = f"{picks[0]}={value}" if picks else f"{keys[0]}=VALUE"
+    return f"config.{key} is a section; set its keys, such as --config.{example}"
+
+
 def unknown_key(key: str, picked: str = "") -> str:
     """The message for a key that no part has, or that the ``picked`` part of its section does not have."""
-    if any(known == key or known.startswith(f"{key}.") for known in _all_keys()):
+    if is_key(key) or is_section(key):
         section = key.rpartition(".")[0]
         return f"config.{key} is set, but {section} {picked!r} has no such key; remove it, or choose another {section}"
+    section, _, field = key.rpartition(".")
+    if section == "model" and field in all_fields():
+        own = "the named network's own; name a network that has it, or add one to resnet_jax/models/zoo.py"
+        return f"config.{key} is no key: {field} is {'that of the data' if field == 'num_classes' else own}"
     close = difflib.get_close_matches(key, _all_keys(), n=1)
     hint = f"did you mean config.{close[0]}?" if close else "resnet_jax/config.py lists every key"
     return f"unknown config key config.{key}; {hint}"

@@ -32,6 +32,13 @@ def test_an_unknown_key_is_named_with_the_nearest_one(key, nearest):
     assert refusal({key: 1}) == f"unknown config key config.{key}; did you mean config.{nearest}?"
 
 
+@pytest.mark.parametrize("field", ["attention", "antialias", "cardinality", "norm", "activation"])
+def test_a_field_of_networks_that_is_no_key_is_said_to_be_the_named_network_s(field):
+    message = refusal({f"model.{field}": "se"})
+    assert message.startswith(f"config.model.{field} is no key: {field} is the named network's own; name a network")
+    assert refusal({"model.num_classes": 10}).endswith("num_classes is that of the data")
+
+
 def test_an_unknown_key_like_no_other_is_named_too():
     assert refusal({"zzzzzzzzzz": 1}).startswith("unknown config key config.zzzzzzzzzz; ")
 

@@ -23,6 +23,7 @@ _KINDS = (
     "masked_max",
     "masked_mean",
     "masked_window_mean",
+    "rounds_down",
     "pointwise",
     "container",
 )
@@ -61,20 +62,25 @@ def dense_logits(
             f"stride of {model.strides[-1]} does not divide; use ten_crop"
         )
 
+    # By axis: a stride, and what of its maps the photographs fill (N,). Others follow by rounding up, so that a layer
+    # that rounds down puts its own here.
+    known = [(1, sizes[:, i]) for i in range(2)]
+
+    def filled(shape: tuple[int, ...], i: int) -> jax.Array:
+        """(N, 1): rows (i = 0) or columns (1) that each photograph fills of a map of this shape."""
+        stride, lengths = known[i]
+        return -(-lengths[:, None] // (canvas[i] // shape[i + 1] // stride))
+
     def inside(shape: tuple[int, ...]) -> jax.Array:
-        """(N, h, w, 1): 1 where a map of this shape belongs to the photograph. Strides round sizes up."""
-        strides = [whole // part for whole, part in zip(canvas, shape[1:3], strict=True)]
-        rows, columns = (
-            jnp.arange(shape[i + 1]) < -(-sizes[:, i, None] // strides[i])  # (N, h) and (N, w)
-            for i in range(2)
-        )
+        """(N, h, w, 1): 1 where a map of this shape belongs to the photograph."""
+        rows, columns = (jnp.arange(shape[i + 1]) < filled(shape, i) for i in range(2))  # (N, h) and (N, w)
         return (rows[:, :, None] & columns[:, None, :])[..., None]
 
     def weights(shape: tuple[int, ...], window: int) -> jax.Array:
         """(N, h, w, 1): how many windows each position of the photograph is in; 0 outside of it."""
         found = []
         for i in range(2):
-            length = -(-sizes[:, i, None] // (canvas[i] // shape[i + 1]))  # (N, 1), of the photograph's own map.
+            length = filled(shape, i)
             width = jnp.minimum(window, length)
             at = jnp.arange(shape[i + 1])
             found.append(jnp.minimum(at, length - width) - jnp.maximum(at - width + 1, 0) + 1)
@@ -84,8 +90,7 @@ def dense_logits(
     def reflected(x: jax.Array) -> jax.Array:
         """What is beyond the photograph's last row and column is what is before them, and so on."""
         for axis in (1, 2):
-            length, place = x.shape[axis], jnp.arange(x.shape[axis])
-            last = -(-sizes[:, axis - 1, None] // (canvas[axis - 1] // length)) - 1  # (N, 1)
+            place, last = jnp.arange(x.shape[axis]), filled(x.shape, axis - 1) - 1
             source = jnp.maximum(jnp.where(place <= last, place, 2 * last - place), 0)
             x = jnp.take_along_axis(x, jnp.expand_dims(source, (3 - axis, 3)), axis=axis)
         return x
@@ -109,6 +114,10 @@ def dense_logits(
         if kind == "masked_window_mean":
             count = next_call(jnp.broadcast_to(inside(args[0].shape).astype(args[0].dtype), args[0].shape))
             return next_call(keep_inside(args[0]), *args[1:], **kwargs) / jnp.where(count > 0, count, 1)
+        if kind == "rounds_down":
+            y = next_call(*args, **kwargs)
+            known[:] = [(canvas[i] // y.shape[i + 1], filled(args[0].shape, i)[:, 0] // 2) for i in range(2)]
+            return y
         if kind == "masked_mean":
             x = keep_inside(args[0].astype(jnp.float32))
             if window is not None and context.module.path == ("mean",):  # What the classifier reads.

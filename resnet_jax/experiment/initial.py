@@ -1,6 +1,7 @@
 """The weights that a new run starts from: read, checked against the network, and described."""
 
 import hashlib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from resnet_jax.config import Config
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.exported import find_run, included
-from resnet_jax.experiment.networks import HUB, find_weights, load_run, note_differences
+from resnet_jax.experiment.networks import HUB, Network, find_weights, load_run, note_differences, stride_placement
 from resnet_jax.interop.torch_weights import load_torch
+from resnet_jax.models.fields import FREE, definition
 from resnet_jax.models.stacking import unstack_blocks
 from resnet_jax.train.initial import Weights
 
@@ -47,10 +49,17 @@ RANDOM = Start({}, None, None)
 
 
 def check_start(config: Config) -> None:
-    """Raises UserError where config.init does not say of which weights."""
-    if isinstance(config.init, Weights) and not config.init.path:
+    """Raises UserError where config.init does not say of which weights, or freezes a head that is a new one."""
+    if not isinstance(config.init, Weights):
+        return
+    if not config.init.path:
         raise UserError(
             "config.init.path is missing; give a file of PyTorch weights or a workdir, or --config.init.name=none"
+        )
+    if "head" in config.finetune.freeze and config.init.head == "new":
+        raise UserError(
+            "config.finetune.freeze names the head, and config.init.head is 'new', so that it would stay random; use "
+            "--config.init.head=keep, or leave the head out"
         )
 
 
@@ -69,7 +78,7 @@ def read_start(
                 "--config.init.name=weights and --config.init.path, or freeze nothing"
             )
         return RANDOM
-    loaded = _load(init, config, len(class_names), image_shape, mesh)
+    loaded = _load(init, config, model, len(class_names), image_shape, mesh)
     keep_head = init.head == "keep"
     if keep_head:
         _refuse_other_classes(loaded, class_names, init.path)
@@ -92,17 +101,29 @@ def read_start(
     return Start(variables, normalization, record)
 
 
-def fitted(normalization: Normalization, image_shape: tuple[int, int, int]) -> Normalization:
-    """It, for images of another size than that of its mean image, whose mean over the pixels then takes its place."""
+def fitted(normalization: Normalization, image_shape: tuple[int, int, int]) -> Normalization | None:
+    """It, for images of another size than that of its mean image, whose mean over the pixels then takes its place.
+
+    None for images of other channels.
+    """
+    if normalization.mean.shape[-1] != image_shape[-1]:
+        return None
     if normalization.mean.ndim == 3 and normalization.mean.shape != image_shape:
         return normalization._replace(mean=normalization.mean.mean(axis=(0, 1)))
     return normalization
 
 
-def _load(init: Weights, config: Config, num_classes: int, image_shape: tuple[int, int, int], mesh: Mesh) -> _Loaded:
+def _load(
+    init: Weights, config: Config, model: Any, num_classes: int, image_shape: tuple[int, int, int], mesh: Mesh
+) -> _Loaded:
     path = Path(init.path).expanduser()
     if path.is_dir() or init.path in included():
-        return _of_workdir(find_run(path), init, mesh)
+        return _of_workdir(find_run(path), init, config, model, mesh)
+    if init.checkpoint != "latest":
+        raise UserError(
+            f"config.init.checkpoint is {init.checkpoint!r}, and {init.path} is no workdir but has one set of weights; "
+            f"use --config.init.checkpoint=latest"
+        )
     if path.is_file():
         return _of_file(path, init, config, num_classes, image_shape)
     if init.path.startswith(HUB):
@@ -113,8 +134,9 @@ def _load(init: Weights, config: Config, num_classes: int, image_shape: tuple[in
     )
 
 
-def _of_workdir(path: Path, init: Weights, mesh: Mesh) -> _Loaded:
+def _of_workdir(path: Path, init: Weights, config: Config, model: Any, mesh: Mesh) -> _Loaded:
     run = load_run(path, init.checkpoint, mesh=mesh)
+    _refuse_other_network(run, config, model, path)
     record: dict[str, object] = {
         "kind": "workdir",
         "path": str(path.resolve()),
@@ -123,6 +145,19 @@ def _of_workdir(path: Path, init: Weights, mesh: Mesh) -> _Loaded:
         "model": run.config.model.name,
     }
     return _Loaded(unstack_blocks(run.variables), run.class_names, run.normalize, record)
+
+
+def _refuse_other_network(run: Network, config: Config, model: Any, path: Path) -> None:
+    """Raises UserError unless the run's network computes what config.model's does, with the keys that make it so."""
+    theirs, ours = run.config.task.networks(run.model), config.task.networks(model)
+    if definition(next(iter(theirs.values()))) == definition(next(iter(ours.values()))):  # Several are the same.
+        return
+    was, now = (of.model.model_dump() | {"stride_placement": stride_placement(of)} for of in (run.config, config))
+    keys = [key for key in was if key not in FREE and was[key] != now[key]]
+    raise UserError(
+        f"{path} does not fit config.model {config.model.name}: it is of another network; set "
+        f"{' '.join(shlex.quote(f'--config.model.{key}={was[key]}') for key in keys)}"
+    )
 
 
 def _of_file(path: Path, init: Weights, config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> _Loaded:

@@ -66,13 +66,22 @@ class Repository(NamedTuple):
     revision: str | None
 
 
-def load_pretrained(name: str, *, revision: str | None = None, **overrides: Any) -> Pretrained:
-    """A trained network of timm, as it is: ``load_pretrained("timm/resnet50.a1_in1k")``.
+def load_pretrained(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    new_head: bool = False,
+    revision: str | None = None,
+    **overrides: Any,
+) -> Pretrained:
+    """A trained network of timm: ``load_pretrained("timm/resnet50.a1_in1k")``.
 
     Args:
         name: OWNER/NAME of a repository in timm's format, with config.json and model.safetensors. They are downloaded
             once and kept in the cache of huggingface_hub, which needs no network from then on. Its environment
             variables count, such as HF_ENDPOINT (a mirror), HF_HOME, HF_HUB_OFFLINE and HF_TOKEN.
+        num_classes, new_head: as for ``load_torch``: by default the network as it is; with ``num_classes`` 0 without
+            its classifier; with ``new_head`` a new classifier.
         revision: a commit, tag or branch; default the newest.
         **overrides: as for ``create_model``, such as ``dtype``. resnet50, resnet101 and resnet152, which are the
             paper's elsewhere, stride as timm's do.
@@ -81,10 +90,14 @@ def load_pretrained(name: str, *, revision: str | None = None, **overrides: Any)
     ``list_models()``, naming those near it, or if the weights do not fit it.
     """
     found = read_repository(name, revision)
-    given = found.fields | overrides
+    num_classes = found.num_classes if num_classes is None else num_classes
+    fields = found.fields | overrides
+    model = create_model(found.architecture, num_classes, **fields)
     greyscale = found.preprocessing.input_size[0] == 1
-    variables = load_torch(found.architecture, found.weights, found.num_classes, greyscale=greyscale, **given)
-    return Pretrained(create_model(found.architecture, found.num_classes, **given), variables, found.preprocessing)
+    variables = load_torch(
+        found.architecture, found.weights, num_classes, new_head=new_head, greyscale=greyscale, **fields
+    )
+    return Pretrained(model, variables, found.preprocessing)
 
 
 def read_repository(name: str, revision: str | None = None) -> Repository:
@@ -95,8 +108,10 @@ def read_repository(name: str, revision: str | None = None) -> Repository:
     try:
         config = json.loads(path.read_text())
         architecture, num_classes = str(config["architecture"]), int(config["num_classes"])
-        changed = bool(config.get("model_args"))
         preprocessing = _preprocessing(config["pretrained_cfg"])
+        # timm also writes what it would assume without them.
+        usual = {"num_classes": num_classes, "in_chans": preprocessing.input_size[0], "global_pool": "avg"}
+        changes = {key: value for key, value in (config.get("model_args") or {}).items() if value != usual.get(key)}
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
         raise UserError(
             f"{_CONFIG} of {name} is not one of timm's networks ({one_line(error)}); name a repository of timm"
@@ -107,9 +122,9 @@ def read_repository(name: str, revision: str | None = None) -> Repository:
         raise UserError(
             f"{name} is the network {architecture!r}, which is not known here; {names}resnet_jax.list_models() has all"
         )
-    if changed:
+    if changes:
         raise UserError(
-            f"{name} changes {architecture} by model_args, which is not supported; "
+            f"{name} changes {architecture} by the model_args {changes}, which is not supported; "
             f"use load_torch with the fields of the network"
         )
     fields = {"stride_placement": "v1.5"} if "stride_placement" in variant(architecture).own_fields else {}

@@ -19,6 +19,12 @@ def read_torch_file(path: Path) -> Mapping[str, Any]:
 
     Raises UserError if there is no such file, if it cannot be read, or if it holds no mapping.
     """
+    path = path.expanduser()
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder, not a file of PyTorch weights; name a file in it, or where it is that of a run or of "
+            f"an exported network use --workdir or load_run"
+        )
     if not path.is_file():
         raise UserError(f"there is no file {path} of PyTorch weights; correct the path")
     try:

@@ -28,9 +28,11 @@ from resnet_jax.models.layers import he_normal
 from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 
 # Training programs put the state dict under one of these. Where there are averaged weights, those are the ones scored.
-_NESTED = ("state_dict_ema", "state_dict", "model")
-# Wrappers of the network: data parallelism, training frameworks.
-_PREFIXES = ("module.", "model.")
+_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
+# Wrappers of the network: data parallelism and averaging, training frameworks, torch.compile.
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+# Counters: of batch normalisation, and of torch.optim.swa_utils.AveragedModel.
+_COUNTERS = ("num_batches_tracked", "n_averaged")
 
 
 def load_torch(
@@ -48,13 +50,14 @@ def load_torch(
     Args:
         name: a model of ``list_models()``.
         source: a .pth, .pt, .th or .tar file (needs PyTorch), a .safetensors file, or a state dict of arrays or
-            tensors. It may be nested under "state_dict_ema", "state_dict" or "model" (the first of them counts), and
-            its keys may all begin with "module." or "model.". The keys are those of torchvision and timm: conv1, bn1,
+            tensors. It may be nested under "state_dict_ema", "model_ema", "state_dict" or "model" (the first of them
+            counts), and its keys may all begin with "module.", "model." or "_orig_mod.", or with several of these.
+            The keys are those of torchvision and timm: conv1, bn1,
             layer{1..}.{0..}.conv{1..}, .bn{1..}, .downsample.{0,1}, and "fc" or "linear"; for timm's stems of three
             layers conv1.{0,1,3,4,6}, for attention .se, for networks of pre-activation blocks stem, stages and head.fc;
             for VGG features.{0..} and classifier.{0,3,6}. A gate of a highway network, which no other project has, is
             called gate_conv. Filters of anti-aliased networks, which some programs store, are not needed.
-        num_classes: default as many as the weights have.
+        num_classes: default as many as the weights have. With 0 the weights' classifier is left aside.
         new_head: leave the weights' classifier aside and start a new one for ``num_classes``, as the model's own
             initialisation does: normal with standard deviation sqrt(2 / features), biases 0.
         greyscale: for images of one channel, (N, H, W, 1). The stem's kernel (h, w, 3, width) is summed over its
@@ -69,8 +72,14 @@ def load_torch(
     Raises UserError if the file cannot be read, or if any key is missing, left over or of another shape. All of them
     are listed, or the first few of a kind where there are many.
     """
-    origin = source if isinstance(source, (str, Path)) else "the state dict"
-    weights = arrays_of(read_torch_file(Path(source)) if isinstance(source, (str, Path)) else source, f"{origin}")
+    if isinstance(source, (str, Path)):
+        origin = str(source)
+        weights = arrays_of(read_torch_file(Path(source)), origin)
+    elif isinstance(source, Mapping):
+        origin = "the state dict"
+        weights = arrays_of(source, origin)
+    else:
+        raise UserError(f"source is {source!r}; it must be the path of a file of weights, or a state dict")
     weights = {key: array for key, array in weights.items() if not is_constant(key, array)}
     names = heads(variant(name))
     head = next((head for head in names if f"{head}.weight" in weights), names[0])
@@ -84,7 +93,9 @@ def load_torch(
     stem = weights.get(f"{stem_key}.weight", np.empty(0))
     if greyscale and stem.shape[1:2] == (3,):
         weights[f"{stem_key}.weight"] = stem.sum(axis=1, keepdims=True)
-    if new_head:
+    if not model.num_classes:
+        weights = {key: array for key, array in weights.items() if not key.startswith(f"{head}.")}
+    elif new_head:
         kernel = np.asarray(he_normal(jax.random.key(seed), shapes[HEAD_KERNEL], jnp.float32))
         weights[f"{head}.weight"] = to_torch_layout(kernel, HEAD_KERNEL, model)
         weights[f"{head}.bias"] = np.zeros(kernel.shape[1], np.float32)
@@ -146,14 +157,13 @@ def save_torch(variables: Mapping[str, Any], destination: str | Path, *, model: 
 
 
 def arrays_of(state_dict: Mapping[str, Any], origin: str) -> dict[str, np.ndarray]:
-    """Float32 arrays by torchvision's keys, without the counters of batches."""
+    """Float32 arrays by torchvision's keys, without counters."""
     nested = [state_dict[key] for key in _NESTED if isinstance(state_dict.get(key), Mapping)]
     weights = {str(key): value for key, value in (nested[0] if nested else state_dict).items()}
-    weights = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+    weights = {key: value for key, value in weights.items() if not key.endswith(_COUNTERS)}
     arrays = {key: _to_array(value, f"{key} in {origin}") for key, value in weights.items()}
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in arrays):
-            arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
+    while prefix := next((prefix for prefix in _PREFIXES if arrays and all(k.startswith(prefix) for k in arrays)), ""):
+        arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
     return arrays
 
 

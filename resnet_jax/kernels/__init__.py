@@ -1,7 +1,7 @@
 """The two operations of the networks that have more than one implementation: convolution and the stem's max-pool.
 
-A network computes with the ``Kernels`` it is given, by default ``PLAIN``. Nothing here depends on the state of the
-process: the choice follows from the arguments of ``fast_kernels`` and from the shapes and types of the arrays.
+A network computes with the ``Kernels`` it is given, by default ``PLAIN``. Which implementation computes follows from
+the arguments of ``fast_kernels``, the shapes and types of the arrays, and whether oneDNN is installed.
 """
 
 import functools

@@ -48,7 +48,7 @@ class EfficientChannelAttention(nn.Module):
         channels = x.shape[-1]
         size = int((math.log2(channels) + 1) / 2)
         size = max(3, size + 1 - size % 2)
-        scale = nn.sigmoid(_ChannelConv(max(3, size + 1 - size % 2), name="conv")(GlobalMean(name="mean")(x)))
+        scale = nn.sigmoid(_ChannelConv(size, name="conv")(GlobalMean(name="mean")(x)))
         return x * scale[:, None, None, :].astype(self.dtype)
 
 

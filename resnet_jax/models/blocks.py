@@ -40,6 +40,9 @@ class Block(nn.Module):
     attention: Factory | None = None
     zero_init_last_bn: bool = False
 
+    def check(self) -> None:
+        """Raises UserError where its fields do not go together; called when a network of such blocks is made."""
+
     def last_norm(self, name: str) -> Any:
         init = nn.initializers.zeros if self.zero_init_last_bn else nn.initializers.ones
         return self.norm(name=name, scale_init=init)
@@ -110,20 +113,29 @@ class BottleneckBlock(Block):
     reduce_first: int = 1
     antialias: Factory | None = None
 
-    @nn.compact
-    def __call__(self, x: jax.Array, drop_path: jax.Array | float | None = None) -> jax.Array:
+    def check(self) -> None:
+        """Raises UserError."""
         if self.antialias is not None and self.stride_placement == "v1":
             raise UserError(
                 "antialias is for bottlenecks that stride in their 3x3 convolution; use stride_placement v1.5"
             )
-        first, middle = (self.strides, 1) if self.stride_placement == "v1" else (1, self.strides)
-        pooled = self.antialias is not None and middle > 1
-        inner = max(1, self.filters * self.base_width // 64) * self.cardinality
-        reduced = inner // self.reduce_first
-        if reduced % self.cardinality:
+        _, reduced = self._inner_filters()
+        if not reduced or reduced % self.cardinality:
             raise UserError(
                 f"{reduced} filters are not divisible by cardinality {self.cardinality}; use a larger width"
             )
+
+    def _inner_filters(self) -> tuple[int, int]:
+        """Of the 3x3 convolution, and of the one before it."""
+        inner = max(1, self.filters * self.base_width // 64) * self.cardinality
+        return inner, inner // self.reduce_first
+
+    @nn.compact
+    def __call__(self, x: jax.Array, drop_path: jax.Array | float | None = None) -> jax.Array:
+        self.check()  # The network may have been made by hand.
+        first, middle = (self.strides, 1) if self.stride_placement == "v1" else (1, self.strides)
+        pooled = self.antialias is not None and middle > 1
+        inner, reduced = self._inner_filters()
         y = self.conv(reduced, 1, first, name="conv1")(x)
         y = self.activation(self.norm(name="bn1")(y))
         y = self.conv(inner, 3, 1 if pooled else middle, groups=self.cardinality, name="conv2")(y)

@@ -5,18 +5,21 @@ A field is one of the model, of its block where that has some of its own, or of 
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import PLAIN, Kernels
 from resnet_jax.models.attention import ATTENTION
 from resnet_jax.models.blocks import Block
+from resnet_jax.models.model import check_frozen
 from resnet_jax.models.pooling import ANTIALIAS
-from resnet_jax.models.shortcuts import SHORTCUTS
-from resnet_jax.models.stems import STEMS
+from resnet_jax.models.shortcuts import SHORTCUTS, class_of
+from resnet_jax.models.stems import PREACTIVATION, STEMS, Stem
 
 _NORM_FIELDS = {"bn_group_size": "group_size", "bn_momentum": "momentum"}  # Of batch normalisation.
 
@@ -29,7 +32,7 @@ def field_names(model: Any, fields: Mapping[str, Any]) -> list[str]:
     """The names of all fields that a model of this class, block and normalisation has."""
     names = _names(model)
     if "norm" in names:
-        of_norm = _names(_class_of(fields.get("norm", model.norm)))
+        of_norm = _names(class_of(fields.get("norm", model.norm)))
         names += [field for field, name in _NORM_FIELDS.items() if name in of_norm]
     return names + _fields_of_block(fields)
 
@@ -38,25 +41,70 @@ def _fields_of_block(fields: Mapping[str, Any]) -> list[str]:
     """Those that a block has beyond what all blocks have."""
     if "block" not in fields:
         return []
-    return [name for name in _names(_class_of(fields["block"])) if name not in _names(Block)]
-
-
-def _class_of(part: Any) -> Any:
-    """The class of which a part is a partial, or which it is."""
-    return part.func if isinstance(part, functools.partial) else part
+    return [name for name in _names(class_of(fields["block"])) if name not in _names(Block)]
 
 
 def make_model(model: Any, fields: Mapping[str, Any], kernels: Kernels = PLAIN) -> Any:
-    """The model of checked fields, each given to the part that it belongs to."""
+    """The model of checked fields, each given to the part that it belongs to.
+
+    Raises UserError for a value that will not do, and for values that do not go together.
+    """
+    if not isinstance(kernels, Kernels):
+        raise UserError(f"kernels is {kernels!r}; it must be a resnet_jax.kernels.Kernels, such as fast_kernels makes")
+    if isinstance(fields.get("stem"), str) and f"{fields['stem']}{PREACTIVATION}" in STEMS and _preactivates(model):
+        fields = {**fields, "stem": f"{fields['stem']}{PREACTIVATION}"}
     checked = {field: _CHECKS[field](field, value) if field in _CHECKS else value for field, value in fields.items()}
     own = {field: value for field, value in checked.items() if field in _names(model)}
-    of_block = {field: checked[field] for field in _fields_of_block(fields) if field in checked}
+    of_block = {field: checked[field] for field in _fields_of_block(checked) if field in checked}
     if of_block:
         own["block"] = partial(checked["block"], **of_block)
     of_norm = {_NORM_FIELDS[field]: value for field, value in checked.items() if field in _NORM_FIELDS}
     if of_norm:
         own["norm"] = partial(checked.get("norm", model.norm), **of_norm)
-    return model(**own, kernels=kernels)
+    frozen = own.pop("frozen_stages", ())
+    made = model(**own, kernels=kernels)
+    if "block" in own:
+        _check_stem(made)
+        made.check_blocks()
+    return made.clone(frozen_stages=check_frozen(made, frozen)) if frozen else made
+
+
+def _preactivates(model: Any) -> bool:
+    return model.family == "preactivation"
+
+
+def _check_stem(model: Any) -> None:
+    if model.stem.preactivation == _preactivates(model):
+        return
+    given = next((repr(name) for name, stem in STEMS.items() if stem == model.stem), "another")
+    names = " or ".join(repr(name) for name, stem in STEMS.items() if stem.preactivation == _preactivates(model))
+    has = "does not end in a normalisation" if model.stem.preactivation else "ends in a normalisation"
+    blocks = "pre-activation blocks, which begin with one" if _preactivates(model) else "blocks that begin with none"
+    raise UserError(f"model field stem is {given}, which {has}, before {blocks}; use {names}")
+
+
+# Fields that change neither which variables there are, but for the classifier's, nor what is computed with them once
+# they are trained.
+FREE = frozenset(
+    (
+        *("num_classes", "dtype", "kernels", "drop_path", "dropout", "zero_init_last_bn", "remat", "scan_blocks"),
+        *("frozen_stages", "frozen_norms", *_NORM_FIELDS),
+    )
+)
+
+
+def definition(model: Any) -> dict[str, Any]:
+    """What a network computes, by field, but for its classifier: equal for networks that can take each other's weights.
+
+    Equal shapes do not say it, since shortcuts may have no parameters, and strides have none.
+    """
+    found = {"model": type(model)} | {name: getattr(model, name) for name in _names(model) if name not in FREE}
+    for part in {"block", "norm"} & set(found):
+        kind, given = class_of(found[part]), getattr(found[part], "keywords", {})
+        defaults = {field.name: field.default for field in dataclasses.fields(kind) if field.name in _names(kind)}
+        of_all = _names(Block) if part == "block" else _NORM_FIELDS.values()
+        found[part] = (kind, {name: value for name, value in (defaults | given).items() if name not in of_all})
+    return found
 
 
 @functools.cache
@@ -68,15 +116,41 @@ def partial(part: Callable[..., Any], **fields: Any) -> Callable[..., Any]:
 # Values: a check returns what the value stands for, and raises UserError.
 
 
-def _one_of(choices: Mapping[str, Any]) -> Callable[[str, Any], Any]:
-    """A part by its name, or another part of that kind."""
+def _factory(value: Any) -> bool:
+    """Whether it is a function, a class or a partial of one, and not what such makes."""
+    return callable(value) and not isinstance(value, nn.Module)
+
+
+def _block(value: Any) -> bool:
+    return isinstance(class_of(value), type) and issubclass(class_of(value), Block)
+
+
+def _stem(value: Any) -> bool:
+    return isinstance(value, Stem)
+
+
+def _no_part(value: Any) -> bool:
+    return False
+
+
+def _of_kind(kind: Callable[[Any], bool], what: str) -> Callable[[str, Any], Any]:
+    """A part of a kind; ``what`` says of which."""
 
     def check(field: str, value: Any) -> Any:
-        if value is None or isinstance(value, (str, bool, int, float)):
-            if value not in choices:
-                raise UserError(f"model field {field} is {value!r}; it must be {' or '.join(map(repr, choices))}")
-            return choices[str(value)]
+        if not kind(value):
+            given = " ".join(repr(value).split())  # Of a module it has many lines.
+            raise UserError(f"model field {field} is {given}; it must be {what}")
         return value
+
+    return check
+
+
+def _one_of(choices: Mapping[str, Any], others: Callable[[Any], bool] = _no_part) -> Callable[[str, Any], Any]:
+    """A part by its name, or ``others`` of that kind."""
+    names = " or ".join(map(repr, choices))
+
+    def check(field: str, value: Any) -> Any:
+        return choices[value] if isinstance(value, str) and value in choices else _of_kind(others, names)(field, value)
 
     return check
 
@@ -85,19 +159,28 @@ def _optional_part(choices: Mapping[str, Any]) -> Callable[[str, Any], Any]:
     """A part by its name, another part of that kind, or None for none."""
 
     def check(field: str, value: Any) -> Any:
-        return None if value is None else _one_of(choices)(field, value)
+        return None if value is None else _one_of(choices, _factory)(field, value)
 
     return check
 
 
 def _integer(least: int) -> Callable[[str, Any], int]:
     def check(field: str, value: Any) -> int:
-        if type(value) is not int or value < least:
+        integer = _as_integer(value)
+        if integer is None or integer < least:
             kind = "a positive integer" if least else "an integer of at least 0"
             raise UserError(f"model field {field} is {value!r}; it must be {kind}")
-        return value
+        return integer
 
     return check
+
+
+def _as_integer(value: Any) -> int | None:
+    """Python's of an integer, also of NumPy's; None for anything else, also for a bool."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def _fraction(field: str, value: Any) -> float:
@@ -113,9 +196,10 @@ def _boolean(field: str, value: Any) -> bool:
 
 
 def _stage_sizes(field: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, (tuple, list)) or not value or not all(type(n) is int and n > 0 for n in value):
+    sizes = [_as_integer(size) or 0 for size in value] if isinstance(value, (tuple, list)) else []
+    if not sizes or min(sizes) < 1:
         raise UserError(f"model field {field} is {value!r}; it must be a tuple of positive integers")
-    return tuple(value)
+    return tuple(sizes)
 
 
 def _compute_dtype(field: str, value: Any) -> Any:
@@ -137,8 +221,14 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "num_classes": _integer(0),
     "width": _integer(1),
     "hidden": _integer(1),
-    "stem": _one_of(STEMS),
-    "shortcut": _one_of(SHORTCUTS),
+    "stem": _one_of(STEMS, _stem),
+    "shortcut": _one_of(SHORTCUTS, callable),
+    "block": _of_kind(_block, "a subclass of resnet_jax.models.blocks.Block, or a functools.partial of one"),
+    "conv": _of_kind(_factory, "a module class such as resnet_jax.models.layers.Conv, or a functools.partial of one"),
+    "norm": _of_kind(
+        _factory, "a module class such as resnet_jax.models.norms.GroupNorm, or a functools.partial of one"
+    ),
+    "activation": _of_kind(callable, "a function of an array such as flax.linen.relu"),
     "attention": _optional_part(ATTENTION),
     "antialias": _optional_part(ANTIALIAS),
     "cardinality": _integer(1),
@@ -151,6 +241,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "bn_momentum": _fraction,
     "drop_path": _fraction,
     "dropout": _fraction,
+    "activated": _boolean,
+    "activated_stem": _boolean,
+    "frozen_norms": _boolean,
     "zero_init_last_bn": _boolean,
     "remat": _boolean,
     "scan_blocks": _boolean,

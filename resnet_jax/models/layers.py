@@ -11,6 +11,7 @@ has to be done so that it computes on a photograph in the corner of a larger can
 - "masked_max": it takes maxima over positions, and beyond the edge there is to be nothing.
 - "masked_mean": it averages over positions, of which only the photograph's count.
 - "masked_window_mean": each of its windows has the mean of the positions inside the photograph.
+- "rounds_down": it halves maps without the last row and column of those of an odd size, where all others round up.
 - "pointwise": it computes each position by itself, or has none.
 - "container": it only calls other modules, functions of each position by itself, and strided slices. What pools or
   averages has to be a module.

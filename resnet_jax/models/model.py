@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Protocol
 
+from resnet_jax.errors import UserError
 from resnet_jax.kernels import Kernels
 
 
@@ -19,6 +20,10 @@ class Model(Protocol):
 
     @property
     def kernels(self) -> Kernels: ...
+
+    @property
+    def frozen_stages(self) -> tuple[str, ...]:
+        """See ``frozen``."""
 
     @property
     def image_size(self) -> int:
@@ -46,7 +51,7 @@ class Model(Protocol):
         """The same network of which these stages are not trained.
 
         Their batch normalisations, or with ``norms`` all, use their running averages in training and keep them, and no
-        gradient reaches stages that only frozen ones come before.
+        gradient reaches stages that only frozen ones come before. Raises UserError for stages that it does not have.
         """
 
     def keeps_statistics(self, module: str) -> bool:
@@ -66,3 +71,11 @@ class Model(Protocol):
     def apply(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def clone(self, **updates: Any) -> Any: ...
+
+
+def check_frozen(model: Model, stages: Any) -> tuple[str, ...]:
+    """The stages as a tuple. Raises UserError unless they are some of the model's ``stage_names``."""
+    names = model.stage_names
+    if not isinstance(stages, (tuple, list)) or not all(stage in names for stage in stages):
+        raise UserError(f"frozen stages are {stages!r}; they must be a tuple of some of {', '.join(names)}")
+    return tuple(stages)

@@ -1,7 +1,9 @@
 """Pooling that shrinks a feature map to half its size: (N, H, W, C) to (N, ceil(H / 2), ceil(W / 2), C).
 
+Only ``WholeMeanPool`` rounds down.
+
 A stride of 2 takes every second pixel, of which the next layer then depends on where an edge happens to fall. These
-average before they do. ``ANTIALIAS`` has those that blocks and stems can use in place of a stride.
+average before they do. ``ANTIALIAS`` has those that blocks can use in place of a stride.
 """
 
 from collections.abc import Callable
@@ -22,12 +24,30 @@ class MeanPool(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for axis in (1, 2):
-            # Elementwise, since the gradient of a window's sum is slow on CPUs.
-            first, second = (lax.slice_in_dim(x, start, None, 2, axis) for start in (0, 1))
             if x.shape[axis] % 2:  # The last one is alone, so it counts twice.
-                second = jnp.concatenate([second, lax.slice_in_dim(x, -1, None, axis=axis)], axis)
-            x = (first + second) / 2
-        return x
+                x = jnp.concatenate([x, lax.slice_in_dim(x, -1, None, axis=axis)], axis)
+        return _mean_of_pairs(x)
+
+
+class WholeMeanPool(nn.Module):
+    """The mean of 2x2 pixels, without the last row and column of a map of an odd size: to floor(H / 2), floor(W / 2).
+
+    timm's anti-aliased stems have it. Its blocks, too, but their shortcuts round up, so that they take even maps only;
+    blocks here use ``MeanPool``, which is the same for those.
+    """
+
+    dense: ClassVar[str] = "rounds_down"
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return _mean_of_pairs(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+
+
+def _mean_of_pairs(x: jax.Array) -> jax.Array:
+    """Of rows, then of columns; both are even. Elementwise, since the gradient of a window's sum is slow on CPUs."""
+    for axis in (1, 2):
+        first, second = (lax.slice_in_dim(x, start, None, 2, axis) for start in (0, 1))
+        x = (first + second) / 2
+    return x
 
 
 class BlurPool(nn.Module):

@@ -4,6 +4,7 @@ He et al., "Identity Mappings in Deep Residual Networks" (arXiv 1603.05027, Figu
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import jax
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import Block
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.models.shortcuts import Factory
+from resnet_jax.models.shortcuts import Factory, changes
 
 
 class PreactivationNet(ResNet):
@@ -20,10 +21,20 @@ class PreactivationNet(ResNet):
 
     Of its ``features`` each stage's is the sum that the next one reads, before the normalisation. Its stem should end
     in a convolution.
+
+    activated_stem: whether the first activation comes before the first block's paths split, so that its shortcut has
+        it, too (the sequel's appendix). Wide residual networks and timm's do not have it so. It makes no difference
+        where that shortcut is a convolution.
     """
 
     family: ClassVar[str] = "preactivation"
     dense: ClassVar[str] = "container"
+
+    activated_stem: bool = False
+
+    def first_block(self, index: int) -> Factory:
+        """With the shortcut that ``activated_stem`` says."""
+        return partial(self.block, activated=True) if index == 0 and self.activated_stem else self.block
 
     def finish(self, x: jax.Array, norm: Factory) -> jax.Array:
         return self.activation(norm(name="last_bn")(x))
@@ -33,21 +44,29 @@ class _PreactivationBlock(Block):
     """What the two blocks share.
 
     A shortcut whose shape changes is a convolution of the normalised and activated input, without a normalisation of
-    its own; any other is the input itself, also in a network's very first block.
+    its own; any other is the input itself.
+
+    activated: whether any other is the normalised and activated input as well.
     """
 
-    def before(self, x: jax.Array) -> jax.Array:
-        """What the first convolution reads."""
+    activated: bool = False
+
+    def check(self) -> None:
+        """Raises UserError."""
         if self.zero_init_last_bn:
             raise UserError(
                 "zero_init_last_bn is for blocks that end in a normalisation, which these do not; remove it"
             )
+
+    def before(self, x: jax.Array) -> jax.Array:
+        """What the first convolution reads."""
+        self.check()  # The network may have been made by hand.
         return self.activation(self.norm(name="bn1")(x))
 
     def add(self, x: jax.Array, before: jax.Array, residual: jax.Array, drop_path: Any) -> jax.Array:
-        same = self.strides == 1 and x.shape[-1] == residual.shape[-1]
         residual = self.weighted(residual, drop_path)
-        return self.shortcut(x if same else before, residual, self.strides, self.conv, _no_norm)
+        read = before if self.activated or changes(x, residual, self.strides) else x
+        return self.shortcut(read, residual, self.strides, self.conv, _no_norm)
 
 
 def _no_norm(**_: Any) -> Callable[[jax.Array], jax.Array]:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from resnet_jax.kernels import PLAIN, Kernels
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.layers import BatchNorm, Conv, Dropout, GlobalMean, he_normal
-from resnet_jax.models.shortcuts import Factory, Shortcut, projection
+from resnet_jax.models.model import check_frozen
+from resnet_jax.models.shortcuts import Factory, Shortcut, class_of, projection
 from resnet_jax.models.stems import STEMS, Stem
 
 
@@ -73,7 +74,7 @@ class ResNet(nn.Module):
 
     @property
     def has_batch_norm(self) -> bool:
-        return getattr(_class_of(self.norm), "of_batches", True)
+        return getattr(class_of(self.norm), "of_batches", True)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -104,7 +105,7 @@ class ResNet(nn.Module):
 
     def frozen(self, stages: tuple[str, ...], norms: bool) -> "ResNet":
         """Of which ``stages`` are not trained, nor with ``norms`` any batch normalisation; see ``Model``."""
-        return self.clone(frozen_stages=stages, frozen_norms=norms)
+        return self.clone(frozen_stages=check_frozen(self, stages), frozen_norms=norms)
 
     def keeps_statistics(self, module: str) -> bool:
         """Whether it is frozen, or all batch normalisations are."""
@@ -127,7 +128,7 @@ class ResNet(nn.Module):
         if not self.has_batch_norm:
             return {}
         layers: dict[tuple[str, ...], str] = {(norm,): layer for norm, layer in self.stem.responses}
-        block = _class_of(self.block)
+        block = class_of(self.block)
         for i, num_blocks in enumerate(self.stage_sizes, start=1):
             for j in range(1, num_blocks + 1):
                 name = f"stage{i}_block{j}"
@@ -179,6 +180,10 @@ class ResNet(nn.Module):
         """What the last stage's output goes through before the mean: nothing, since its last block has ended in it."""
         return x
 
+    def first_block(self, index: int) -> Factory:
+        """What makes the first block of stage ``index``, from 0: as all others."""
+        return self.block
+
     def _norm_of(self, stage: str, norm: Factory) -> Factory:
         """What makes a stage's batch normalisations."""
         return partial(norm, use_running_average=True) if self.has_batch_norm and self.keeps_statistics(stage) else norm
@@ -192,9 +197,15 @@ class ResNet(nn.Module):
         before, total = sum(self.stage_sizes[:stage]), sum(self.stage_sizes)
         return [self.drop_path * (before + j) / total for j in range(1, self.stage_sizes[stage] + 1)]
 
-    def _stage(self, x: jax.Array, index: int, conv: Factory, norm: Factory, drop: list[float] | None) -> jax.Array:
-        num_blocks = self.stage_sizes[index]
-        fields: dict[str, Any] = {
+    def check_blocks(self) -> None:
+        """Raises UserError where fields of the blocks do not go together."""
+        for i in range(len(self.stage_sizes)):
+            block: Any = self.block(**self._fields_of_blocks(i, self.conv, self.norm), strides=2, parent=None)
+            block.check()
+
+    def _fields_of_blocks(self, index: int, conv: Factory, norm: Factory) -> dict[str, Any]:
+        """What the blocks of a stage have in common."""
+        return {
             "filters": self.width * 2**index,
             "conv": conv,
             "norm": norm,
@@ -203,6 +214,9 @@ class ResNet(nn.Module):
             "attention": None if self.attention is None else partial(self.attention, dtype=self.dtype),
             "zero_init_last_bn": self.zero_init_last_bn,
         }
+
+    def _stage(self, x: jax.Array, index: int, conv: Factory, norm: Factory, drop: list[float] | None) -> jax.Array:
+        num_blocks, fields = self.stage_sizes[index], self._fields_of_blocks(index, conv, norm)
         # Inside a scan the loop itself keeps the recomputation apart from the forward pass.
         unrolled = _remat(self.block) if self.remat else self.block
         looped = _remat(self.block, prevent_cse=False) if self.remat else self.block
@@ -211,7 +225,8 @@ class ResNet(nn.Module):
         def call(module: Any, x: jax.Array, drop_path: jax.Array | float | None) -> jax.Array:
             return module(x) if drop_path is None else module(x, drop_path)
 
-        first: Any = unrolled(**fields, strides=1 if index == 0 else 2, name=f"{name}_block1")
+        first_block = _remat(self.first_block(index)) if self.remat else self.first_block(index)
+        first: Any = first_block(**fields, strides=1 if index == 0 else 2, name=f"{name}_block1")
         x = call(first, x, None if drop is None else drop[0])
         if self.scan_blocks and num_blocks > 1:
             loop = nn.scan(
@@ -227,11 +242,6 @@ class ResNet(nn.Module):
                 block: Any = unrolled(**fields, strides=1, name=f"{name}_block{i + 1}")
                 x = call(block, x, None if drop is None else drop[i])
         return x
-
-
-def _class_of(part: Any) -> Any:
-    """The class of which a part is a partial, or which it is."""
-    return part.func if isinstance(part, partial) else part
 
 
 def _remat(block: Any, **options: Any) -> Any:

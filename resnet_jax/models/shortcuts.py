@@ -10,6 +10,8 @@ name=...)`` and ``norm(name=...)``.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,6 +23,11 @@ Factory = Callable[..., Callable[[jax.Array], jax.Array]]
 Shortcut = Callable[[jax.Array, jax.Array, int, Factory, Factory], jax.Array]
 
 GATE_BIAS = -2.0  # Between the -1 and -3 that the highway networks' authors start from.
+
+
+def class_of(factory: Any) -> Any:
+    """The class of which a factory is a partial, or which it is."""
+    return factory.func if isinstance(factory, partial) else factory
 
 
 def none(x: jax.Array, residual: jax.Array, strides: int, conv: Factory, norm: Factory) -> jax.Array:
@@ -69,7 +76,7 @@ def wide_projection(x: jax.Array, residual: jax.Array, strides: int, conv: Facto
 
 
 def changes(x: jax.Array, residual: jax.Array, strides: int) -> bool:
-    """Whether a block makes another shape of its input's."""
+    """Whether a block's output has another shape than its input."""
     return strides > 1 or x.shape[-1] != residual.shape[-1]
 
 

@@ -8,7 +8,7 @@ import jax
 
 from resnet_jax.kernels import Kernels
 from resnet_jax.models.layers import MaxPool
-from resnet_jax.models.pooling import BlurPool, MaxOfNeighbours, MeanPool, ZeroPaddedMaxPool
+from resnet_jax.models.pooling import BlurPool, MaxOfNeighbours, WholeMeanPool, ZeroPaddedMaxPool
 from resnet_jax.models.shortcuts import Factory
 
 Function = Callable[[jax.Array], jax.Array]
@@ -22,12 +22,14 @@ class Stem(NamedTuple):
     strides: of these two.
     image_size: height and width of the images that it was made for.
     responses: each of its batch normalisations that follows a 3x3 convolution, with the name of that layer (Figure 7).
+    preactivation: whether it is for pre-activation blocks: it leaves out the last normalisation and activation.
     """
 
     apply: Callable[[jax.Array, int, Factory, Factory, Function, Kernels], tuple[jax.Array, jax.Array]]
     strides: tuple[int, int]
     image_size: int
     responses: tuple[tuple[str, str], ...] = ()
+    preactivation: bool = False
 
 
 # Convolutions: (images, width, conv, norm, activation) to "C1", of which those of a network with pre-activation blocks
@@ -68,7 +70,7 @@ def _zero_padded_max(x: jax.Array, conv: Factory, norm: Factory, act: Function, 
 
 
 def _mean(x: jax.Array, conv: Factory, norm: Factory, act: Function, kernels: Kernels) -> jax.Array:
-    return MeanPool(name="stem_pool")(x)
+    return WholeMeanPool(name="stem_pool")(x)
 
 
 def _blur(x: jax.Array, conv: Factory, norm: Factory, act: Function, kernels: Kernels) -> jax.Array:
@@ -99,6 +101,10 @@ def _stem(convolutions: Convolutions, pool: Pool, **known: Any) -> Stem:
     return Stem(partial(_apply, convolutions=convolutions, pool=pool), **{**of_imagenet, **known})
 
 
+PREACTIVATION = "_preactivation"
+"""What a stem's name ends in where it is that of the same convolutions for pre-activation blocks."""
+
+
 def _stems() -> dict[str, Stem]:
     single, deep = partial(_single, size=7, strides=2), partial(_deep, shares=(1 / 2, 1 / 2, 1))
     tiered = partial(_deep, shares=(3 / 8, 1 / 2, 1))
@@ -123,10 +129,11 @@ def _stems() -> dict[str, Stem]:
     on_cifar = partial(_single, size=3, strides=1)  # Section 4.2.
     stems["cifar"] = _stem(partial(on_cifar, end=True), _no_pool, **known, responses=(("stem_bn", "stem"),))
     # Before pre-activation blocks, which normalise what they read.
-    stems["cifar_preactivation"] = _stem(partial(on_cifar, end=False), _no_pool, **known)
+    stems[f"cifar{PREACTIVATION}"] = _stem(partial(on_cifar, end=False), _no_pool, **known, preactivation=True)
     for name, convs in (("imagenet", single), ("deep", deep), ("tiered", tiered)):
-        stems[f"{name}_preactivation"] = _stem(partial(convs, end=False), _max)
-    stems["bit"] = _stem(partial(single, end=False), _zero_padded_max)  # Kolesnikov et al., arXiv 1912.11370.
+        stems[f"{name}{PREACTIVATION}"] = _stem(partial(convs, end=False), _max, preactivation=True)
+    # Kolesnikov et al., arXiv 1912.11370.
+    stems["bit"] = _stem(partial(single, end=False), _zero_padded_max, preactivation=True)
     return stems
 
 

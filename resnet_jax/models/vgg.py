@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from resnet_jax.kernels import PLAIN, Kernels
 from resnet_jax.models.layers import Conv, Dropout, he_normal
+from resnet_jax.models.model import check_frozen
 
 POOLED = 7  # Rows and columns that the first fully-connected layer reads.
 
@@ -73,7 +74,7 @@ class VGG(nn.Module):
 
     def frozen(self, stages: tuple[str, ...], norms: bool) -> "VGG":
         """Of which ``stages`` are not trained; see ``Model``. It has no batch normalisation."""
-        return self.clone(frozen_stages=stages)
+        return self.clone(frozen_stages=check_frozen(self, stages))
 
     def keeps_statistics(self, module: str) -> bool:
         """There are none."""

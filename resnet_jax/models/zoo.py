@@ -63,6 +63,11 @@ def list_models() -> list[str]:
     return list(_variants())
 
 
+def all_fields() -> set[str]:
+    """The names of the fields that some network has."""
+    return {field for row in _variants().values() for field in row.own_fields}
+
+
 def variant(name: str) -> Variant:
     """What is known of a name. Raises UserError for an unknown one, naming the nearest."""
     variants = _variants()
@@ -89,14 +94,15 @@ def create_model(name: str, num_classes: int | None = None, *, kernels: Kernels 
         **overrides: any other field of ``ResNet`` or ``VGG``: ``width=32``, ``stage_sizes=(1, 1, 1)``, ... For parts of
             the paper and its relatives their names will do: ``shortcut`` "A", "B", "C" (section 3.3), "none" (a plain
             network), "gated" (a highway network) or "D" (``shortcuts.pooled_projection``), ``stem`` one of
-            ``stems.STEMS``, ``attention`` one of ``attention.ATTENTION``, ``antialias`` one of ``pooling.ANTIALIAS``,
-            ``dtype`` "float32" or "bfloat16". Further
-            ``bn_group_size`` (examples that share batch statistics in training; default the whole global batch),
+            ``stems.STEMS`` ("imagenet", "cifar", "deep" and "tiered" of a network of pre-activation blocks are those
+            for such blocks), ``attention`` one of ``attention.ATTENTION``, ``antialias`` one of ``pooling.ANTIALIAS``,
+            ``dtype`` "float32" or "bfloat16". Further ``bn_group_size`` (examples that share batch statistics in
+            training; default the whole global batch),
             ``bn_momentum`` (of the running statistics; default 0.9) and, for bottlenecks, ``stride_placement``, "v1"
             (the paper's) or "v1.5".
 
-    Raises UserError for an unknown name, field or value, naming the nearest valid one, and for a field that this
-    network does not have.
+    Raises UserError for an unknown name, field or value, naming the nearest valid one, for a field that this network
+    does not have, and for fields that do not go together.
     """
     found = variant(name)
     for field in overrides:
@@ -108,7 +114,7 @@ def create_model(name: str, num_classes: int | None = None, *, kernels: Kernels 
 
 def _unknown_field(field: str, name: str, found: Variant) -> str:
     known = ", ".join(found.own_fields)
-    if any(field in other.own_fields for other in _variants().values()):
+    if field in all_fields():
         return f"model field {field} is set, but {name} has no such field; remove it, its fields are {known}"
     close = difflib.get_close_matches(field, found.own_fields, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -299,8 +305,9 @@ def _relatives_on_cifar() -> dict[str, Variant]:
         (164, 9, PreactivationBottleneckBlock, "B"),
         (1001, 9, PreactivationBottleneckBlock, "B"),
     ):
-        stages = {"stage_sizes": ((depth - 2) // of_one,) * 3, "block": block, "shortcut": shortcut}
-        variants[f"preresnet{depth}"] = Variant(PreactivationNet, depth, {**before, **stages, "scan_blocks": True})
+        stages: dict[str, Any] = {"stage_sizes": ((depth - 2) // of_one,) * 3, "block": block, "shortcut": shortcut}
+        stages |= {"activated_stem": True, "scan_blocks": True}
+        variants[f"preresnet{depth}"] = Variant(PreactivationNet, depth, {**before, **stages})
     # Zagoruyko and Komodakis, arXiv 1605.07146, Tables 1 and 4: 6n+4 layers, since shortcuts' are counted.
     for depth, widen in ((16, 4), (16, 8), (22, 8), (28, 2), (28, 10), (28, 12), (40, 1), (40, 2), (40, 4)):
         stages = {"stage_sizes": ((depth - 4) // 6,) * 3, "block": PreactivationBasicBlock, "shortcut": "B"}

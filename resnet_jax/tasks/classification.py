@@ -21,6 +21,7 @@ from resnet_jax.data.transforms import Transforms
 from resnet_jax.evaluation.classify import Scores, error_rates, log_add, make_evaluator
 from resnet_jax.evaluation.predict import draw, predict
 from resnet_jax.evaluation.records import write_scores
+from resnet_jax.interop.torch_keys import stem_kernel
 from resnet_jax.interop.torch_weights import load_torch, save_torch
 from resnet_jax.models.model import Model
 from resnet_jax.models.stacking import stack_blocks, unstack_blocks
@@ -50,11 +51,15 @@ class ClassificationPart(Part):
         return model.has_batch_norm
 
     def needs_weights(self, model: Model) -> bool:
-        """Whether something is frozen of which it is known that it would be random."""
-        return False
+        """Whether stages are frozen, which would be random."""
+        return bool(model.frozen_stages)
 
     def starting(self, model: Any, weights: Variables, keep_head: bool, image_shape: tuple[int, int, int]) -> Variables:
-        """The weights, without their head unless it is kept, in the layout of ``model``. Raises UserError."""
+        """The weights, without their head unless it is kept, in the layout of ``model``.
+
+        For images of one channel a stem's kernel for three is summed over them, as by ``load_torch``. Raises UserError.
+        """
+        weights = _for_grey(weights, model) if image_shape[-1] == 1 else weights
         task, kept = ClassificationTask(model.scanned()), dict(weights)
         template = jax.eval_shape(lambda: task.init(jax.random.key(0), image_shape))
         views = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), template)
@@ -248,6 +253,16 @@ class ClassificationTask:
     def evaluate(self, variables: Variables) -> dict[str, float]:
         assert self.evaluator is not None
         return error_rates(self.evaluator(variables))
+
+
+def _for_grey(weights: Variables, model: Model) -> Variables:
+    """With a stem that reads one channel; see ``starting``."""
+    params = weights["params"]
+    _, stem, _ = stem_kernel(model, [("params", module, "kernel") for module in params])
+    kernel = params.get(stem, {}).get("kernel", np.zeros(0))
+    if kernel.shape[2:3] != (3,):
+        return weights
+    return weights | {"params": params | {stem: {**params[stem], "kernel": kernel.sum(axis=2, keepdims=True)}}}
 
 
 def _streams(key: jax.Array) -> dict[str, jax.Array]:

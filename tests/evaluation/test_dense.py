@@ -15,7 +15,7 @@ from resnet_jax.models import create_model, norms
 from resnet_jax.models.attention import EfficientChannelAttention, SqueezeExcitation
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.layers import BatchNorm, Conv, GlobalMean
-from resnet_jax.models.pooling import BlurPool, MaxOfNeighbours, MeanPool, ZeroPaddedMaxPool
+from resnet_jax.models.pooling import BlurPool, MaxOfNeighbours, MeanPool, WholeMeanPool, ZeroPaddedMaxPool
 from resnet_jax.models.stacking import unstack_blocks
 from resnet_jax.models.standardised import StandardisedConv
 
@@ -263,6 +263,7 @@ class OneModule(nn.Module):
     "module",
     [
         MeanPool,
+        WholeMeanPool,
         BlurPool,
         MaxOfNeighbours,
         ZeroPaddedMaxPool,
@@ -278,7 +279,7 @@ class OneModule(nn.Module):
 @pytest.mark.extensive
 def test_each_module_computes_on_a_canvas_what_it_does_on_the_photograph_alone(module, random_variables):
     model = OneModule(module)
-    sizes = [(10, 7), (3, 8), (1, 2), (12, 12)]
+    sizes = [(10, 7), (3, 8), (2, 3) if module is WholeMeanPool else (1, 2), (12, 12)]
     x = np.random.default_rng(1).normal(size=(len(sizes), 12, 12, 3)).astype(np.float32)
     variables = random_variables(model, image_shape=(12, 12, 3))
     found = jax.jit(partial(dense_logits, model))(variables, x, np.array(sizes, np.int32))

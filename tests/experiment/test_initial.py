@@ -12,7 +12,7 @@ from resnet_jax import build, parallel
 from resnet_jax.config import override
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
-from resnet_jax.experiment.initial import RANDOM, fitted, read_start
+from resnet_jax.experiment.initial import RANDOM, check_start, fitted, read_start
 from resnet_jax.experiment.training import train
 from resnet_jax.models.stacking import unstack_blocks
 
@@ -99,6 +99,20 @@ def test_a_mean_image_of_another_size_is_averaged():
     np.testing.assert_array_equal(fitted(normalization, (4, 4, 3)).mean, [4.5, 5.5, 6.5])
 
 
+def test_images_of_one_channel_take_the_sum_of_the_stem_s_kernel_and_their_own_normalisation(workdir, digits_config):
+    assert fitted(Normalization(np.zeros(3, np.float32), np.ones(3, np.float32)), (32, 32, 1)) is None
+    for scanned in (False, True):
+        config = tuned(digits_config, workdir[0], **{"init.head": "keep", "model.scan_blocks": scanned})
+        start = start_of(config, shape=(32, 32, 1))
+        variables, expected = unstack_blocks(jax.device_get(start.variables)), jax.device_get(workdir[1][2])
+        kernel = variables["params"].pop("stem_conv")["kernel"]
+        whole = expected["params"]["stem_conv"]["kernel"]
+        np.testing.assert_allclose(kernel, whole.sum(axis=2, keepdims=True), rtol=1e-6)
+        body = {name: leaves for name, leaves in expected["params"].items() if name != "stem_conv"}
+        assert_equal(variables, expected | {"params": body})
+        assert start.normalization is None and start.record["normalization"] == "config"
+
+
 def error_of(config, class_names=DIGITS):
     with pytest.raises(UserError) as caught:
         start_of(config, class_names)
@@ -115,9 +129,56 @@ def test_a_head_that_does_not_fit_is_a_user_error_that_names_the_fix(workdir, di
 
 def test_weights_that_do_not_fit_are_a_user_error(workdir, digits_config, tmp_path):
     assert "does not fit config.model resnet20" in error_of(tuned(digits_config, workdir[0], **{"model.width": 8}))
-    assert "no such file of weights or workdir" in error_of(tuned(digits_config, tmp_path / "none.pth"))
+    missing = tuned(digits_config, tmp_path / "none.pth")
+    assert "no such file of weights or workdir" in error_of(missing)
+    (tmp_path / "some.pth").write_bytes(b"")
+    best = tuned(digits_config, tmp_path / "some.pth", **{"init.checkpoint": "best"})
+    assert error_of(best).endswith("has one set of weights; use --config.init.checkpoint=latest")
     (tmp_path / "empty").mkdir()
     assert error_of(tuned(digits_config, tmp_path / "empty")).startswith("there is no run in")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ({"model.name": "plain20"}, "set --config.model.name=resnet20"),
+        ({"model.name": "resnet32", "model.shortcut": "none"}, "model.name=resnet20 --config.model.shortcut=None"),
+        ({"model.stage_sizes": (2,)}, "set '--config.model.stage_sizes=(3,)'"),
+    ],
+    ids=["name", "field", "size"],
+)
+def test_weights_of_another_network_are_refused_with_the_keys_that_make_it_the_same(
+    workdir, digits_config, changes, fix
+):
+    message = error_of(tuned(digits_config, workdir[0], **changes))
+    assert "does not fit config.model" in message and message.endswith(fix)
+
+
+def test_what_is_no_part_of_the_trained_function_may_differ(workdir, digits_config):
+    same = {"model.name": "plain20", "model.shortcut": "A", "model.dtype": "bfloat16", "model.bn_group_size": 8}
+    others = {"model.remat": True, "model.dropout": 0.1, "model.drop_path": 0.1, "model.zero_init_last_bn": True}
+    start = start_of(tuned(digits_config, workdir[0], **{"init.head": "keep"}, **same, **others))
+    assert_equal(start.variables, workdir[1][2])
+
+
+@pytest.mark.extensive
+def test_bottlenecks_must_stride_where_they_did(tmp_path, digits_config, save_run):
+    ours = {"model.name": "resnet50", "model.stem": "cifar", "model.width": 2}
+    save_run(tmp_path / "before", digits_config(**ours), {1: 2.0})
+    changed = digits_config(**ours, **{"init.name": "weights", "init.path": str(tmp_path / "before")})
+    start_of(override(changed, {"model.stride_placement": "v1"}))
+    other = error_of(override(changed, {"model.stride_placement": "v1.5"}))
+    assert other.endswith("set --config.model.stride_placement=v1")
+
+
+def test_what_would_stay_random_cannot_be_frozen(digits_config, workdir):
+    for stages in (("stem", "stage1"), ("head",)):
+        frozen = {"finetune.freeze": stages}
+        assert error_of(digits_config(**frozen)).startswith("layers are frozen, and config.init says of no weights")
+        check_start(tuned(digits_config, workdir[0], **frozen, **{"init.head": "keep"}))
+    check_start(tuned(digits_config, workdir[0], **{"finetune.freeze": ("stem",)}))
+    with pytest.raises(UserError, match=r"freeze names the head, and config\.init\.head is 'new', .*init\.head=keep"):
+        check_start(tuned(digits_config, workdir[0], **{"finetune.freeze": ("stem", "head")}))
 
 
 def test_a_refused_start_leaves_no_workdir(workdir, digits_config, tmp_path):

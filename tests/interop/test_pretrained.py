@@ -29,9 +29,13 @@ import huggingface_hub.constants
 CLASSES = ["ant", "bee", "cat"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MEAN, STD = [0.5, 0.25, 0.125], [0.5, 0.4, 0.3]
+# As timm 1.0.31 writes it, with the arguments that it would assume without them in model_args.
 CONFIG = {
     "architecture": "resnet10t",
     "num_classes": 3,
+    "num_features": 512,
+    "global_pool": "avg",
+    "model_args": {"num_classes": 3, "in_chans": 3, "global_pool": "avg"},
     "pretrained_cfg": {
         "tag": "test", "input_size": [3, 176, 176], "test_input_size": [3, 224, 224], "interpolation": "bicubic",
         "crop_pct": 0.95, "crop_mode": "center", "mean": MEAN, "std": STD, "first_conv": "conv1.0", "classifier": "fc",
@@ -143,13 +147,14 @@ def repositories(trained, small):
         "timm/resnet10t.test": {"config.json": config_json(), "model.safetensors": trained[1]},
         "timm/resnet50.test": {"config.json": config_json(architecture="resnet50"), "model.safetensors": small[2]},
         "timm/resnet60d.test": {"config.json": config_json(architecture="resnet60d")},
-        "timm/wider.test": {"config.json": config_json(model_args={"base_width": 128})},
+        "timm/wider.test": {"config.json": config_json(model_args=CONFIG["model_args"] | {"base_width": 128})},
+        "timm/maximum.test": {"config.json": config_json(model_args={"global_pool": "max"})},
         "timm/pickled.test": {"config.json": config_json(), "pytorch_model.bin": b""},
         "timm/damaged.test": {"config.json": config_json(), "model.safetensors": b"damaged"},
-        "timm/more.test": {"config.json": config_json(num_classes=4), "model.safetensors": trained[1]},
+        "timm/more.test": {"config.json": config_json(num_classes=4, model_args=None), "model.safetensors": trained[1]},
         "timm/blind.test": {"config.json": config_json(pretrained_cfg=no_images)},
         "other/grey": {
-            "config.json": config_json(architecture="resnet20", pretrained_cfg=of_grey),
+            "config.json": config_json(architecture="resnet20", pretrained_cfg=of_grey, model_args={"in_chans": 1}),
             "model.safetensors": small[1],
         },
         "other/resnet": {"config.json": b'{"architectures": ["ResNetForImageClassification"]}'},
@@ -192,6 +197,25 @@ def test_bottlenecks_stride_as_in_timm_and_stems_may_be_grey(client, repositorie
     assert grey.preprocessing.mean == (0.5,) and grey.preprocessing.shorter_side == 36
 
 
+def test_a_network_is_read_without_its_classifier_or_with_a_new_one(client, repositories):
+    tiny = {"stage_sizes": (1, 1, 1, 1), "width": 4}
+    with serving(repositories, []) as port:
+        client(HF_ENDPOINT=f"http://127.0.0.1:{port}")
+        whole, none, new = (
+            resnet_jax.load_pretrained("timm/resnet50.test", **given, **tiny)
+            for given in ({}, {"num_classes": 0}, {"num_classes": 5, "new_head": True})
+        )
+        message = error_of(lambda: resnet_jax.load_pretrained("timm/resnet50.test", 5, **tiny))
+        unknown = error_of(lambda: resnet_jax.load_pretrained("timm/resnet50.test", greyscale=True, **tiny))
+    assert none.model == resnet_jax.create_model("resnet50", 0, **TINY) and new.model.num_classes == 5
+    assert new.variables["params"].pop("head")["kernel"].shape == (128, 5) != whole.variables["params"]["head"]
+    del whole.variables["params"]["head"]
+    assert_equal(none.variables, whole.variables)
+    assert_equal(new.variables, whole.variables)
+    assert message.endswith("or new_head=True for a new classifier")
+    assert "field 'greyscale'" in unknown
+
+
 def error_of(read):
     with pytest.raises(UserError) as caught:
         read()
@@ -202,7 +226,8 @@ def error_of(read):
 def test_faults_are_said_in_one_line(client, repositories):
     expected = {
         "timm/resnet60d.test": "those near it are resnet50d",
-        "timm/wider.test": "model_args",
+        "timm/wider.test": "changes resnet10t by the model_args {'base_width': 128}, which",
+        "timm/maximum.test": "changes resnet10t by the model_args {'global_pool': 'max'}, which",
         "timm/pickled.test": "has no file model.safetensors",
         "timm/damaged.test": "cannot be read as PyTorch weights",
         "timm/more.test": "fc.weight",

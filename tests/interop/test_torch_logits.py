@@ -107,6 +107,20 @@ def test_imagenet_networks_give_the_outputs_of_torchvision(tmp_path, name, field
     path.unlink()  # A hundred megabytes, and pytest keeps the folders of three runs.
 
 
+@pytest.mark.parametrize("size", [64, 98])
+def test_anti_aliased_networks_give_the_logits_of_pytorch_where_the_stem_s_map_is_odd(size):
+    """98 pixels are 49 after the stem's convolution, and 24 after its pool, as in timm."""
+    fields = {"stage_sizes": (2, 1), "width": 8}
+    network = randomised(TorchResNet(**fields, bottleneck=True, stem="imagenet", shortcut="B"))
+    network.pool = torch.nn.AvgPool2d(2)
+    block = network.layer2[0]
+    block.conv2.stride = (1, 1)
+    block.bn2.register_forward_hook(lambda module, _, y: torch.nn.functional.avg_pool2d(torch.relu(y), 2))
+    variables = load_torch("resnetaa50", network.state_dict(), **fields)
+    logits = jax.jit(create_model("resnetaa50", 10, **fields).apply)(variables, images(size))
+    assert_logits_equal(logits, torch_logits(network, images(size)))
+
+
 @pytest.mark.parametrize("size", [224, 64])
 @pytest.mark.parametrize("name, stage_sizes", [("vgg16", (2, 2, 3, 3, 3)), ("vgg19", (2, 2, 4, 4, 4))])
 @pytest.mark.extensive

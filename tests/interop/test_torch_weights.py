@@ -49,6 +49,10 @@ def test_keys_of_data_parallel_wrappers_and_of_either_classifier_are_the_same(ti
         {"model": tiny_weights, "optimizer": {}},
         {"state_dict": {f"model.{key}": value for key, value in tiny_weights.items()}},
         {"state_dict": {key: -value for key, value in tiny_weights.items()}, "state_dict_ema": wrapped},
+        {"model": {key: -value for key, value in tiny_weights.items()}, "model_ema": wrapped | {"n_averaged": 7}},
+        {f"_orig_mod.{key}": value for key, value in tiny_weights.items()},
+        {f"module._orig_mod.{key}": value for key, value in tiny_weights.items()},
+        {f"_orig_mod.module.{key}": value for key, value in tiny_weights.items()},
         {key: value.numpy() for key, value in tiny_weights.items()},
         {key: value for key, value in tiny_weights.items() if not key.endswith("num_batches_tracked")},
     ):
@@ -92,6 +96,15 @@ def test_new_head_leaves_the_backbone_and_depends_on_the_seed(tiny_weights, scan
     # As many classes as the weights have are a new classifier, too.
     assert load()["kernel"].shape == (8, 10)
     assert not np.array_equal(load()["kernel"], expected["params"]["head"]["kernel"])
+
+
+@pytest.mark.parametrize("new_head", [False, True])
+def test_without_classes_the_classifier_is_left_aside(tiny_weights, tiny_variables, new_head):
+    del tiny_variables["params"]["head"]
+    for weights in (tiny_weights, {key: value for key, value in tiny_weights.items() if "fc" not in key}):
+        assert_same_variables(load_torch("resnet20", weights, 0, new_head=new_head, **TINY), tiny_variables)
+    tiny_weights["extra.weight"] = tiny_weights["fc.weight"]
+    assert "extra.weight has no place" in user_error(tiny_weights, fields={**TINY, "num_classes": 0})
 
 
 @pytest.mark.parametrize("head", ["fc", "linear", "none"])
@@ -178,7 +191,19 @@ def test_weights_of_another_network_do_not_fit(tiny_weights):
 def test_absent_file_is_a_user_error_that_names_it(tmp_path, suffix):
     path = tmp_path / f"absent{suffix}"
     assert f"there is no file {path}" in user_error(path)
-    assert f"there is no file {tmp_path}" in user_error(tmp_path)
+    of_folder = user_error(tmp_path)
+    assert f"{tmp_path} is a folder" in of_folder and "--workdir" in of_folder
+
+
+@pytest.mark.parametrize("source", [None, 3, ["resnet.pth"]])
+def test_what_is_neither_a_file_nor_a_state_dict_is_a_user_error(source):
+    assert user_error(source).startswith(f"source is {source!r}; it must be the path of a file of weights, or")
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path, tiny_weights, tiny_variables, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_file(tiny_weights, tmp_path / "weights.safetensors")
+    assert_same_variables(load_torch("resnet20", "~/weights.safetensors", **TINY), tiny_variables)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".th", ".safetensors"])

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.kernels import PLAIN, fast_kernels
-from resnet_jax.models.pooling import BlurPool, MaxOfNeighbours, MeanPool, ZeroPaddedMaxPool
+from resnet_jax.models.pooling import BlurPool, MaxOfNeighbours, MeanPool, WholeMeanPool, ZeroPaddedMaxPool
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -28,12 +28,13 @@ def blurred(x):
     "module, reference",
     [
         (MeanPool(), lambda x: F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)),
+        (WholeMeanPool(), lambda x: F.avg_pool2d(x, 2)),
         (BlurPool(), blurred),
         (MaxOfNeighbours(), lambda x: F.max_pool2d(x, 3, 1, padding=1)),
         (ZeroPaddedMaxPool(PLAIN), lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2)),
         (ZeroPaddedMaxPool(fast_kernels("cpu", 1)), lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2)),
     ],
-    ids=["mean", "blur", "max", "zero-padded", "zero-padded-fast"],
+    ids=["mean", "whole-mean", "blur", "max", "zero-padded", "zero-padded-fast"],
 )
 def test_maps_of_even_and_odd_sizes_are_pooled_as_in_pytorch(module, reference, size):
     x = maps(size)

@@ -1,5 +1,7 @@
 """Relatives of the paper's networks, narrow and shallow: what every network can do, these can."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import fast_kernels
 from resnet_jax.models import create_model, variant
+from resnet_jax.models.pooling import ANTIALIAS
 from resnet_jax.models.stacking import stack_blocks
 
 QUICK = "resnetaa34d"
@@ -92,6 +95,22 @@ def test_names_say_how_bottlenecks_stride_and_the_paper_s_stay_the_paper_s():
         assert variant(name).fields["stride_placement"] == "v1.5"
 
 
+@pytest.mark.parametrize(("name", "activated"), [("preresnet110", True), ("wrn40_1", False), ("resnetv2_18", False)])
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_first_shortcut_has_the_first_activation_where_the_paper_has_it_so(
+    name, activated, remat, random_variables
+):
+    model = narrow(name, stage_sizes=(2,), width=4, stem="cifar", remat=remat)
+    variables, x = random_variables(model, image_shape=(8, 8, 3)), images(2)[:, :8, :8]
+    for block in ("stage1_block1", "stage1_block2"):  # Only the shortcuts are left.
+        variables["params"][block]["conv2"]["kernel"] *= 0
+    found = model.apply(variables, x, features=True)
+    scale, bias = (variables["params"]["stage1_block1"]["bn1"][name] for name in ("scale", "bias"))
+    mean, var = (variables["batch_stats"]["stage1_block1"]["bn1"][name] for name in ("mean", "var"))
+    first = np.maximum((found["C1"] - mean) / np.sqrt(var + 1e-5) * scale + bias, 0)
+    np.testing.assert_allclose(found["C2"], first if activated else found["C1"], rtol=1e-4, atol=1e-5)
+
+
 def test_layer_responses_are_of_batch_normalisations_after_3x3_layers():
     assert list(narrow("resnetv2_50d").response_layers()) == [
         (f"stage{i}_block{j}", "bn3") for i, j in ((1, 1), (1, 2), (1, 3), (2, 1))
@@ -124,6 +143,12 @@ def test_what_a_network_does_not_have_is_refused_in_one_line(name, fields, messa
         ("resnetv2_18", {"zero_init_last_bn": True}, "zero_init_last_bn is for blocks that end in a normalisation"),
     ],
 )
-def test_parts_that_do_not_go_together_are_refused_when_the_network_is_used(name, fields, message):
+def test_parts_that_do_not_go_together_are_refused_when_a_network_made_by_hand_is_used(name, fields, message):
     with pytest.raises(UserError, match=message):
-        jax.eval_shape(narrow(name, **fields).init, jax.random.key(0), images())
+        narrow(name, **fields)
+    model = narrow(name)
+    parts = {field: ANTIALIAS[value] if field == "antialias" else value for field, value in fields.items()}
+    of_block = {field: parts.pop(field) for field in ("antialias",) & parts.keys()}
+    model = model.clone(**parts, block=partial(model.block, **of_block))
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), images())

@@ -2,6 +2,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen
 
@@ -10,6 +11,9 @@ from resnet_jax.errors import UserError
 from resnet_jax.kernels import PLAIN, fast_kernels
 from resnet_jax.models import create_model, list_models, variant
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
+from resnet_jax.models.fields import definition
+from resnet_jax.models.layers import BatchNorm
+from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS, gated, none, projection
 from resnet_jax.models.stems import STEMS
@@ -90,6 +94,17 @@ def test_models_of_equal_fields_are_equal_and_hash_alike():
     assert one != create_model("resnet50", **fields | {"bn_momentum": 0.6})
 
 
+def test_a_network_s_definition_is_what_it_computes_and_not_how_or_how_it_is_trained():
+    trained_so = {"dtype": "bfloat16", "bn_momentum": 0.5, "dropout": 0.1, "remat": True, "scan_blocks": True}
+    same = create_model("resnet50", 7, stride_placement="v1", kernels=fast_kernels("cpu", 1), **trained_so)
+    assert definition(same.frozen(("stem",), norms=True)) == definition(create_model("resnet50"))
+    assert definition(create_model("vgg16", 7)) == definition(create_model("vgg16"))
+    others = {"stride_placement": "v1.5"}, {"shortcut": "none"}, {"norm": GroupNorm}, {"activation": linen.gelu}
+    for fields in others:
+        assert definition(create_model("resnet50", **fields)) != definition(create_model("resnet50"))
+    assert definition(create_model("vgg16", hidden=8)) != definition(create_model("vgg16"))
+
+
 def test_names_stand_for_parts_and_parts_may_be_given():
     model = create_model("resnet50", kernels=fast_kernels("cpu", 1), activation=linen.gelu, shortcut=gated)
     assert model.kernels is fast_kernels("cpu", 1) and model.activation is linen.gelu and model.shortcut is gated
@@ -126,6 +141,25 @@ def test_create_model_takes_the_number_of_classes_and_dtypes_by_name():
     assert create_model("resnet50", dtype=jnp.bfloat16).dtype == jnp.bfloat16
     assert create_model("resnet50").dtype == jnp.float32
     assert create_model("resnet20", stage_sizes=[1, 2]).stage_sizes == (1, 2)
+
+
+def test_integers_may_be_numpy_s():
+    model = create_model("resnet20", np.int64(7), width=np.int32(8), stage_sizes=(np.int64(1), 2))
+    assert model == create_model("resnet20", 7, width=8, stage_sizes=(1, 2))
+    assert all(type(number) is int for number in (model.num_classes, model.width, *model.stage_sizes))
+
+
+def test_stems_of_pre_activation_networks_have_the_plain_names_too():
+    assert create_model("resnetv2_50", stem="cifar") == create_model("resnetv2_50", stem="cifar_preactivation")
+    assert create_model("preresnet110", stem="imagenet").stem is STEMS["imagenet_preactivation"]
+
+
+def test_frozen_stages_are_a_network_s_own():
+    assert create_model("resnet20", frozen_stages=["stem"]) == create_model("resnet20").frozen(("stem",), norms=False)
+    for model in (create_model("resnet18"), create_model("vgg16")):
+        for stages in (("layer1", "stage2"), "stage1", None):
+            with pytest.raises(UserError, match=r"frozen stages are .*; they must be a tuple of some of st.*, head"):
+                model.frozen(stages, norms=False)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +202,32 @@ def test_create_model_takes_the_number_of_classes_and_dtypes_by_name():
         ("resnet20", {"dtype": "half a float"}, "dtype is 'half a float'"),
         ("resnet20", {"dtype": None}, "dtype is None"),
         ("resnet20", {"remat": "no"}, "remat is 'no'"),
+        ("resnet20", {"num_classes": np.bool_(True)}, "num_classes is "),
+        ("resnet20", {"stage_sizes": (1, True)}, "stage_sizes is "),
+        ("resnet20", {"frozen_stages": ("stemm",)}, "frozen stages are .* some of stem, stage1, stage2, stage3, head"),
+        ("resnet20", {"frozen_norms": 1}, "frozen_norms is 1"),
+        ("resnet20", {"activation": "relu"}, "activation is 'relu'; it must be a function"),
+        ("resnet20", {"norm": "gn"}, "norm is 'gn'; it must be a module class"),
+        ("resnet20", {"norm": BatchNorm(use_running_average=True)}, "norm is BatchNorm"),
+        ("resnet20", {"conv": None}, "conv is None"),
+        ("resnet50", {"block": "bottleneck"}, "block is 'bottleneck'; it must be a subclass of"),
+        ("resnet50", {"block": BatchNorm}, "block is .*; it must be a subclass of"),
+        ("resnet20", {"shortcut": ["B"]}, "shortcut is .'B'.; it must be 'A' or"),
+        ("resnet20", {"stem": ["cifar"]}, "stem is .'cifar'.; it must be 'imagenet' or"),
+        ("resnet20", {"antialias": ["mean"]}, "antialias is .'mean'.; it must be 'none' or"),
+        ("resnet20", {"attention": 3}, "attention is 3; it must be 'none' or"),
+        ("resnet20", {"kernels": "fast"}, "kernels is 'fast'; it must be a resnet_jax.kernels.Kernels"),
+        (
+            "resnet50",
+            {"stem": "imagenet_preactivation"},
+            "stem is 'imagenet_preactivation', which does not end in a normalisation, .*; use 'imagenet' or",
+        ),
+        ("resnet20", {"stem": STEMS["bit"]}, "stem is 'bit', which does not end in a normalisation"),
+        ("resnetv2_50", {"stem": "imagenet_blur"}, "stem is 'imagenet_blur', .*; use 'cifar_preactivation' or"),
+        ("resnetv2_50", {"stem": STEMS["cifar"]}, "stem is 'cifar', which ends in a normalisation"),
+        ("resnetv2_50", {"zero_init_last_bn": True}, "zero_init_last_bn is for blocks that end in a normalisation"),
+        ("senet154", {"width": 8}, "32 filters are not divisible by cardinality 64"),
+        ("resnet50", {"antialias": "blur"}, "use stride_placement v1.5"),
     ],
 )
 def test_create_model_names_what_is_wrong_in_one_line(name, fields, message):
