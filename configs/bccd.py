@@ -5,8 +5,8 @@ Command:   python train.py --config configs/bccd.py:fpn --workdir runs/bccd --co
 Hardware:  one or two CPU cores
 Expected:  fpn: about 86 % mean average precision at an IoU of 0.5 (docs/detection.md); c4: about 73 %
 
-205 photographs to train on, three classes: red cells, which crowd, white cells and platelets. Photographs are halved to
-320 x 240.
+205 photographs to train on, three classes: red blood cells (densely packed), white cells and platelets. Photographs are
+halved to 320 x 240.
 """
 
 from typing import Any

@@ -7,7 +7,8 @@ Hardware:  meant for 8 GPUs; the recipe has not been run here
 Published mean average precision (Table 12): ResNet-101 with refinement, context and multi-scale testing 60.5 on val2,
            58.8 on the test set; three networks together 63.6 and 62.1
 
-Trained on DET's training photographs and val1, scored on val2. The paper says that the algorithm is COCO's and gives no
+Trained on DET's training photographs and val1, scored on val2 by the challenge's rules, but for its list of photographs
+and classes that are left out. The paper says that the algorithm is COCO's and gives no
 schedule: steps, batch and learning rate here are those of configs/coco_c4_paper.py.
 """
 
@@ -50,7 +51,7 @@ def get_config(network: str = "resnet101") -> Config:
             rpn=ProposalNetwork(channels=512, **PAPER_RPN._asdict()),
             box=BoxHead(**PAPER_BOX._replace(negative=(0.0, 0.5))._asdict()),
             context=True,
-            metric="voc",
+            metric="imagenet",
         ),
         finetune=FineTune(freeze=VGG_FROZEN if vgg else FROZEN, freeze_bn=not vgg),
         init=Weights(),

@@ -1,12 +1,16 @@
 """Anchors: the reference boxes that a region proposal network scores and moves at each position of its maps."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax.detection.checks import check_one_of
+from resnet_jax.errors import UserError
+
 Ratios = tuple[float, ...]
+Style: TypeAlias = Literal["exact", "rounded", "legacy"]
 
 
 def cell_anchors(sizes: tuple[float, ...], ratios: Ratios = (0.5, 1.0, 2.0), rounded: bool = False) -> np.ndarray:
@@ -59,18 +63,22 @@ class Anchors(NamedTuple):
 
     sizes: tuple[tuple[float, ...], ...]
     ratios: Ratios = (0.5, 1.0, 2.0)
-    style: Literal["exact", "rounded", "legacy"] = "exact"
+    style: Style = "exact"
     fitted: bool = False
 
     @property
     def per_position(self) -> int:
-        """The anchors at each position, on every map as many. Raises ValueError unless ``sizes`` is of tuples."""
-        if not all(isinstance(of_map, tuple) for of_map in self.sizes):
-            raise ValueError(f"sizes of anchors are {self.sizes}; give a tuple for each map, as in ((16.0,), (32.0,))")
+        """The anchors at each position, on every map as many. Raises UserError unless ``sizes`` are tuples as long."""
+        lengths = {len(of_map) if isinstance(of_map, tuple) else 0 for of_map in self.sizes}
+        if len(lengths) != 1 or 0 in lengths:
+            raise UserError(
+                f"sizes of anchors are {self.sizes}; give a tuple for each map, as in ((16.0,), (32.0,)), each as long"
+            )
         return len(self.sizes[0]) * len(self.ratios)
 
     def cells(self, level: int) -> np.ndarray:
-        """(A, 4), those about the origin of a map."""
+        """(A, 4), those about the origin of a map. Raises UserError for an unknown ``style``."""
+        check_one_of("style", self.style, Style)
         if self.style == "legacy":
             return legacy_anchors(tuple(size / 16 for size in self.sizes[level]), self.ratios)
         return cell_anchors(self.sizes[level], self.ratios, rounded=self.style == "rounded")

@@ -13,7 +13,9 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from resnet_jax.detection.checks import check_backbone
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import Kernels
 from resnet_jax.models.layers import Conv, he_normal
@@ -72,6 +74,9 @@ class ResNetC4(nn.Module):
     """
 
     network: ResNet
+
+    def setup(self) -> None:
+        check_backbone(self.network, ResNet.family)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -142,6 +147,8 @@ class FPN(nn.Module):
         return self.network.kernels
 
     def setup(self) -> None:
+        check_backbone(self.network, ResNet.family)
+
         def conv(size: int) -> Conv:
             return Conv(
                 self.channels, size, use_bias=True, dtype=self.dtype, kernel_init=_lecun_uniform, kernels=self.kernels
@@ -187,6 +194,9 @@ class VGGBackbone(nn.Module):
     """
 
     network: VGG
+
+    def setup(self) -> None:
+        check_backbone(self.network, VGG.family)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -285,33 +295,39 @@ def c4(network: Any) -> ResNetC4 | VGGBackbone:
 
 
 def with_weights(variables: Variables, weights: Variables) -> dict[str, Any]:
-    """A detector's variables with those of a classification network in its backbone.
+    """A detector's variables with those of a classification network in its backbones.
 
     Args:
-        variables: of a ``FasterRCNN``; or of a backbone alone.
+        variables: of a ``FasterRCNN`` or ``Localiser``, in both backbones of which they are put where it has two; or of
+            a backbone alone. Shapes do, too.
         weights: {"params", "batch_stats"} of the network that ``create_model``, ``load_torch`` and ``load_run`` give,
             with any number of classes. The classifier, "head", is left aside.
 
     Raises UserError where a variable is missing, left over or of another shape, naming the first of them.
     """
-    inside = ("backbone", "network") if "backbone" in variables["params"] else ("network",)
-
-    def network_of(collection: Any) -> Any:
-        for name in inside:
-            collection = collection.get(name, {})
-        return collection
-
-    scanned = any(name.endswith("_blocks") for name in network_of(variables["params"]))
-    weights = unstack_blocks({name: dict(collection) for name, collection in weights.items() if collection})
-    if scanned:
-        weights = stack_blocks(weights)
     result = dict(variables)
-    for collection in ("params", "batch_stats"):
-        given = {name: value for name, value in weights.get(collection, {}).items() if name != "head"}
-        _check_fit(given, network_of(variables.get(collection, {})))
-        if given:
-            result[collection] = _replaced(variables[collection], inside, given)
+    names = [name for name in _BACKBONES if name in variables["params"]]
+    paths: list[Place] = [(name, "network") for name in names]
+    for path in paths or [("network",)]:
+        own = {collection: _at(variables.get(collection, {}), path) for collection in ("params", "batch_stats")}
+        network = unstack_blocks({name: dict(collection) for name, collection in weights.items() if collection})
+        if any(name.endswith("_blocks") for name in own["params"]):
+            network = stack_blocks(network)
+        for collection, expected in own.items():
+            given = {name: value for name, value in network.get(collection, {}).items() if name != "head"}
+            if path[0] == "rpn_backbone":  # Without the stages that are applied to regions, of which it has no layer.
+                stages = {name.split("_")[0] for name in expected}
+                given = {name: value for name, value in given.items() if name.split("_")[0] in stages}
+            _check_fit(given, expected)
+            if given:
+                result[collection] = _replaced(result[collection], path, given)
     return result
+
+
+def _at(tree: Any, path: Place) -> Any:
+    for name in path:
+        tree = tree.get(name, {})
+    return tree
 
 
 def _replaced(tree: Any, path: Place, value: Any) -> dict[str, Any]:
@@ -320,7 +336,7 @@ def _replaced(tree: Any, path: Place, value: Any) -> dict[str, Any]:
 
 def _check_fit(given: Any, expected: Any) -> None:
     shapes, wanted = (
-        {"/".join(place): jnp.shape(leaf) for place, leaf in flax.traverse_util.flatten_dict(dict(tree)).items()}
+        {"/".join(place): np.shape(leaf) for place, leaf in flax.traverse_util.flatten_dict(dict(tree)).items()}
         for tree in (given, expected)
     )
     for name in [*wanted, *shapes]:

@@ -70,8 +70,9 @@ def clip(boxes: jax.Array, image_hw: jax.Array) -> jax.Array:
 
 
 def at_least(boxes: jax.Array, side: float) -> jax.Array:
-    """Whether boxes (..., 4) are at least ``side`` pixels wide and high: (...)."""
-    return jnp.all(boxes[..., 2:] - boxes[..., :2] >= side, axis=-1)
+    """Whether boxes (..., 4) have an area and are at least ``side`` pixels wide and high: (...)."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return jnp.all((sides >= side) & (sides > 0), axis=-1)
 
 
 def _centre_form(boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

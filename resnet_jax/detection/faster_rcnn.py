@@ -15,6 +15,7 @@ from jax import lax
 from resnet_jax.detection.anchors import Anchors
 from resnet_jax.detection.backbones import frozen
 from resnet_jax.detection.boxes import Weights, at_least, clip, decode, encode, iou
+from resnet_jax.detection.checks import check_one_of
 from resnet_jax.detection.nms import box_vote, nms
 from resnet_jax.detection.roi import multilevel_roi_align, roi_align, roi_pool
 from resnet_jax.detection.rpn import (
@@ -27,9 +28,12 @@ from resnet_jax.detection.rpn import (
     smooth_l1,
 )
 from resnet_jax.detection.sampling import POSITIVE, match, sample_fixed
+from resnet_jax.errors import UserError
 
 Trains: TypeAlias = Literal["joint", "rpn", "detector"]
 """Which part is trained: both together, the proposal network, or the detector on the proposals of the former."""
+
+PoolingOp: TypeAlias = Literal["align", "pool"]
 
 
 class BoxSettings(NamedTuple):
@@ -66,16 +70,17 @@ class BoxSettings(NamedTuple):
 class Pooling(NamedTuple):
     """How regions are pooled: ``roi_align``, on several maps ``multilevel_roi_align``, or ``roi_pool``, on one map."""
 
-    op: Literal["align", "pool"] = "align"
+    op: PoolingOp = "align"
     size: int = 7
     sampling_ratio: int = 2
     aligned: bool = False
 
     def __call__(self, maps: tuple[jax.Array, ...], strides: tuple[int, ...], boxes: jax.Array) -> jax.Array:
-        """Maps (B, H_i, W_i, C) and boxes (B, R, 4) within the image to (B, R, size, size, C)."""
+        """Maps (B, H_i, W_i, C) and boxes (B, R, 4) within the image to (B, R, size, size, C). Raises UserError."""
+        check_one_of("op", self.op, PoolingOp)
         if self.op == "pool":
             if len(maps) > 1:
-                raise ValueError("RoIPool reads one map; a pyramid needs RoIAlign")
+                raise UserError("RoIPool reads one map; a pyramid needs RoIAlign")
             return roi_pool(maps[0], boxes, 1 / strides[0], self.size, inside=True)
         if len(maps) > 1:
             return multilevel_roi_align(maps, boxes, strides, self.size, self.sampling_ratio, self.aligned)
@@ -117,6 +122,25 @@ class Targets(NamedTuple):
     boxes: jax.Array
     labels: jax.Array
     valid: jax.Array
+
+
+def check_targets(images: jax.Array, image_hw: jax.Array, targets: Targets) -> None:
+    """Raises UserError unless the shapes of a batch belong together: (B, H, W, 3), (B, 2), and those of ``Targets``."""
+    if not isinstance(targets, Targets):
+        raise UserError(f"targets are a {type(targets).__name__}; give a faster_rcnn.Targets(boxes, labels, valid)")
+    given = {"images": images, "image_hw": image_hw, **targets._asdict()}
+    shapes = {name: jnp.shape(value) for name, value in given.items()}
+    sizes = {"B": shapes["images"][:1], "G": shapes["labels"][1:2], "2": (2,), "3": (3,), "4": (4,)}
+    wanted = {"images": "B H W 3", "image_hw": "B 2", "labels": "B G", "boxes": "B G 4", "valid": "B G"}
+    for name, axes in wanted.items():
+        fits = len(shapes[name]) == len(axes.split()) and all(
+            sizes.get(axis, (size,)) == (size,) for axis, size in zip(axes.split(), shapes[name], strict=True)
+        )
+        if not fits:
+            raise UserError(
+                f"{name} has shape {shapes[name]}; it must be ({', '.join(axes.split())}) where images have shape "
+                f"{shapes['images']} and labels, (B, G), {shapes['labels']}"
+            )
 
 
 class FasterRCNN(nn.Module):
@@ -261,8 +285,11 @@ class FasterRCNN(nn.Module):
         "objectness" and "rpn_box", the proposal network's; "classifier" and "box", the detector's. Either pair may be
         trained alone (``trains``), the detector on the proposals of the network as it is. Needs an rng called "sample",
         and "dropout" for VGG; where batch normalisation is not frozen, "batch_stats" must be mutable.
-        ``training.training_losses`` also keeps frozen parameters from getting gradients.
+        ``training.training_losses`` also keeps frozen parameters from getting gradients. Raises UserError where shapes
+        are not those of ``Targets`` for these images.
         """
+        check_one_of("trains", trains, Trains)
+        check_targets(images, image_hw, targets)
         padded_hw = images.shape[1:3]
         if trains == "rpn":
             return self.rpn_losses(self.rpn_maps(images, train=train), padded_hw, image_hw, targets)

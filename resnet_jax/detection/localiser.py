@@ -14,8 +14,10 @@ from jax import lax
 from resnet_jax.detection.anchors import Anchors
 from resnet_jax.detection.backbones import frozen, trainable
 from resnet_jax.detection.boxes import Weights, at_least, clip, decode, encode, iou
+from resnet_jax.detection.checks import check_one_of
 from resnet_jax.detection.roi import roi_align
 from resnet_jax.detection.rpn import Proposals, RPNSettings, new_layer_init, propose, rpn_losses, smooth_l1
+from resnet_jax.errors import UserError
 from resnet_jax.kernels import PLAIN, Kernels
 from resnet_jax.models.layers import Conv
 
@@ -140,6 +142,7 @@ class Localiser(nn.Module):
 
         The surest box of the proposal network, or of its proposals as the R-CNN scores and moves them.
         """
+        check_one_of("stage", stage, Stage)
         if stage == "rcnn":
             proposals = self.propose(images, image_hw, labels)
             scores, deltas = self._region_outputs(images, proposals.boxes, labels)
@@ -180,6 +183,7 @@ class Localiser(nn.Module):
 
         labels: (B,); gt_boxes: (B, G, 4) and gt_valid: (B, G) bool, of that class. Needs an rng called "sample".
         """
+        check_one_of("stage", stage, Stage)
         key = self.make_rng("sample")
         if stage == "rpn":
             scores, deltas, anchors = self._anchor_outputs(images, labels[:, None], train)
@@ -207,6 +211,8 @@ class Localiser(nn.Module):
         self, images: jax.Array, boxes: jax.Array, labels: jax.Array, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """Logits (B, L, R) and deltas (B, L, R, 4) of regions (B, L, R, 4), each for its own class of (B, L)."""
+        if self.backbone is None:
+            raise UserError("the localiser has no R-CNN; give it a backbone, in a config set task.rcnn")
         batch, classes, count = boxes.shape[:3]
         size = self.regions.size
         warped = roi_align(images, boxes.reshape(batch, -1, 4), 1.0, size, aligned=True)
@@ -273,6 +279,7 @@ def region_losses(scores: jax.Array, deltas: jax.Array, sample: RegionSample, be
 
 def trained_part(model: Localiser, variables: Any, stage: Stage) -> Any:
     """A tree like ``variables["params"]`` of bools: whether training this part changes a parameter."""
+    check_one_of("stage", stage, Stage)
     free = flax.traverse_util.flatten_dict(trainable(model.rpn_backbone, variables))
     of_rpn = ("rpn_head", "rpn_backbone")
     return flax.traverse_util.unflatten_dict(

@@ -5,13 +5,16 @@ dtype. Coordinates and weights are float32, whatever that is.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.detection.boxes import area
+from resnet_jax.detection.checks import check_one_of
+
+Form: TypeAlias = Literal["einsum", "gather"]
 
 
 def roi_align(
@@ -21,7 +24,7 @@ def roi_align(
     size: int,
     sampling_ratio: int = 2,
     aligned: bool = False,
-    form: Literal["einsum", "gather"] = "einsum",
+    form: Form = "einsum",
 ) -> jax.Array:
     """RoIAlign of one map (He et al., arXiv 1703.06870, section 3), with torchvision's treatment of edges.
 
@@ -39,6 +42,7 @@ def roi_align(
 
     A sample more than one cell beyond the map is 0; others beyond its edge take the edge's value.
     """
+    check_one_of("form", form, Form)
     if form == "gather":
         levels = jnp.zeros(boxes.shape[:2], jnp.int32)
         return _gather_align([features], boxes, levels, (scale,), size, sampling_ratio, aligned)

@@ -6,6 +6,7 @@ import flax.traverse_util
 import jax
 
 from resnet_jax.detection.backbones import trainable
+from resnet_jax.detection.checks import check_one_of
 from resnet_jax.detection.faster_rcnn import FasterRCNN, Targets, Trains
 
 
@@ -37,8 +38,9 @@ def trained(model: FasterRCNN, variables: Any, trains: Trains = "joint") -> Any:
     """A tree like ``variables["params"]`` of bools: whether training this part changes a parameter.
 
     Without what is frozen (``backbones.trainable``). Where the proposal network has no backbone of its own, training
-    it changes the shared one.
+    it changes the shared one. Raises UserError for an unknown part.
     """
+    check_one_of("trains", trains, Trains)
     free = flax.traverse_util.flatten_dict(trainable(model.backbone, variables))
     shares = model.rpn_backbone is None
 

@@ -4,7 +4,7 @@ Each gives ``Predictions`` for ``detect``. Global context, which is trained, is 
 paper's box voting set ``BoxSettings.vote``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,21 +17,20 @@ from resnet_jax.detection.rpn import Proposals
 Maps = tuple[jax.Array, ...]
 
 
-def refine(model: FasterRCNN, variables: Any, maps: Maps, predictions: Predictions, image_hw: jax.Array) -> Predictions:
-    """Box refinement: the predictions for the proposals together with those for the boxes that came of them.
+def refine(
+    predict: Callable[[Proposals], Predictions], predictions: Predictions, image_hw: jax.Array, settings: BoxSettings
+) -> Predictions:
+    """Box refinement: the predictions for the proposals together with those for the boxes that are predicted for them.
 
     Args:
-        model: the detector.
-        variables: its variables.
-        maps: its ``features`` of the images.
-        predictions: its ``predict`` of R proposals.
+        predict: what gives the predictions for proposals, such as a detector's ``predict`` on the maps of the images.
+        predictions: those for R proposals.
         image_hw: (B, 2).
+        settings: the detector's ``box``.
 
     ``detect`` then has the 2 R predictions of both: suppression at 0.3 and voting, as the paper has it.
     """
-    proposals = refined_regions(predictions, image_hw, model.box)
-    again: Any = model.apply(variables, maps, proposals, image_hw, method="predict")
-    return union(predictions, again)
+    return union(predictions, predict(refined_regions(predictions, image_hw, settings)))
 
 
 def refined_regions(predictions: Predictions, image_hw: jax.Array, settings: BoxSettings) -> Proposals:
@@ -103,8 +102,17 @@ def ensemble_proposals(proposals: Sequence[Proposals]) -> Proposals:
     return Proposals(*(jnp.concatenate(parts, axis=1) for parts in zip(*proposals, strict=True)))
 
 
-def ensemble(predictions: Sequence[Predictions]) -> Predictions:
-    """The means of the probabilities and of the deltas that several detectors predict for the same proposals."""
-    first = predictions[0]
-    mean = lambda field: sum(getattr(each, field) for each in predictions) / len(predictions)  # noqa: E731
-    return first._replace(probabilities=mean("probabilities"), deltas=mean("deltas"))
+def ensemble(models: Sequence[FasterRCNN], predictions: Sequence[Predictions]) -> Predictions:
+    """The means of the probabilities and of the deltas that several detectors predict for the same proposals.
+
+    The deltas are in the first one's box coding (``BoxSettings.weights``).
+    """
+    first = jnp.asarray(models[0].box.weights, jnp.float32)
+    codings = [first / jnp.asarray(model.box.weights, jnp.float32) for model in models]
+    deltas = [each.deltas * coding for each, coding in zip(predictions, codings, strict=True)]
+    probabilities = [each.probabilities for each in predictions]
+    return predictions[0]._replace(probabilities=_mean(probabilities), deltas=_mean(deltas))
+
+
+def _mean(arrays: Sequence[jax.Array]) -> jax.Array:
+    return sum(arrays[1:], arrays[0]) / len(arrays)

@@ -41,8 +41,13 @@ def load_torch_detection(model: FasterRCNN, source: str | Path | Mapping[str, An
         source: a .pth or .pt file (needs PyTorch), a .safetensors file, or a state dict of arrays or tensors. The keys
             of all versions of torchvision are known.
 
-    Raises UserError if the file cannot be read, or if any key is missing, left over or of another shape.
+    Raises UserError if the detector has two backbones, if the file cannot be read, or if any key is missing, left over
+    or of another shape.
     """
+    if model.rpn_backbone is not None:
+        raise UserError(
+            "torchvision's detectors have one backbone and this one two; set config.task.shared, or rpn_backbone=None"
+        )
     origin = f"{source}" if isinstance(source, (str, Path)) else "the state dict"
     weights = arrays_of(read_torch_file(Path(source)) if isinstance(source, (str, Path)) else source, origin)
     weights = {_OLD_KEY.sub(_new_key, key): value for key, value in weights.items()}

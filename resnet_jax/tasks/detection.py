@@ -17,6 +17,7 @@ from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.detection.anchors import Anchors
 from resnet_jax.detection.backbones import FPN, c4, forgetful, freezes, networks
+from resnet_jax.detection.checks import check_backbone
 from resnet_jax.detection.faster_rcnn import (
     FasterRCNN,
     Targets,
@@ -60,7 +61,8 @@ class Detection(Part):
         the proposal network, whose figure is the recall of its proposals; "detector", on the proposals of that network
         as it was trained before.
     shared: whether both stages read the maps of one backbone; if not, the proposal network has one of its own.
-    metric: "voc07" (eleven points), "voc" (area under the curve), or "coco" (needs pycocotools).
+    metric: "voc07" (eleven points), "voc" (area under the curve), "coco" (needs pycocotools), or "imagenet" (of its
+        detection task: as "voc", but small objects need less overlap).
     test_scales, test_canonical: shorter sides for the protocol "multi_scale", and the side in pixels at which regions
         are best read.
     test_vote: least IoU of the boxes that vote in the protocol "refine".
@@ -125,8 +127,7 @@ class Detection(Part):
     def _backbone(self, network: Any) -> Any:
         if self.kind == "c4":
             return c4(network)
-        if network.family != "resnet":
-            raise UserError("config.task.kind 'fpn' needs a residual network; use 'c4'")
+        check_backbone(network, "resnet")
         if self.pooling.op == "pool":
             raise UserError("config.task.pooling.op 'pool' reads one map and 'fpn' has several; use 'align'")
         return FPN(network, self.fpn_channels, self.fpn_hidden)
@@ -210,10 +211,8 @@ class Detection(Part):
 
         The protocol is one of ``PROTOCOLS``.
         """
-        if self.trains == "rpn" and protocol != "proposals":
-            raise UserError(
-                "config.task.trains is 'rpn', so that only proposals can be scored; use --protocol=proposals"
-            )
+        if protocol != "proposals":
+            self._check_has_classes("only proposals can be scored; use --protocol=proposals")
         testing = self._testing(protocol)
         models, normalizations, variables = zip(*members, strict=True)
         found = self._evaluator(models, normalizations, dataset, split, mesh, batch_size, testing)(variables)
@@ -225,7 +224,12 @@ class Detection(Part):
         return Score(figures | {"compilations": len(found.found.shapes)}, summary, found)
 
     def write_scores(self, path: Path, details: Scored, dataset: Any, split: str) -> None:
-        """A CSV file with a line for each class, and its precision and recall drawn beside it."""
+        """A CSV file with a line for each class, and its precision and recall drawn beside it.
+
+        Raises UserError for proposals, which have no class.
+        """
+        if not details.classes:
+            raise UserError("--scores_csv is of classes, which --protocol=proposals does not tell apart; leave it out")
         write_class_table(path, dataset.class_names, details.classes, details.more)
         title = f"{dataset.name} {split}"
         plot_precision_recall(path.with_suffix(".png"), dataset.class_names, details.classes, title)
@@ -235,8 +239,10 @@ class Detection(Part):
     ) -> Iterator[Described]:
         """The detections in files, resized as in evaluation; ``view`` is the shorter side and the most of the longer.
 
-        A file that cannot be decoded is named on stderr and skipped; raises UserError if none can.
+        A file that cannot be decoded is named on stderr and skipped. Raises UserError if none can, or for a run that
+        trained the proposal network alone.
         """
+        self._check_has_classes("its classes are untrained; use a run of a detector, such as the next step's")
         model, normalize, variables = member
 
         def find(variables: Any, batch: dict[str, jax.Array]) -> Any:
@@ -251,6 +257,10 @@ class Detection(Part):
                 for i in order
             ]
             yield Described(path, lines or ["nothing"], partial(draw_detections, path, found, class_names))
+
+    def _check_has_classes(self, consequence: str) -> None:
+        if self.trains == "rpn":
+            raise UserError(f"config.task.trains is 'rpn', so that {consequence}")
 
     def _testing(self, protocol: str) -> Testing:
         if protocol not in PROTOCOLS:
@@ -280,7 +290,12 @@ class Detection(Part):
         return lambda variables: score(detect(variables), dataset, split, self.metric)
 
 
-_RECORDED: dict[str, tuple[str, ...]] = {"voc07": ("mAP",), "voc": ("mAP",), "coco": ("mAP", "AP50", "AP75")}
+_RECORDED: dict[str, tuple[str, ...]] = {
+    "voc07": ("mAP",),
+    "voc": ("mAP",),
+    "coco": ("mAP", "AP50", "AP75"),
+    "imagenet": ("mAP",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,7 +315,6 @@ class DetectionTask:
     trains: Trains = "joint"
 
     percentages: ClassVar[frozenset[str]] = frozenset()
-    picture: ClassVar[str] = "average_precision.png"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -314,6 +328,10 @@ class DetectionTask:
     @property
     def drawn(self) -> tuple[str, ...]:
         return ("recall",) if self.trains == "rpn" else _RECORDED[self.metric][:2]
+
+    @property
+    def picture(self) -> str:
+        return "recall.png" if self.trains == "rpn" else "average_precision.png"
 
     @property
     def recorded(self) -> Mapping[str, str]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from resnet_jax.detection.faster_rcnn import BoxSettings, Pooling
 from resnet_jax.detection.rpn import RPNSettings
@@ -31,6 +31,13 @@ class ProposalNetwork(Part):
     nms: Unit = _RPN.nms
     min_size: NonNegativeFloat = _RPN.min_size
 
+    @field_validator("negative")
+    @classmethod
+    def _check_negative(cls, value: float, info: ValidationInfo) -> float:
+        if value > info.data.get("positive", 1):
+            raise ValueError(f"it must be at most rpn.positive, {info.data['positive']}")
+        return value
+
     def settings(self) -> RPNSettings:
         return RPNSettings(**self.model_dump(exclude={"channels"}))
 
@@ -39,7 +46,7 @@ class BoxHead(Part):
     """The second stage; ``BoxSettings`` says what each key is."""
 
     positive: Unit = _BOX.positive
-    negative: tuple[Unit, Unit] = _BOX.negative
+    negative: Annotated[tuple[Unit, Unit], AfterValidator(ascending)] = _BOX.negative
     samples: Count = _BOX.samples
     fraction: Unit = _BOX.fraction
     weights: tuple[Positive, Positive, Positive, Positive] = _BOX.weights
@@ -52,7 +59,6 @@ class BoxHead(Part):
     min_size: NonNegativeFloat = _BOX.min_size
 
     def settings(self) -> BoxSettings:
-        ascending(self.negative)
         return BoxSettings(**self.model_dump())
 
 

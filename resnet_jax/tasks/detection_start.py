@@ -1,5 +1,6 @@
 """Which of given variables a detector or localiser starts with: those of a classification network, or of another."""
 
+from resnet_jax.detection.backbones import with_weights
 from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 from resnet_jax.tasks.fitting import check_fit
 from resnet_jax.tasks.task import Variables
@@ -11,21 +12,18 @@ def starting_variables(template: Variables, weights: Variables, keep_head: bool,
     template: the detector's variables, by shape. shared: whether both of its stages read the maps of one backbone.
     """
     backbones = {"backbone", "rpn_backbone"} & set(template["params"])
-    if {"backbone", "rpn_backbone"} & set(weights["params"]):
-        new = set() if keep_head else {"box_score", "box_deltas"}
-        if "rpn_backbone" in weights["params"] and shared:
-            new |= {"rpn_backbone", "rpn_head"}
-        given, expected = (_without(tree, new) for tree in (weights, template))
-        for name in backbones & set(given["params"]):
-            given = _with_network(given, name, _in_layout(_network(given, name), _network(template, name)))
-    else:
-        given, expected = ({"params": {}, "batch_stats": {}} for _ in range(2))
-        for name in backbones:
-            own = _network(template, name)
-            network = _in_layout(_without(weights, {"head"}), own)
-            if name == "rpn_backbone":  # Without the layers that are applied to regions.
-                network = {key: {k: v for k, v in network[key].items() if k in own[key]} for key in network}
-            given, expected = _with_network(given, name, network), _with_network(expected, name, own)
+    if not {"backbone", "rpn_backbone"} & set(weights["params"]):
+        filled = with_weights(template, weights)
+        return {
+            collection: {name: {"network": tree[name]["network"]} for name in backbones & set(tree)}
+            for collection, tree in filled.items()
+        }
+    new = set() if keep_head else {"box_score", "box_deltas"}
+    if "rpn_backbone" in weights["params"] and shared:
+        new |= {"rpn_backbone", "rpn_head"}
+    given, expected = (_without(tree, new) for tree in (weights, template))
+    for name in backbones & set(given["params"]):
+        given = _with_network(given, name, _in_layout(_network(given, name), _network(template, name)))
     check_fit(given, expected)
     return given
 

@@ -100,6 +100,12 @@ class Localisation(Part):
         for field in ("drop_path", "dropout"):
             if getattr(network, field, 0):
                 raise UserError(f"config.model.{field} is set, but a localiser's backbone drops nothing; remove it")
+        for key in ("train_pre_nms", "train_post_nms"):
+            if getattr(self.rpn, key) != getattr(LOCALISATION_RPN, key):
+                raise UserError(
+                    f"config.task.rpn.{key} is set, but a localiser makes as many proposals in training as in tests; "
+                    f"set config.task.rpn.{key.replace('train', 'test')}"
+                )
         sizes, ratios = tuple(map(float, self.anchor_sizes)), tuple(map(float, self.anchor_ratios))
         return Localiser(
             c4(network),
@@ -128,6 +134,10 @@ class Localisation(Part):
         """
         if transforms != Transforms():
             raise UserError("config.transforms are for classification; photographs are mirrored by config.data.flip")
+        if dataset.settings.keep_empty:
+            raise UserError(
+                "config.data.keep_empty is set, but a photograph without objects has no class to localise; remove it"
+            )
         protocol = "single" if self.trains == "rpn" else "dense"
         split = dataset.evaluation_split
         evaluate = self._evaluator([model], [normalization], dataset, split, mesh, eval_batch_size, protocol)
@@ -213,7 +223,7 @@ class Localisation(Part):
             writer.writerow([*row, f"{probability:.6g}", *(f"{side:.2f}" for side in answers.boxes[index, 0])])
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_atomically(path) as file:
-            file.write(text.getvalue().encode())
+            file.write(text.getvalue().encode(errors="surrogateescape"))
 
     def predict(
         self, member: Member, class_names: Sequence[str], paths: Sequence[Path], view: Any

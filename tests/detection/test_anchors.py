@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.detection.anchors import Anchors, cell_anchors, grid_anchors, legacy_anchors
+from resnet_jax.errors import UserError
 
 # The windows printed in the released generate_anchors.m and .py, whose pixels begin at 1.
 PUBLISHED = [
@@ -59,7 +60,10 @@ def test_anchors_at_each_position(style):
 
 
 def test_sizes_that_are_not_those_of_the_maps_are_named():
-    with pytest.raises(ValueError, match=r"give a tuple for each map, as in"):
-        Anchors((16.0, 32.0)).per_position  # noqa: B018
+    for sizes in ((16.0, 32.0), (), ((), ()), ((8.0,), (64.0, 128.0))):
+        with pytest.raises(UserError, match=r"give a tuple for each map, as in .*, each as long"):
+            Anchors(sizes).per_position  # noqa: B018
+    with pytest.raises(UserError, match=r"style is 'legasy'; it must be 'exact' or 'rounded' or 'legacy'"):
+        Anchors(((16.0,),), style="legasy").cells(0)
     with pytest.raises(ValueError, match=r"sizes for 1 maps, and the backbone has 2"):
         Anchors(((16.0,),)).on((64, 64), [(8, 8), (4, 4)], (8, 16))

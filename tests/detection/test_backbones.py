@@ -4,7 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_jax.detection.anchors import Anchors
 from resnet_jax.detection.backbones import FPN, ResNetC4, VGGBackbone, trainable, with_weights
+from resnet_jax.detection.faster_rcnn import FasterRCNN, Pooling
+from resnet_jax.detection.localiser import Localiser
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.models.stacking import stack_blocks
@@ -98,6 +101,48 @@ def test_weights_that_do_not_fit_are_named(weights):
     wide = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), weights)
     with pytest.raises(UserError, match=r"is \(14, 7, 3, 4\) where the backbone has \(7, 7, 3, 4\)"):
         with_weights(variables, weights | {"params": weights["params"] | {"stem_conv": wide["params"]["stem_conv"]}})
+
+
+def test_classification_weights_go_into_both_backbones_of_a_detector_and_of_a_localiser(weights):
+    anchors = Anchors(((8.0,),))
+    own, other = ResNetC4(network()), ResNetC4(network())
+    models = {
+        FasterRCNN(own, 2, anchors, 4, pooling=Pooling(size=2), rpn_backbone=other): jnp.zeros((1, 1, 4)),
+        Localiser(own, 2, anchors, 4): jnp.zeros((1, 1), int),
+    }
+    for model, second in models.items():
+        last = jnp.ones((1, 2)) if isinstance(model, FasterRCNN) else jnp.zeros((1, 1, 1, 4))
+        variables = jax.eval_shape(
+            lambda m=model, a=second, b=last: m.init(jax.random.key(0), images()[:1], a, b, method="outputs")
+        )
+        loaded = with_weights(variables, weights)
+        for name in {"backbone", "rpn_backbone"} & set(variables["params"]):
+            for collection in ("params", "batch_stats"):
+                # A proposal network's has no last stage, which is applied to regions.
+                wanted = {k for k in weights[collection] if k != "head" and (name == "backbone" or "stage4" not in k)}
+                found = loaded[collection][name]["network"]
+                assert set(found) == wanted and all(found[key] is weights[collection][key] for key in wanted)
+        deeper = {**weights["params"], "stage2_block3": weights["params"]["stage2_block2"]}
+        with pytest.raises(UserError, match=r"stage2_block3/.* where the backbone has no such variable"):
+            with_weights(variables, {**weights, "params": deeper})
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name", "classes", "message"),
+    [
+        (FPN, "vgg16", 0, "needs a network of the family 'resnet', not of 'vgg'; use .*c4"),
+        (ResNetC4, "vgg16", 0, "needs a network of the family 'resnet', not of 'vgg'; use .*c4"),
+        (VGGBackbone, "resnet18", 0, "needs a network of the family 'vgg', not of 'resnet'; use .*c4"),
+        (ResNetC4, "resnet18", 5, "has no classifier; make it with num_classes=0, not 5"),
+    ],
+)
+def test_other_networks_are_refused(backbone, name, classes, message):
+    module = backbone(create_model(name, classes, width=4))
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(module.init, jax.random.key(0), images())
+    if backbone is not FPN:
+        with pytest.raises(UserError, match=message):
+            jax.eval_shape(lambda: module.init(jax.random.key(0), images(), method="whole"))
 
 
 @pytest.mark.parametrize("norms", [False, True])

@@ -72,6 +72,9 @@ def test_clip_and_least_sides():
     clipped = clip(boxes, jnp.array([50, 92]))
     np.testing.assert_array_equal(clipped, [[0, 0, 92, 50], [90, 10, 92, 20]])
     np.testing.assert_array_equal(at_least(clipped, 3.0), [True, False])
+    # A box without an area, such as an anchor beyond the image once it is clipped, is of no size, and of none is 0.
+    empty = clip(jnp.array([[95.0, 5, 99, 9], [5, 55, 9, 60], [5, 5, 9, 9]]), jnp.array([50, 92]))
+    np.testing.assert_array_equal(at_least(empty, 0.0), [False, False, True])
 
 
 def test_geometry_is_float32_whatever_it_is_given():

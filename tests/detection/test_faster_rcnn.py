@@ -25,8 +25,10 @@ from resnet_jax.detection.named import (
     paper_vgg,
     torchvision_fpn,
 )
+from resnet_jax.detection.roi import roi_align
 from resnet_jax.detection.rpn import RPNSettings
 from resnet_jax.detection.training import training_losses
+from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.parallel import replicated, sharded_batch
 
@@ -281,3 +283,30 @@ def test_detections_are_those_of_each_class_by_itself(random_boxes):
     few = detect(predictions, hw, settings._replace(candidates=10))
     above = (probabilities[..., 1:] > settings.min_score) & np.asarray(predictions.valid)[..., None]
     np.testing.assert_array_equal(few.overflow, above.sum(axis=(1, 2)) - 10)
+
+
+def test_targets_that_do_not_fit_the_images_and_unknown_parts_are_refused():
+    model = c4()
+    images, hw, targets = batch()
+    variables = initialise(model)
+
+    def error(match, *arguments, **named):
+        with pytest.raises(UserError, match=match):
+            jax.eval_shape(lambda v: training_losses(model, v, *arguments, jax.random.key(0), **named), variables)
+
+    first = Targets(*(value[0] for value in targets))
+    error(r"labels has shape \(4,\); it must be \(B, G\)", images, hw, first)
+    error(r"image_hw has shape \(1, 2\); it must be \(B, 2\)", images, hw[:1], targets)
+    error(r"labels has shape \(1, 4\)", images, hw, Targets(*(value[:1] for value in targets)))
+    error(
+        r"boxes has shape \(2, 3, 4\); it must be \(B, G, 4\)", images, hw, targets._replace(boxes=targets.boxes[:, :3])
+    )
+    error(r"valid has shape \(2, 4, 1\)", images, hw, targets._replace(valid=targets.valid[..., None]))
+    error(r"images has shape \(64, 64, 3\)", images[0], hw, targets)
+    error("targets are a dict; give a faster_rcnn.Targets", images, hw, targets._asdict())
+    error("targets are a tuple; give a faster_rcnn.Targets", images, hw, tuple(targets))
+    error("trains is 'box'; it must be 'joint' or 'rpn' or 'detector'", images, hw, targets, trains="box")
+    with pytest.raises(UserError, match="op is 'alig'; it must be 'align' or 'pool'"):
+        Pooling("alig")((jnp.zeros((1, 4, 4, 1)),), (16,), jnp.zeros((1, 1, 4)))
+    with pytest.raises(UserError, match="form is 'sum'; it must be 'einsum' or 'gather'"):
+        roi_align(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 1, 4)), 1 / 16, 2, form="sum")

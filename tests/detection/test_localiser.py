@@ -23,6 +23,7 @@ from resnet_jax.detection.localiser import (
     trained_part,
 )
 from resnet_jax.detection.rpn import Proposals
+from resnet_jax.errors import UserError
 
 ANCHORS = Anchors(((8.0, 20.0),), (0.5, 1.0))
 HW = np.array([[32, 32], [32, 24]])
@@ -124,6 +125,14 @@ def test_the_losses_of_regions_are_those_of_a_slow_loop():
             for difference in np.abs(deltas[place] - targets[place]):
                 box += difference**2 / 2 if difference < 1 else difference - 0.5
     np.testing.assert_allclose([found["classifier"], found["box"]], [classifier / 5, box / 5], rtol=1e-5)
+
+
+def test_a_stage_that_there_is_not_is_refused():
+    model, images = localiser(rcnn=False), jnp.zeros((1, 32, 32, 3))
+    for stage, message in (("box", "stage is 'box'; it must be 'rpn' or 'rcnn'"), ("rcnn", "has no R-CNN; give it a")):
+        arguments = images, jnp.ones((1, 2)), jnp.zeros((1, 1), int), stage
+        with pytest.raises(UserError, match=message):
+            jax.eval_shape(lambda given=arguments: model.init(jax.random.key(0), *given))
 
 
 def localiser(rcnn=True):

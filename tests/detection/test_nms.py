@@ -90,8 +90,20 @@ def test_at_most_max_out_boxes_and_none_of_no_boxes():
 def test_it_stops_once_enough_are_found(monkeypatch):
     # Later blocks are not looked at: their boxes would be kept too, but the result is full.
     monkeypatch.setattr(nms_module, "BLOCK", 4)
+    looked_at = []
+
+    def count(suppresses, candidates):
+        jax.debug.callback(lambda number: looked_at.append(int(number)), candidates.sum())
+        return candidates  # None of the boxes suppresses another.
+
+    monkeypatch.setattr(nms_module, "_fixed_point", count)
     boxes = jnp.arange(10.0)[:, None] * 10 + jnp.array([0.0, 0, 5, 5])
-    assert kept_by(nms_module.nms(boxes, -jnp.arange(10.0), 0.5, 3)) == [0, 1, 2]
+    for wanted, blocks in ((4, [4]), (5, [4, 4]), (20, [4, 4, 2])):
+        run = jax.jit(partial(nms_module.nms, threshold=0.5, max_out=wanted))
+        assert kept_by(run(boxes, -jnp.arange(10.0))) == list(range(min(wanted, 10)))
+        jax.effects_barrier()
+        assert looked_at == blocks
+        looked_at.clear()
 
 
 @pytest.mark.extensive

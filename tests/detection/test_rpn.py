@@ -76,6 +76,18 @@ def test_no_ground_truth_gives_finite_losses_and_gradients(maps):
     assert np.all(np.isfinite(gradients[0])) and np.any(gradients[0]) and not np.any(gradients[1])
 
 
+def test_no_box_is_proposed_beyond_the_image_on_its_canvas_even_of_size_0():
+    # Of the upper left quarter of a canvas: anchors at the other places have no area once they are cut to it.
+    anchors = ANCHORS.on((48, 64), [(6, 8)], (8,))[0]
+    scores, deltas, hw = jnp.arange(float(len(anchors)))[None], jnp.zeros((1, len(anchors), 4)), jnp.float32([[24, 32]])
+    settings = RPNSettings(nms=1.0, min_size=0.0)
+    found = jax.jit(lambda *given: propose([given[0]], [given[1]], [given[2]], hw, settings))(scores, deltas, anchors)
+    beyond = (np.asarray(anchors)[:, :2] >= [32, 24]).any(axis=1)
+    assert beyond.any() and int(found.valid.sum()) == (~beyond).sum()
+    sides = np.asarray(found.boxes[0, :, 2:] - found.boxes[0, :, :2])[found.valid[0]]
+    assert (sides > 0).all()
+
+
 def test_smooth_l1():
     np.testing.assert_allclose(smooth_l1(jnp.array([-2.0, 0.5, 0.05]), 1.0), [1.5, 0.125, 0.00125], rtol=1e-6)
     np.testing.assert_allclose(smooth_l1(jnp.array([-2.0, 0.5]), 0.0), [2, 0.5])

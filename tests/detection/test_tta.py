@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from resnet_jax.detection.anchors import Anchors
 from resnet_jax.detection.backbones import ResNetC4
 from resnet_jax.detection.boxes import clip, decode
-from resnet_jax.detection.faster_rcnn import FasterRCNN, Pooling
+from resnet_jax.detection.faster_rcnn import BoxSettings, FasterRCNN, Pooling, Predictions
 from resnet_jax.detection.rpn import RPNSettings
 from resnet_jax.detection.tta import ensemble, ensemble_proposals, multi_scale, refine
 from resnet_jax.models import create_model
@@ -46,7 +48,7 @@ def detector():
 @pytest.mark.extensive
 def test_refinement_looks_again_at_the_likeliest_box(detector):
     model, variables, maps, _, proposals, predictions = detector
-    both = refine(model, variables, maps, predictions, HW)
+    both = refine(partial(model.apply, variables, maps, image_hw=HW, method="predict"), predictions, HW, model.box)
     count = proposals.boxes.shape[1]
     jax.tree.map(lambda whole, part: np.testing.assert_array_equal(whole[:, :count], part), both, predictions)
     for i in range(2):
@@ -95,13 +97,24 @@ def test_a_region_reads_only_the_two_scales_that_fit_it(detector):
 
 @pytest.mark.extensive
 def test_an_ensemble_is_a_union_and_a_mean(detector):
-    _, _, _, _, proposals, predictions = detector
+    model, _, _, _, proposals, predictions = detector
     union = ensemble_proposals([proposals, proposals])
     assert union.boxes.shape == (2, 16, 4)
     other = predictions._replace(probabilities=predictions.probabilities[..., ::-1], deltas=3 * predictions.deltas)
-    mean = ensemble([predictions, other])
+    mean = ensemble([model, model], [predictions, other])
     np.testing.assert_allclose(mean.probabilities.sum(axis=-1), 1, rtol=1e-5)
     np.testing.assert_allclose(mean.deltas, 2 * predictions.deltas, rtol=1e-5)
+
+
+def test_an_ensemble_of_two_box_codings_is_the_mean_in_the_first_one_s():
+    anchors = Anchors(((8.0,),))
+    weights = np.float32([[10, 10, 5, 5], [1, 2, 3, 4]])
+    models = [FasterRCNN(None, 1, anchors, box=BoxSettings(weights=tuple(each))) for each in weights.tolist()]
+    rng = np.random.default_rng(0)
+    moves = rng.normal(size=(2, 1, 3, 1, 4)).astype(np.float32)  # What each detector means, in sides of the proposals.
+    boxes, valid, probabilities = np.zeros((1, 3, 4)), np.ones((1, 3), bool), np.full((1, 3, 2), 0.5)
+    given = [Predictions(boxes, valid, probabilities, moves[i] * weights[i]) for i in range(2)]
+    np.testing.assert_allclose(ensemble(models, given).deltas, moves.mean(axis=0) * weights[0], rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -124,7 +137,7 @@ def test_an_ensemble_of_two_networks_is_the_mean_of_both_on_the_regions_of_both(
             first.apply(variables, maps, together.boxes, HW, method="head"),
             second.apply(own, own_maps, together.boxes, HW, method="head"),
         ]
-        return proposed, ensemble(each), heads
+        return proposed, ensemble([first, second], each), heads
 
     proposed, found, heads = jax.device_get(run())
     for i in range(2):

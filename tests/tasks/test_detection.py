@@ -2,6 +2,7 @@
 
 import functools
 from functools import partial
+from pathlib import Path
 
 import flax.traverse_util
 import jax
@@ -20,6 +21,7 @@ from resnet_jax.detection.faster_rcnn import detect
 from resnet_jax.detection.tta import refine
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.detection.detections import Detections, overlaps
+from resnet_jax.evaluation.detection.scores import Scored
 from resnet_jax.experiment.initial import read_start
 from resnet_jax.tasks.task import Member
 from resnet_jax.train.bn_statistics import recompute_batch_stats
@@ -162,6 +164,43 @@ def test_frozen_layers_without_weights_are_refused(one_device, dataset):
             read_start(config, build.make_model(config, 3), dataset.class_names, dataset.image_shape, one_device)
 
 
+@pytest.mark.parametrize(("kind", "other"), [("fpn", "c4"), ("c4", "fpn")])
+def test_the_kind_is_a_key_like_others(kind, other):
+    config = config_of(kind, **{"task.kind": other})
+    assert config == override(config_of(kind), {"task.kind": other}) and config.task.kind == other
+    assert config.task.rpn == config_of(kind).task.rpn
+    with pytest.raises(UserError, match=r"config\.task\.kind is 'c5'; it must be one of 'c4' or 'fpn'"):
+        config_of(kind, **{"task.kind": "c5"})
+
+
+def test_a_proposal_network_tells_no_classes_apart_and_two_backbones_are_not_torchvision_s(one_device, dataset):
+    config = config_of("fpn", **{"task.trains": "rpn"})
+    member = Member(build.make_model(config, 3), NORMALIZATION, {})
+    with pytest.raises(UserError, match="trains is 'rpn', so that its classes are untrained; use a run of a detector"):
+        next(config.task.predict(member, dataset.class_names, [], (48, 64)))
+    with pytest.raises(UserError, match="so that only proposals can be scored; use --protocol=proposals"):
+        config.task.score([member], dataset, "validation", one_device, 8)
+    with pytest.raises(UserError, match="--scores_csv is of classes, which --protocol=proposals does not tell apart"):
+        config.task.write_scores(Path("table.csv"), Scored({"recall": 50.0}, [], {}, None), dataset, "validation")
+    assert config.task.without_data(None).picture == "recall.png"
+    assert config_of("fpn").task.without_data(None).picture == "average_precision.png"
+    two = config_of("fpn", **{"task.shared": False})
+    with pytest.raises(UserError, match=r"have one backbone and this one two; set config\.task\.shared"):
+        two.task.load_torch("resnet18", Path("weights.pth"), build.make_model(two, 3), {})
+
+
+def test_thresholds_in_the_wrong_order_are_refused():
+    for changes, message in (
+        (
+            {"task.box.negative": (0.5, 0.1)},
+            r"box\.negative is \(0.5, 0.1\); it must be a range: the lower value first",
+        ),
+        ({"task.rpn.negative": 0.8}, r"rpn\.negative is 0.8; it must be at most rpn.positive, 0.7"),
+    ):
+        with pytest.raises(UserError, match=message):
+            config_of("fpn", **changes)
+
+
 def test_what_a_detector_cannot_have_is_refused(one_device, dataset):
     refused = {
         "transforms are for classification": {"transforms.flip.probability": 0.5},
@@ -169,7 +208,11 @@ def test_what_a_detector_cannot_have_is_refused(one_device, dataset):
         "reads one map": {"task.pooling.op": "pool"},
         "model.drop_path is set, but .* drops nothing": {"model.drop_path": 0.1},
         "model.dropout is set, but .* drops nothing": {"model.dropout": 0.1},
-        "needs a residual network": {"model.name": "vgg16", "model.width": None, "model.stage_sizes": None},
+        "needs a network of the family 'resnet', not of 'vgg'; use .* task.kind 'c4'": {
+            "model.name": "vgg16",
+            "model.width": None,
+            "model.stage_sizes": None,
+        },
     }
     for message, changes in refused.items():
         with pytest.raises(UserError, match=message):
@@ -221,7 +264,8 @@ def alone(task, variables, dataset, index, refined):
         predictions = model.apply(variables, maps, proposals, hw, method="predict")
         settings = model.box
         if refined:
-            predictions = refine(model, variables, maps, predictions, hw)
+            predict = partial(model.apply, variables, maps, image_hw=hw, method="predict")
+            predictions = refine(predict, predictions, hw, model.box)
             settings = settings._replace(vote=0.5)
         return detect(predictions, hw, settings)
 

@@ -54,6 +54,7 @@ def test_what_a_localiser_cannot_have_is_refused(one_device):
         "trains is 'rcnn', but rcnn is False": {"task.trains": "rcnn"},
         "regions.samples 9 is above the proposals": {"task.rcnn": True, "task.regions.samples": 9},
         "model.drop_path is set, but .* drops nothing": {"model.drop_path": 0.1},
+        "rpn.train_pre_nms is set, but .* in tests; set config.task.rpn.test_pre_nms": {"task.rpn.train_pre_nms": 9},
         "names 'stage3', which the network does not have": {"finetune.freeze": ("stage3",)},
         "this task needs 'detection'": {"data.kind": "resident", "data.name": "digits"},
         "bn_recompute_batches is set": {"finetune.freeze_bn": True, "bn_recompute_batches": 2},
@@ -64,6 +65,9 @@ def test_what_a_localiser_cannot_have_is_refused(one_device):
     config = config_of(**{"transforms.flip.probability": 0.5})
     with pytest.raises(UserError, match="transforms are for classification"):
         config.task.make(None, None, NORMALIZATION, config.transforms, one_device, 8)
+    config = config_of(**{"data.keep_empty": True})
+    with pytest.raises(UserError, match="keep_empty is set, but a photograph without objects has no class to localise"):
+        config.task.make(None, config.data.load(), NORMALIZATION, config.transforms, one_device, 8)
     for config in (config_of(), config_of("2")):
         with pytest.raises(UserError, match="no protocol 'ten_crop'; use single, dense, multi_scale"):
             config.task._evaluator([], [], config.data.load(), "validation", one_device, 8, "ten_crop")

@@ -147,7 +147,10 @@ class DetectionDataset:
         return self.photographs(split).source[index]["name"]
 
     def image_id(self, split: str, index: int) -> int:
-        """What the data set's own files call a photograph (COCO); elsewhere its place."""
+        """What the data set's own files call a photograph (COCO); elsewhere its place in its part of the split.
+
+        Photographs of two parts may have the same.
+        """
         return self.photographs(split).source.image_id(index)
 
     def ground_truth(self, split: str) -> ObjectTable:

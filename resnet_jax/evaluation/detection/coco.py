@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ def coco_scores(
     category_ids: what COCO calls each label. image_ids: what it calls each photograph; None: their places. Detections
     in crowds are neither right nor wrong; sizes are by ``Objects.areas``. "difficult" is VOC's and has no effect.
 
-    Raises UserError where pycocotools is not installed.
+    Raises UserError where pycocotools is not installed, and ValueError where two photographs have the same id.
     """
     try:
         from pycocotools.coco import COCO
@@ -80,8 +81,15 @@ def coco_results(
 ) -> list[dict[str, Any]]:
     """COCO's format of results, for its evaluation server: {"image_id", "category_id", "bbox", "score"} of each.
 
-    Boxes are (x, y, width, height). The 100 surest detections of each photograph.
+    Boxes are (x, y, width, height). The 100 surest detections of each photograph. Raises ValueError where two
+    photographs have the same id.
     """
+    repeated = [one for one, count in Counter(image_ids).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{len(repeated)} of the image_ids, such as {repeated[0]}, are of several photographs; give each its own, "
+            f"such as its place"
+        )
     return [
         row | {"score": float(score)}
         for one, found in zip(image_ids, (best(each, MAX_DETECTIONS) for each in detections), strict=True)

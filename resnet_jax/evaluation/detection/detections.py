@@ -34,9 +34,15 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     x2 - x1 + 1, is the same for the same boxes: its corner (xmin, ymin) is (x1 + 1, y1 + 1) here.
     """
     boxes, others = np.asarray(boxes, np.float64), np.asarray(others, np.float64)
-    upper = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    lower = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    shared = np.prod(np.maximum(lower - upper, 0), axis=2)
+    shared = shared_areas(boxes, others)
     areas = [np.prod(np.maximum(given[:, 2:] - given[:, :2], 0), axis=1) for given in (boxes, others)]
     union = areas[0][:, None] + areas[1][None, :] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def shared_areas(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n, m) the intersection, in square pixels, of boxes (n, 4) and (m, 4)."""
+    boxes, others = np.asarray(boxes, np.float64), np.asarray(others, np.float64)
+    upper = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    lower = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    return np.prod(np.maximum(lower - upper, 0), axis=2)

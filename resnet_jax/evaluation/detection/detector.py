@@ -17,7 +17,7 @@ from resnet_jax.data.normalization import Normalization
 from resnet_jax.detection import faster_rcnn
 from resnet_jax.detection.faster_rcnn import FasterRCNN, Predictions
 from resnet_jax.detection.rpn import Proposals
-from resnet_jax.detection.tta import ensemble, ensemble_proposals, multi_scale, refined_regions, union
+from resnet_jax.detection.tta import ensemble, ensemble_proposals, multi_scale, refine
 from resnet_jax.evaluation.detection.detections import Detections
 
 Batch = dict[str, jax.Array]
@@ -26,7 +26,7 @@ Batch = dict[str, jax.Array]
 class Testing(NamedTuple):
     """How a photograph is looked at (Table 9).
 
-    refine: regions are pooled again at the boxes that came of them, and boxes vote; ``vote`` is the least IoU of those
+    refine: features are re-pooled at the predicted boxes, and boxes vote; ``vote`` is the least IoU of those
         that do. scales: the shorter sides, in rising order, of which each region reads the two adjacent ones where
         its own side is nearest to ``canonical`` pixels; (): the one size of evaluations. proposals: what is found
         are the regions of the first stage, all of label 0, with its probabilities.
@@ -173,11 +173,11 @@ def detect_batch(
                 each.append(multi_scale(model, own, pyramid, proposals, image_hw, testing.canonical))
             else:
                 each.append(model.apply(own, own_maps, proposals, image_hw, method="predict"))
-        return ensemble(each) if len(each) > 1 else each[0]
+        return ensemble(models, each) if len(each) > 1 else each[0]
 
     predictions = predict(proposals)
     settings = models[0].box
     if testing.refine:
-        predictions = union(predictions, predict(refined_regions(predictions, image_hw, settings)))
+        predictions = refine(predict, predictions, image_hw, settings)
         settings = settings._replace(vote=testing.vote)
     return faster_rcnn.detect(predictions, image_hw, settings)

@@ -153,11 +153,11 @@ def score_localiser(
     """
     table = dataset.ground_truth(split)
     own = own_classes(table)
-    asked = np.maximum(own, 0)[:, None]
-    answers = answer(asked if predicted is None else np.concatenate([asked, predicted], axis=1))
     counted = np.flatnonzero((own >= 0) & (dataset.photographs(split).sizes[:, 0] > 0)).tolist()
     if not counted:
         raise UserError(f"no photograph of the split {split!r} has an object and can be decoded; choose another split")
+    asked = np.maximum(own, 0)[:, None]
+    answers = answer(asked if predicted is None else np.concatenate([asked, predicted], axis=1))
     truth = [table[index] for index in counted]
 
     def error(first: int, count: int) -> np.ndarray:

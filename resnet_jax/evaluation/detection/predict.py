@@ -31,11 +31,12 @@ def detections_in(
     most two programs are compiled. A file that cannot be decoded is named on stderr and skipped; raises UserError if
     none can.
     """
+    none_decoded = UserError(f"none of {len(paths)} files can be decoded; name photographs")
     sizes = {path: size for path in paths if (size := _size(path)) is not None}
     if not sizes:
-        raise UserError(f"none of {len(paths)} files can be decoded; name photographs")
+        raise none_decoded
     groups, canvases = canvas_groups(np.array(list(sizes.values())), short_side, max_side, stride)
-    compiled = jax.jit(find)
+    compiled, decoded = jax.jit(find), False
     for (path, size), group in zip(sizes.items(), groups, strict=True):
         height, width = resized = resized_size(*size, short_side, max_side)
         image = np.zeros((1, *canvases[group], 3), np.uint8)
@@ -44,11 +45,14 @@ def detections_in(
         except (UnreadableImage, OSError) as error:  # Its header could be read, but not the rest.
             _warn(path, error)
             continue
+        decoded = True
         batch = {"image": image, "image_hw": np.array([resized], np.int32)}
         found: Any = jax.device_get(compiled(variables, batch))
         valid = found.valid[0]
         boxes = original_boxes(found.boxes[0][valid], scale_of(size, resized))
         yield path, Detections(boxes, found.scores[0][valid], found.labels[0][valid])
+    if not decoded:
+        raise none_decoded
 
 
 def _size(path: Path) -> tuple[int, int] | None:

@@ -52,7 +52,7 @@ def write_class_table(
     writer.writerow(["mean", *totals, *means])
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode(errors="surrogateescape"))
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -1,17 +1,27 @@
-"""Average precision as PASCAL VOC defines it (Everingham et al. 2010, section 4.2; its development kits)."""
+"""Average precision as PASCAL VOC and ImageNet DET define it.
 
-from collections.abc import Sequence
+Everingham et al. 2010, section 4.2, and VOC's development kits; Russakovsky et al. 2015 (arXiv 1409.0575), section 4.3.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from resnet_jax.evaluation.detection.detections import Detections, Truth, overlaps
+from resnet_jax.data.sources.detection.protocol import Objects, box_areas
+from resnet_jax.evaluation.detection.detections import Detections, Truth, best, overlaps, shared_areas
+
+Matching = Callable[[Objects, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""``(objects, overlaps (n, m)) -> (object (n,), near (n,) bool)`` of one photograph: which of its m objects each of n
+detections is for, and whether it is near enough. Detections come the surest first; overlaps with objects of other
+classes and with crowds are given as 0."""
 
 
 class ClassScore(NamedTuple):
     """The result of a class: its average precision in [0, 1], NaN where no object counts, and its curve.
 
-    recall, precision: (n,), after each of the n detections, the surest first. num_objects: those not difficult.
+    recall, precision: (n,), after each of the n detections, the surest first. num_objects: those that count, neither
+    difficult nor crowds.
     """
 
     average_precision: float
@@ -27,18 +37,47 @@ def voc_scores(
     eleven_points: bool,
     iou_threshold: float = 0.5,
 ) -> list[ClassScore]:
-    """The result of each class, from the objects and the detections of the same photographs.
+    """The result of each class by VOC's rules, from the objects and the detections of the same photographs.
+
+    A detection goes with the object of its class that it overlaps most. It is true if that is more than
+    ``iou_threshold`` and no surer detection has found the object; if the object is difficult, it is neither true nor
+    false. VOC has no crowds (``Objects.crowd``): here no detection goes with one, and none is false of which a part of
+    more than ``iou_threshold`` lies in a crowd of its class. Of equal scores the earlier photograph comes first.
 
     eleven_points: VOC 2007's average of eleven precisions; else the area under the curve, as from 2010 on.
-    iou_threshold: an object is found where the overlap is above it.
     """
-    scores = []
-    for label in range(num_classes):
-        hits, misses, num_objects = match_class(truth, detections, label, iou_threshold)
-        recall, precision = precision_recall(hits, misses, num_objects)
-        score = average_precision(recall, precision, eleven_points) if num_objects else float("nan")
-        scores.append(ClassScore(score, recall, precision, num_objects))
-    return scores
+
+    def most(objects: Objects, overlap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        chosen = overlap.argmax(axis=1)
+        return chosen, overlap[np.arange(len(overlap)), chosen] > iou_threshold
+
+    return _class_scores(truth, detections, num_classes, most, eleven_points, iou_threshold)
+
+
+def imagenet_scores(truth: Truth, detections: Sequence[Detections], num_classes: int) -> list[ClassScore]:
+    """The result of each class by the rules of ImageNet's detection task; the average precision is the area.
+
+    It differs from ``voc_scores`` in two ways. An object of w x h pixels is found from an overlap of
+    min(0.5, w h / ((w + 10) (h + 10))) on, which is less than 0.5 for small ones. And a detection goes with the object
+    that it overlaps most of those that it finds and no surer detection has found. Difficult objects and crowds are
+    neither, as in ``voc_scores``. The list of pairs of a photograph and a class that the challenge leaves out is not
+    read.
+    """
+    return _class_scores(truth, detections, num_classes, _free, False, 0.5)
+
+
+def _free(objects: Objects, overlap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    width, height = (objects.boxes[:, 2:] - objects.boxes[:, :2]).T
+    enough = overlap >= np.minimum(0.5, width * height / ((width + 10) * (height + 10)))
+    chosen, near = np.zeros(len(overlap), np.intp), enough.any(axis=1)
+    free = np.ones(len(objects.labels), bool)
+    for row in np.flatnonzero(near):
+        candidates = np.where(enough[row] & free, overlap[row], 0)
+        chosen[row] = candidates.argmax()
+        near[row] = candidates[chosen[row]] > 0
+        if near[row]:
+            free[chosen[row]] = objects.difficult[chosen[row]]
+    return chosen, near
 
 
 def mean_average_precision(scores: Sequence[ClassScore]) -> float:
@@ -47,38 +86,52 @@ def mean_average_precision(scores: Sequence[ClassScore]) -> float:
     return float(np.mean(found)) if found else float("nan")
 
 
-def match_class(
-    truth: Truth, detections: Sequence[Detections], label: int, iou_threshold: float
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Whether each detection of a class, the surest first, is a true and whether it is a false positive.
-
-    A detection goes with the object of its class that it overlaps most. It is true if that is more than
-    ``iou_threshold`` and no surer detection has found the object; if the object is difficult, it is neither. Of equal
-    scores the earlier photograph comes first. The last value is the number of objects that are not difficult.
-    """
+def _class_scores(
+    truth: Truth,
+    detections: Sequence[Detections],
+    num_classes: int,
+    matching: Matching,
+    eleven_points: bool,
+    crowd_threshold: float,
+) -> list[ClassScore]:
     if len(truth) != len(detections):
         raise ValueError(f"{len(truth)} photographs with objects, but {len(detections)} with detections")
-    rows, num_objects = [], 0
-    for image, (objects, found) in enumerate(zip(truth, detections, strict=True)):
-        own, mine = objects.labels == label, found.labels == label
-        difficult = objects.difficult[own]
-        num_objects += int((~difficult).sum())
-        scores = found.scores[mine]
-        overlap = overlaps(found.boxes[mine], objects.boxes[own])
-        for row, score in enumerate(scores):
-            most = int(overlap[row].argmax()) if own.any() else -1
-            near = most >= 0 and overlap[row, most] > iou_threshold
-            rows.append((score, image, most if near else -1, bool(near and difficult[most])))
-    rows.sort(key=lambda row: -row[0])
-    hits, misses = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
-    taken: set[tuple[int, int]] = set()
-    for place, (_, image, number, is_difficult) in enumerate(rows):
-        if is_difficult:
-            continue
-        hits[place] = number >= 0 and (image, number) not in taken
-        misses[place] = not hits[place]
-        taken.add((image, number))
-    return hits, misses, num_objects
+    counts = np.zeros(num_classes, int)
+    columns: list[list[np.ndarray]] = [[np.zeros(0, kind) for kind in (float, int, bool, bool)]]
+    # All classes of a photograph at once: a loop over the classes as well would take minutes on COCO.
+    for objects, given in zip(truth, detections, strict=True):
+        counts += np.bincount(objects.labels[~(objects.crowd | objects.difficult)], minlength=num_classes)
+        found = best(given, len(given.scores))
+        columns.append([found.scores, found.labels, *_hits_and_misses(objects, found, matching, crowd_threshold)])
+    scores, labels, hits, misses = (np.concatenate(column) for column in zip(*columns, strict=True))
+    order = np.lexsort((-scores, labels))  # Stable: of equal scores the earlier photograph first.
+    ends = np.searchsorted(labels[order], np.arange(num_classes + 1))
+    results = []
+    for label, count in enumerate(counts.tolist()):
+        own = order[ends[label] : ends[label + 1]]
+        recall, precision = precision_recall(hits[own], misses[own], count)
+        score = average_precision(recall, precision, eleven_points) if count else float("nan")
+        results.append(ClassScore(score, recall, precision, count))
+    return results
+
+
+def _hits_and_misses(
+    objects: Objects, found: Detections, matching: Matching, crowd_threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each detection of a photograph, the surest first, is a true and whether it is a false positive."""
+    if not len(objects.labels):
+        return np.zeros(len(found.scores), bool), np.ones(len(found.scores), bool)
+    same = found.labels[:, None] == objects.labels
+    chosen, near = matching(objects, np.where(same & ~objects.crowd, overlaps(found.boxes, objects.boxes), 0))
+    neither = near & objects.difficult[chosen]
+    hits = np.zeros(len(near), bool)
+    candidates = np.flatnonzero(near & ~neither)
+    hits[candidates[np.unique(chosen[candidates], return_index=True)[1]]] = True  # The first of each object.
+    if objects.crowd.any():
+        # COCO's overlap with a crowd: the part of the detection that lies in it.
+        inside, area = shared_areas(found.boxes, objects.boxes[objects.crowd]), box_areas(found.boxes)[:, None]
+        neither |= ~hits & (same[:, objects.crowd] & (inside > crowd_threshold * area)).any(axis=1)
+    return hits, ~hits & ~neither
 
 
 def precision_recall(hits: np.ndarray, misses: np.ndarray, num_objects: int) -> tuple[np.ndarray, np.ndarray]:

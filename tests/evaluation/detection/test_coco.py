@@ -117,3 +117,8 @@ def test_without_pycocotools_the_error_names_the_extra(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"pip install 'resnet_jax\[detection\]'"):
         coco_scores(*examples(), CATEGORY_IDS, IMAGE_IDS)
+
+
+def test_two_photographs_of_one_id_are_refused():
+    with pytest.raises(ValueError, match="1 of the image_ids, such as 42, are of several photographs"):
+        coco_scores(*examples(), CATEGORY_IDS, [139, 42, 7, 1000, 42, 3])

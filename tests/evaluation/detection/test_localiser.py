@@ -137,3 +137,15 @@ def test_a_split_without_objects_is_refused(one_device):
     data = DetectionDataset(OpenedDetection({"val": Empty()}.__getitem__, ["cat"], [0]), SETTINGS)
     with pytest.raises(UserError, match="no photograph of the split 'validation' has an object"):
         score_localiser(lambda labels: None, data, "validation")
+
+
+@pytest.mark.parametrize("protocol", ["single", "dense"])
+def test_a_split_of_which_no_photograph_can_be_decoded_is_refused(protocol, one_device):
+    class Broken(Rectangles):
+        def __getitem__(self, index):
+            return super().__getitem__(5)
+
+    data = DetectionDataset(OpenedDetection({"val": Broken()}.__getitem__, ["cat"], [0]), SETTINGS)
+    answer = make_localiser([Bright()], [PLAIN], data, "validation", one_device, 8, "rpn", views(data, protocol))
+    with pytest.raises(UserError, match="no photograph of the split 'validation' has an object and can be decoded"):
+        score_localiser(lambda labels: answer([{"bonus": jnp.float32(0)}], labels), data, "validation")

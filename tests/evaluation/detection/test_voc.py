@@ -3,7 +3,13 @@ import pytest
 
 from resnet_jax.data.sources.detection.protocol import make_objects
 from resnet_jax.evaluation.detection.detections import Detections
-from resnet_jax.evaluation.detection.voc import average_precision, mean_average_precision, precision_recall, voc_scores
+from resnet_jax.evaluation.detection.voc import (
+    average_precision,
+    imagenet_scores,
+    mean_average_precision,
+    precision_recall,
+    voc_scores,
+)
 
 ONE_BASED = np.array([1, 1, 0, 0])
 
@@ -143,3 +149,79 @@ def test_a_class_without_objects_is_in_no_mean_and_one_without_detections_is_0()
 def test_lists_of_different_photographs_are_refused():
     with pytest.raises(ValueError, match="1 photographs with objects, but 2 with detections"):
         voc_scores([make_objects([], [])], [nothing(), nothing()], 1, True)
+
+
+def test_crowds_are_not_to_be_found_and_what_lies_in_them_is_neither():
+    truth = [make_objects([[0, 0, 10, 10], [20, 0, 80, 60]], [0, 0], crowd=[False, True])]
+    boxes = [[21, 1, 30, 10], [0, 0, 10, 10], [15, 0, 25, 10], [14, 0, 24.1, 10], [0, 0, 10, 10], [21, 1, 30, 10]]
+    found = Detections(np.array(boxes), np.linspace(0.9, 0.1, 6), np.array([0, 0, 0, 0, 0, 1]))
+    for score in (voc_scores(truth, [found], 2, False)[0], imagenet_scores(truth, [found], 2)[0]):
+        # In the crowd; right; a half of it in the crowd and less, wrong; a second time, wrong.
+        np.testing.assert_array_equal(score.precision, [0, 1, 0.5, 1 / 3, 1 / 4])
+        assert score.num_objects == 1 and score.average_precision == 1
+    # Of another class the crowd is none.
+    (_, other) = voc_scores(truth, [found], 2, False)
+    assert other.num_objects == 0 and np.isnan(other.average_precision) and len(other.recall) == 1
+
+
+def imagenet_reference(truth, detections, label):
+    """One class in the form of ImageNet's development kit: of all objects that are free and near enough the nearest."""
+    taken = [np.zeros(len(found.labels), bool) for found in truth]
+    count = sum(int((found.labels == label).sum()) for found in truth)
+    rows = [
+        (score, image, box)
+        for image, found in enumerate(detections)
+        for box, score, own in zip(found.boxes, found.scores, found.labels, strict=True)
+        if own == label
+    ]
+    hits = []
+    for _, image, box in sorted(rows, key=lambda row: -row[0]):
+        most, chosen = 0.0, None
+        for number, (other, own) in enumerate(zip(truth[image].boxes, truth[image].labels, strict=True)):
+            if own != label or taken[image][number]:
+                continue
+            width, height = other[2] - other[0], other[3] - other[1]
+            shared = max(0, min(box[2], other[2]) - max(box[0], other[0]))
+            shared *= max(0, min(box[3], other[3]) - max(box[1], other[1]))
+            overlap = shared / ((box[2] - box[0]) * (box[3] - box[1]) + width * height - shared)
+            if overlap >= min(0.5, width * height / ((width + 10) * (height + 10))) and overlap > most:
+                most, chosen = overlap, number
+        hits.append(chosen is not None)
+        if chosen is not None:
+            taken[image][chosen] = True
+    recall, precision = precision_recall(np.array(hits), ~np.array(hits), count)
+    return sum(
+        (r - before) * precision[i:].max() for i, (r, before) in enumerate(zip(recall, [0, *recall], strict=False))
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_imagenet_s_rules_are_those_of_a_slow_loop(seed):
+    rng = np.random.default_rng(seed)
+    truth, detections = [], []
+    for _ in range(12):
+        count = int(rng.integers(0, 6))
+        # Many are small and near each other, so that thresholds and free objects matter.
+        corner, side = rng.integers(0, 16, (count, 2)), rng.integers(4, 20, (count, 2))
+        boxes = np.concatenate([corner, corner + side], axis=1).astype(float)
+        truth.append(make_objects(boxes, rng.integers(0, 2, count)))
+        shifted = np.repeat(boxes, 2, axis=0) + rng.integers(-3, 4, (2 * count, 4))
+        shifted[:, 2:] = np.maximum(shifted[:, 2:], shifted[:, :2] + 1)
+        detections.append(Detections(shifted, rng.random(2 * count), np.repeat(truth[-1].labels, 2)))
+    found = [score.average_precision for score in imagenet_scores(truth, detections, 2)]
+    np.testing.assert_allclose(found, [imagenet_reference(truth, detections, label) for label in range(2)], atol=1e-12)
+    assert found != [score.average_precision for score in voc_scores(truth, detections, 2, False)]
+
+
+def test_imagenet_s_overlap_is_less_for_small_objects_and_the_next_free_object_is_found():
+    # 10 x 10 pixels: from an overlap of 100 / 400 on.
+    truth = [make_objects([[0, 0, 10, 10]], [0])]
+    for width, expected in ((2.5, 1), (2.4, 0)):
+        found = [Detections(np.array([[0, 0, width, 10]]), np.ones(1), np.zeros(1, int))]
+        assert imagenet_scores(truth, found, 1)[0].average_precision == expected
+        assert voc_scores(truth, found, 1, False)[0].average_precision == 0
+    # Both detections overlap the first object most, which the surer one finds; the other finds the second object.
+    truth = [make_objects([[0, 0, 100, 100], [0, 0, 100, 70]], [0, 0])]
+    found = [Detections(np.array([[0, 0, 100, 100], [0, 0, 100, 95.0]]), np.array([0.9, 0.8]), np.zeros(2, int))]
+    assert imagenet_scores(truth, found, 1)[0].average_precision == 1
+    assert voc_scores(truth, found, 1, False)[0].average_precision == 0.5

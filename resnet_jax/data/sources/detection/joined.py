@@ -36,6 +36,7 @@ class JoinedSource:
         return part.objects(place)
 
     def image_id(self, index: int) -> int:
+        """What its own part calls the photograph; another part may call another one the same."""
         part, place = self._find(index)
         return part.image_id(place)
 

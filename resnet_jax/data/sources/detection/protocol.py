@@ -63,7 +63,8 @@ class DetectionSource(Protocol):
         """As they are annotated: boxes may leave the photograph, or have no area."""
 
     def image_id(self, index: int) -> int:
-        """What the data set's own evaluation calls the photograph (COCO); elsewhere its place."""
+        """What the data set's own evaluation calls the photograph (COCO); elsewhere its place. Unique in the source,
+        but for ``JoinedSource``."""
 
     def files(self) -> Sequence[Path]:
         """The files that hold photographs and annotations: where none of these changes, neither does an object."""
