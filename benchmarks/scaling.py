@@ -10,8 +10,8 @@ class Job(NamedTuple):
     """What decides the time of a step. Bandwidths in bytes/s, of one device; times in s.
 
     images_per_second: of one device alone, with batch images of its own a step. link: of the slowest link in the ring
-    of the all-reduce, per device. latency: of one hop of it. hidden: the part of the all-reduce that runs beside the
-    backward pass. host_images: decoded a second by one host. accumulate: parts that a device's batch is taken in.
+    of the all-reduce, per device. latency: of one hop of it. hidden: the fraction of the compute time behind which the
+    all-reduce can run. host_images: decoded a second by one host.
     """
 
     parameters: float = 25.56e6
@@ -24,7 +24,6 @@ class Job(NamedTuple):
     latency: float = 10e-6
     hidden: float = 0.0
     host_images: float = 24_000.0
-    accumulate: int = 1
 
 
 class Step(NamedTuple):
@@ -50,8 +49,7 @@ def step(job: Job, devices: int) -> Step:
     A ring of n devices sends 2 (n - 1) / n of the gradients over each of its links, in 2 (n - 1) hops (Patarasuk and
     Yuan, 2009). Beyond a host it is taken in two levels: within the hosts, and between them over the slower link.
     """
-    images = job.batch * job.accumulate
-    compute = images / job.images_per_second
+    compute = job.batch / job.images_per_second
     size = job.parameters * job.gradient_bytes
     local = min(devices, job.devices_per_host)
     hosts = -(-devices // job.devices_per_host)
@@ -59,7 +57,7 @@ def step(job: Job, devices: int) -> Step:
     all_reduce = _ring(size, local, job.local_link, job.latency)
     all_reduce += _ring(size / local, hosts, job.link, job.latency)
     visible = max(all_reduce - job.hidden * compute, 0.0)
-    read = images * local / job.host_images
+    read = job.batch * local / job.host_images
     total = max(compute + visible, read)
     return Step(compute, all_reduce, read, total, compute / total)
 
@@ -71,7 +69,6 @@ def _ring(size: float, members: int, link: float, latency: float) -> float:
 CASES = {
     "100 Gb/s a host": Job(link=12.5e9 / 8),
     "the same, gradients in bfloat16": Job(link=12.5e9 / 8, gradient_bytes=2),
-    "the same, accumulated over 4": Job(link=12.5e9 / 8, accumulate=4),
     "a 200 Gb/s link for each device": Job(),
     "that link, 4,000 images/s of input a host": Job(host_images=4_000),
 }

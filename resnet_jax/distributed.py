@@ -143,6 +143,16 @@ def exchange(name: str, value: str) -> list[str]:
     return [_wait_for(_job, f"{folder}/{index}") for index in range(_job.count)]
 
 
+def from_process_0(name: str, find: Callable[[], Any]) -> Any:
+    """What ``find`` gives on process 0, a value that JSON has, on all of them; every process calls it.
+
+    For what is found in a file system that the hosts share, which may show them different things for a while.
+    """
+    if _job is None:
+        return find()
+    return json.loads(exchange(name, json.dumps(find() if _job.index == 0 else None))[0])
+
+
 def _wait_for(job: _Job, key: str) -> str:
     while True:  # As long as the process that owes it gives signs of life; the other thread sees to that.
         try:

@@ -7,11 +7,26 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from resnet_jax.errors import UserError, one_line
+
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A one-dimensional mesh named "data" over ``devices``, or over every device of every process."""
-    devices = jax.devices() if devices is None else devices
+    """A one-dimensional mesh named "data" over ``devices``, or over every device of every process.
+
+    Raises UserError where JAX has no devices, because the platform that was asked for cannot start.
+    """
+    devices = _devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def _devices() -> list[jax.Device]:
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # The latter, bare, where JAX was installed without the platform.
+        wanted = getattr(jax.config, "jax_platforms", None) or "any platform"
+        raise UserError(
+            f"JAX cannot start on {wanted} ({one_line(error)}); install JAX for it, or set JAX_PLATFORMS=cpu"
+        ) from error
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -226,5 +226,6 @@ def test_half_given_variables_are_an_error(monkeypatch):
 def test_one_process_agrees_with_itself():
     distributed.agree({"config.seed": "0"})
     assert distributed.exchange("name", "value") == ["value"]
+    assert distributed.from_process_0("name", lambda: [1, None]) == [1, None]
     assert not distributed.everyone(False) and distributed.everyone(True)
     assert distributed.stopping() is None

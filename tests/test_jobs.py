@@ -109,8 +109,12 @@ def test_four_processes_train_what_one_does_and_two_and_one_go_on_from_them(tmp_
     for processes in (2, 1):  # From the checkpoint that four made of step 10.
         resumed = tmp_path / f"resumed{processes}"
         subprocess.run(["cp", "-r", str(four), str(resumed)], check=True)
-        subprocess.run(["rm", "-r", str(resumed / "checkpoints" / "20")], check=True)
+        if processes == 2:
+            (resumed / "checkpoints" / "20" / "metrics" / "metrics").write_text("damaged")
+        else:
+            subprocess.run(["rm", "-r", str(resumed / "checkpoints" / "20")], check=True)
         messages = run(processes, resumed, settings)
+        assert [text.count("20 is corrupt") for text in messages] == ([1, 0] if processes == 2 else [0])
         assert f"resuming from step 10 in {resumed}" in messages[0]
         difference = np.abs(parameters(resumed, 20) - parameters(one, 20)).max()
         assert difference < 1e-4, difference

@@ -15,6 +15,7 @@ import pytest
 
 from resnet_jax import parallel
 from resnet_jax.config import load_config, override
+from resnet_jax.errors import UserError
 from resnet_jax.experiment.training import train
 from resnet_jax.train.writers import read_metrics
 
@@ -119,3 +120,13 @@ def test_a_preemption_notice_to_one_process_stops_both_at_the_same_step(tmp_path
     finish(processes, status=128 + signal.SIGTERM)
     steps = [int(path.name) for path in (tmp_path / "stopped" / "checkpoints").iterdir() if path.name.isdigit()]
     assert 5 <= max(steps) < 100_000
+
+
+@pytest.mark.parametrize("fault", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu'\nmore")])
+def test_a_platform_that_cannot_start_is_named(monkeypatch, fault):
+    def devices():
+        raise fault
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(UserError, match=r"JAX cannot start on .* \((AssertionError|Unable .*)\); install JAX"):
+        parallel.data_mesh()

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,9 +99,17 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(PIL.Image.fromarray(pixels).convert("L"))[..., None]
 
 
-def picture_name(path: Path) -> str:
-    """A file name for the picture of a photograph: its path with "_" for what separates folders."""
-    return "_".join(part for part in path.parts if part not in (path.anchor, "..")) + ".png"
+def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A file name for the picture of each photograph: its path with "_" for what separates folders.
+
+    Where another path comes to the same, a number is added.
+    """
+    names: dict[Path, str] = {}
+    for path in dict.fromkeys(paths):
+        plain = "_".join(part for part in path.parts if part not in (path.anchor, ".."))
+        candidates = (f"{plain}{number}.png" for number in chain([""], (f"-{number}" for number in count(2))))
+        names[path] = next(name for name in candidates if name not in names.values())
+    return names
 
 
 def draw(prediction: Prediction, path: Path) -> None:

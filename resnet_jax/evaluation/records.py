@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from resnet_jax.errors import UserError, one_line
 from resnet_jax.evaluation.classify import TOP, Scores
 from resnet_jax.files import replace_atomically
 
+_ENCODING: Any = {"encoding": "utf-8", "errors": "surrogateescape"}  # Names of files may be any bytes.
+
 
 def append_result(path: Path, record: dict[str, Any]) -> None:
     """Adds a line to a CSV file, which it begins with a header.
@@ -22,19 +25,25 @@ def append_result(path: Path, record: dict[str, Any]) -> None:
     lacks one of the record's.
     """
     columns, exists = list(record), path.exists() and path.stat().st_size > 0
+    ended = True
     if exists:
-        with path.open(newline="") as file:
+        with path.open("rb") as end:
+            end.seek(-1, os.SEEK_END)
+            ended = end.read() == b"\n"
+        with path.open(newline="", **_ENCODING) as file:
             columns = next(csv.reader(file))
         missing = [name for name in record if name not in columns]
         if missing:
             raise UserError(f"{path} has the columns {', '.join(columns)}, not {', '.join(missing)}; use another file")
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
+    if not ended:  # As an editor may leave it.
+        text.write("\r\n")
     if not exists:
         writer.writeheader()
     writer.writerow(record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
+    with path.open("a", newline="", **_ENCODING) as file:
         file.write(text.getvalue())  # In one piece, so that two programs do not mix their lines.
 
 
@@ -61,7 +70,7 @@ def write_scores(path: Path, scores: Scores, dataset: Dataset, split: str) -> No
         writer.writerow(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode(**_ENCODING))
 
 
 def read_best_classes(path: Path, class_names: Sequence[str], names: Sequence[str]) -> np.ndarray:
@@ -74,10 +83,12 @@ def read_best_classes(path: Path, class_names: Sequence[str], names: Sequence[st
     labels = {name: label for label, name in reversed(list(enumerate(class_names)))}
     remedy = "make it with eval.py --scores_csv of a network for the same classes on the same photographs"
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", **_ENCODING) as file:
             reader = csv.DictReader(file)
             columns = [f"class{place}" for place in range(1, TOP + 1) if f"class{place}" in (reader.fieldnames or ())]
             rows = [(Path(row["name"]).stem, [row[column] for column in columns]) for row in reader]
+        if any(None in best for _, best in rows):
+            raise ValueError("a line has fewer fields than the first")
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise UserError(f"{path} is not a table of scores ({one_line(error)}); {remedy}") from error
     found = dict(rows)

@@ -1,4 +1,4 @@
-"""What the processes of a job must have in common, compared before the first step."""
+"""What the processes of a job must have in common, compared before the first step or evaluation."""
 
 import hashlib
 import importlib.metadata
@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -29,12 +30,17 @@ def agree(config: Config, dataset: Dataset, workdir: Path) -> None:
     """
     if not distributed.active():
         return
+    distributed.agree(program_facts(config) | data_facts(dataset))
+    _refuse_separate_workdirs(workdir)
+
+
+def program_facts(config: Config) -> dict[str, str]:
+    """What tells one program from another: the config but for ``data_dir``, the code, and the libraries."""
     facts = {f"config.{key}": repr(value) for key, value in flatten(config).items() if key != "data_dir"}
     facts["the code of resnet_jax"] = code_version()
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         facts[f"the version of {package}"] = importlib.metadata.version(package)
-    distributed.agree(facts | data_facts(dataset))
-    _refuse_separate_workdirs(workdir)
+    return facts
 
 
 def code_version() -> str:
@@ -48,20 +54,38 @@ def code_version() -> str:
 def data_facts(dataset: Dataset) -> dict[str, str]:
     """What tells one data set from another without reading all of one that is streamed."""
     count = dataset.num_train
-    evenly = np.unique(np.linspace(0, count - 1, min(count, _NAMES)).astype(int))
-    names = "\n".join(dataset.example_name("train", int(index)) for index in evenly)
-    leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(dataset.resident("train"))]
+    leaves = jax.tree.leaves(dataset.resident("train"))
     leaves += jax.tree.leaves(next(iter(dataset.training_batches(0, min(count, _CONTENTS), 0, 1, Share()))))
-    content = 0
-    for leaf in leaves:
-        content = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, content)
     return {
         "training examples": str(count),
         f"{dataset.evaluation_split} examples": str(dataset.count(dataset.evaluation_split)),
         "classes": _hash("\n".join(dataset.class_names)),
-        "the names of examples": _hash(names),
-        "the content of examples": f"{content:08x}",
+        "the names of examples": _names(dataset, "train", count),
+        "the content of examples": _content(leaves),
     }
+
+
+def split_facts(dataset: Dataset, split: str) -> dict[str, str]:
+    """What tells a split from another. Of one that is streamed no pixels are compared."""
+    count = dataset.count(split)
+    return {
+        f"{split} examples": str(count),
+        "classes": _hash("\n".join(dataset.class_names)),
+        "the names of examples": _names(dataset, split, count),
+        "the content of examples": _content(jax.tree.leaves(dataset.resident(split))),
+    }
+
+
+def _names(dataset: Dataset, split: str, count: int) -> str:
+    evenly = np.unique(np.linspace(0, count - 1, min(count, _NAMES)).astype(int))
+    return _hash("\n".join(dataset.example_name(split, int(index)) for index in evenly))
+
+
+def _content(leaves: Sequence[np.ndarray]) -> str:
+    content = 0
+    for leaf in leaves:
+        content = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, content)
+    return f"{content:08x}"
 
 
 def _hash(text: str) -> str:

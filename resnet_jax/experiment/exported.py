@@ -1,6 +1,7 @@
 """Trained networks without what training takes: a folder of weights each. Some come along with the package, by name."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,17 +72,16 @@ def export(
     of which "step" must be one. The other files are those of a workdir; the config is without ``data_dir``.
 
     Raises UserError if ``folder`` is there already, or if the network cannot be written as PyTorch weights; OSError
-    where the folder cannot be written.
+    where the folder cannot be written. It is there as a whole or not at all.
     """
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(f"{folder} is there already; name a new folder") from None
-    try:
-        config.task.save_torch(folder / _WEIGHTS, model, variables)
-    except UserError:
-        folder.rmdir()
-        raise
-    stored = to_json(config.model_copy(update={"data_dir": None}))
-    write_description(folder, stored, normalization.save, class_names, image_shape)
-    (folder / _FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+    if folder.exists():
+        raise UserError(f"{folder} is there already; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as around:
+        written = Path(around) / folder.name
+        written.mkdir()  # Unlike the one around it, which is its owner's alone.
+        config.task.save_torch(written / _WEIGHTS, model, variables)
+        stored = to_json(config.model_copy(update={"data_dir": None}))
+        write_description(written, stored, normalization.save, class_names, image_shape)
+        (written / _FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+        written.rename(folder)

@@ -4,10 +4,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resnet_jax import build, parallel
+from resnet_jax import build, distributed, parallel
 from resnet_jax.config import Config, override, refuse_change
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import UserError
+from resnet_jax.experiment.agreement import program_facts, split_facts
 from resnet_jax.experiment.exported import find_run
 from resnet_jax.experiment.networks import HUB, Network, find_weights, load_run, load_weights
 from resnet_jax.models import list_models, variant
@@ -55,6 +56,8 @@ def score(
 
     The probabilities of all members are averaged.
 
+    In a job of several processes all must have the same config, code, data, checkpoints and arguments.
+
     Raises UserError if there are no members, or if one does not fit.
     """
     workdirs, torch_weights = workdirs or [], torch_weights or []
@@ -63,6 +66,11 @@ def score(
     start = time.perf_counter()
     mesh = parallel.data_mesh()
     build.check(config, num_devices=1)  # The training batch is not used here.
+    if distributed.active():  # Before the checkpoints, which are restored together.
+        counts = {"workdirs": len(workdirs), "torch_weights": len(torch_weights)}
+        asked = counts | {"which": which, "split": split, "protocol": protocol}
+        arguments = {f"the argument {name}": repr(value) for name, value in asked.items()}
+        distributed.agree(program_facts(config) | arguments)
     alone = len(workdirs) + len(torch_weights) == 1
     for workdir in workdirs:  # A run is found or missed before the data are loaded, which can take long.
         folder = find_run(workdir)
@@ -82,6 +90,8 @@ def score(
                 f"a network for {len(network.class_names)} classes cannot be scored on {dataset.name}, which has "
                 f"{len(dataset.class_names)}, or others; use the data that it was trained on"
             )
+    if distributed.active():
+        distributed.agree(split_facts(dataset, chosen) | {"the step of the checkpoints": str(_steps(members))})
     found = config.task.score(
         [Member(network.model, network.normalize, network.variables) for network in members],
         dataset,

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from resnet_jax import build, parallel
+from resnet_jax import build, distributed, parallel
 from resnet_jax.analysis.curves import plot_errors
 from resnet_jax.config import Config, refuse_change, to_json
 from resnet_jax.data.dataset import Dataset
@@ -37,7 +37,7 @@ def train(
     workdir, mesh = Path(workdir), parallel.data_mesh()
     build.check(config, mesh.size)
     # A run that resumes has its weights, whose file may be gone, in its checkpoints.
-    begun = checkpoint.exists(workdir / "checkpoints")
+    begun = distributed.from_process_0("begun", partial(checkpoint.exists, workdir / "checkpoints"))
     if not begun:
         check_start(config)
     if not allow_config_change:
@@ -49,6 +49,7 @@ def train(
     model = build.make_model(config, len(dataset.class_names), mesh)
     refuse_other_classes(workdir, dataset.class_names)
     start = RANDOM if begun else read_start(config, model, dataset.class_names, dataset.image_shape, mesh)
+    record = None if begun else start.record or {}
     normalize = _normalization(config, dataset, workdir, begun, allow_config_change, start.normalization)
     task = build.make_task(config, model, dataset, normalize, mesh)
     return loop.train(
@@ -68,7 +69,7 @@ def train(
             normalize.save,
             dataset.class_names,
             dataset.image_shape,
-            start.record,
+            record,
         ),
         partial(plot_errors, figures=task.drawn),
         start.variables,

@@ -64,11 +64,13 @@ def run(
     positional: str | None = None,
     config: bool = True,
     config_optional: bool = False,
+    jobs: bool = True,
 ) -> None:
     """Parses the flags and calls ``main(config)``, or ``main(config, arguments)`` where ``positional`` names them.
 
     ``module`` is the program's, whose docstring and flags --help shows. Without ``config`` the program has no --config,
-    and it is ``main(arguments)``; with ``config_optional`` the config is None where --config is not given.
+    and it is ``main(arguments)``; with ``config_optional`` the config is None where --config is not given. A program
+    without ``config`` or ``jobs`` is for one process.
 
     A fault that the user can fix is one line on stderr and exit status 2; a run that a signal stopped with its state
     saved exits with 128 + the signal's number. Anything else is our own fault and keeps its traceback.
@@ -79,18 +81,18 @@ def run(
         use_compilation_cache()
         logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it raises, with tracebacks; we report them.
         try:
-            if _LOCAL_PROCESSES.value is not None:
-                launch(_LOCAL_PROCESSES.value, _without_flag(sys.orig_argv, "local_processes"))
             joining = _DISTRIBUTED.value or any(
                 flag.value is not None for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
             )
+            if not (config and jobs) and (joining or _LOCAL_PROCESSES.value is not None):
+                raise UserError("this program is for one process; leave --distributed and the like out")
+            if _LOCAL_PROCESSES.value is not None:
+                launch(_LOCAL_PROCESSES.value, _without_flag(sys.orig_argv, "local_processes"))
             if positional and len(argv) == 1:
                 raise UserError(f"{positional} is missing; name at least one after the flags")
             if not positional and len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
             if not config:
-                if joining:
-                    raise UserError("this program is for one process; leave --distributed and the like out")
                 main(argv[1:])
                 return
             chosen = _chosen_config()
@@ -111,6 +113,11 @@ def run(
             distributed.finish()
             sys.exit(128 + stopped.signum)
         except Exception as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+                _fail(
+                    f"the memory of a device is full ({one_line(error)}); lower config.batch_size (in an evaluation "
+                    f"config.eval_batch_size), or set config.accumulate_steps or config.model.remat"
+                )
             if not distributed.active():
                 raise
             if isinstance(error, jax.errors.JaxRuntimeError):
@@ -162,11 +169,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _explain(argv: list[str], error: Exception) -> str:
     """What went wrong: in the config file, with a flag, with the file's path, or with the name of a key."""
-    paths = []
+    given = []
     for arg, after in zip(argv, [*argv[1:], ""], strict=True):
         flag, equals, value = arg.lstrip("-").partition("=")
-        if arg.startswith("-") and flag == "config":
-            paths.append((value if equals else after).partition(":")[0])
+        if arg.startswith("-"):
+            given.append((flag, value if equals else after))
+    paths = [value.partition(":")[0] for flag, value in given if flag == "config" and value]
     path = Path(paths[-1]) if paths else Path()
     root: BaseException = error
     while root.__cause__ or root.__context__:  # absl and ml_collections wrap what the file raised.
@@ -181,13 +189,17 @@ def _explain(argv: list[str], error: Exception) -> str:
         return f"{path}, line {lines[-1]}: {said}; fix the file"
     if isinstance(root, UserError):
         return str(root)
-    for arg in argv:
-        key = arg.lstrip("-").split("=")[0].removeprefix("config.")
-        if arg.lstrip("-").startswith("config.") and not schema.is_key(key):
+    for flag, value in given:
+        key = flag.removeprefix("config.")
+        if flag.startswith("config.") and schema.is_section(key):
+            return schema.whole_section(key, value)
+        if flag.startswith("config.") and not schema.is_key(key):
             return schema.unknown_key(key)
-    if not path.is_file() and not isinstance(error, flags.UnrecognizedFlagError):
+    if not paths and any(flag.startswith("config.") for flag, _ in given):
+        return "--config is missing, whose keys --config.key=value sets; give a file of configs/"
+    if paths and not path.is_file() and not isinstance(error, flags.UnrecognizedFlagError):
         return f"there is no config file {path}; the recipes are in configs/"
-    if isinstance(error, flags.Error):
+    if isinstance(error, flags.Error) or not paths:
         return one_line(error)
     return f"{type(error).__name__}: {one_line(error)}; correct {path} or the --config.key=value flags"
 

@@ -62,6 +62,8 @@ def run(config: Config | None) -> None:
         config = _config_of_run(workdirs)
     elif DATA_DIR.value:
         raise UserError("--data_dir is for runs scored without --config; use --config.data_dir")
+    if SCORES_CSV.value and PROTOCOL.value == "proposals":  # Now, and not once they were scored.
+        raise UserError("--scores_csv is of classes, which --protocol=proposals does not tell apart; leave it out")
     if RESPONSES_CSV.value and not config.task.has_responses:
         raise UserError(f"--responses_csv is not for config.task.name {config.task.name!r}; leave it out")
     record, scores, dataset, networks, summary = score(

@@ -4,7 +4,9 @@ An IMAGE is a file or a folder. Prints the five best classes and their probabili
 y2) in pixels with theirs; --save_dir draws them, too.
 """
 
+import io
 import signal
+import sys
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback from some import.
 
@@ -13,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from resnet_jax.config import Config
-from resnet_jax.evaluation.predict import find_images, picture_name
+from resnet_jax.evaluation.predict import find_images, picture_names
 from resnet_jax.experiment.networks import load_network
 from resnet_jax.programs import cli
 from resnet_jax.tasks.task import Member
@@ -26,17 +28,20 @@ SAVE_DIR = flags.DEFINE_string("save_dir", None, "Write a picture of each photog
 
 
 def run(config: Config | None, images: list[str]) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # For files whose names are not UTF-8.
     paths = find_images([Path(image) for image in images])
     network = load_network(config, WORKDIR.value, TORCH_WEIGHTS.value, CHECKPOINT.value)
     member = Member(network.model, network.normalize, network.variables)
     view = network.config.data.view(network.image_shape)
+    pictures = picture_names(paths)
     for described in network.config.task.predict(member, network.class_names, paths, view):
         print(described.path)
         for line in described.lines:
             print(f"  {line}")
         if SAVE_DIR.value:
-            described.draw(Path(SAVE_DIR.value) / picture_name(described.path))
+            described.draw(Path(SAVE_DIR.value) / pictures[described.path])
 
 
 def main() -> None:
-    cli.run(run, __name__, positional="IMAGE", config_optional=True)
+    cli.run(run, __name__, positional="IMAGE", config_optional=True, jobs=False)

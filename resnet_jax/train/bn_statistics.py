@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from resnet_jax import parallel
+from resnet_jax import parallel, stopping
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.feed import training_inputs
 from resnet_jax.tasks.task import Task
@@ -23,7 +23,7 @@ def recompute_batch_stats(
 
     The batches are those that training would continue with. Mean and variance are those of all of them together: the
     variance within the batches, and between their means. Where there is a moving average of the parameters, it is the
-    one that is evaluated, and its statistics are recomputed.
+    one that is evaluated, and its statistics are recomputed. Between two batches it may be interrupted (``stopping``).
     """
 
     def moments(variables: Any, resident: Any, batches: Any, step: jax.Array) -> Any:
@@ -38,6 +38,7 @@ def recompute_batch_stats(
     total: Any = None
     moved: set[tuple[str, ...]] = set()
     for step, batches in enumerate(inputs, start=start):
+        stopping.point()
         of_batch, new = compiled(state.variables, resident, batches, jnp.int32(step))
         if total is None:
             moved = _moved(of_batch, state.variables["batch_stats"])

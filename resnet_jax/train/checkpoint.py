@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,8 @@ def open_checkpoints(directory: Path, keep: int, best: str, read_only: bool = Fa
 
 
 def exists(directory: Path) -> bool:
-    """Whether any checkpoint was saved there, readable or not."""
-    return any(path.name.isdigit() for path in directory.glob("*"))
+    """Whether any checkpoint was saved there, readable or not, or as a kill inside ``replace`` leaves it."""
+    return any(path.name.removesuffix(_REPLACED).isdigit() for path in directory.glob("*"))
 
 
 def save(manager: Checkpoints, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
@@ -146,10 +147,12 @@ def restore_latest(manager: Checkpoints, template: TrainState, mesh: Mesh, set_a
     A checkpoint that cannot be read, or that is not what was saved, is named on stderr and skipped for the one before
     it; with ``set_aside`` it is renamed to ``STEP.corrupt``, so that its step can be saved again.
 
+    In a job of several processes all restore the same one.
+
     Raises UserError, and renames nothing, where none can be read or where they are of another model; without
-    ``set_aside`` also for one that can be read but is not what was saved.
+    ``set_aside`` also for one that can be read but is not what was saved, and where ``replace`` is at the only one.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
+    steps = distributed.from_process_0("steps", partial(_steps, manager))
     unreadable: list[Path] = []
     for step in steps:
         path = Path(manager.directory) / str(step)
@@ -170,7 +173,8 @@ def restore_latest(manager: Checkpoints, template: TrainState, mesh: Mesh, set_a
                     f"checkpoint {path} is corrupt ({error}); train on, which sets it aside for the one before it, "
                     f"or remove it"
                 ) from None
-            print(f"warning: checkpoint {path} is corrupt ({one_line(error)}); skipping it", file=sys.stderr)
+            if parallel.is_main_process():
+                print(f"warning: checkpoint {path} is corrupt ({one_line(error)}); skipping it", file=sys.stderr)
             unreadable.append(path)
             continue
         if set_aside and unreadable:
@@ -179,25 +183,29 @@ def restore_latest(manager: Checkpoints, template: TrainState, mesh: Mesh, set_a
         return state
     if steps:
         raise UserError(_NONE_READABLE.format(manager.directory))
+    if any(Path(manager.directory).glob(f"*{_REPLACED}")):
+        raise UserError(
+            f"the only checkpoint in {manager.directory} is being saved again, or was when the run was killed; "
+            f"wait for the training, or start it again"
+        )
     return None
+
+
+def _steps(manager: Checkpoints) -> list[int]:
+    """Of all checkpoints, the newest first."""
+    return sorted(manager.all_steps(), reverse=True)
 
 
 def restore_best(manager: Checkpoints, template: TrainState, mesh: Mesh) -> TrainState | None:
     """The state that was evaluated best, the latest of equals; None if none of the saved ones was evaluated.
 
+    In a job of several processes all restore the same one.
+
     Raises UserError if it cannot be read or is of another model.
     """
-    figures: dict[int, float] = {}
-    for step in sorted(manager.all_steps(), reverse=True):
-        try:
-            figure = _evaluation_figure(Path(manager.directory) / str(step), manager.best_figure)
-        except _DAMAGED:  # Whether its state can be read does not matter then.
-            continue
-        if figure is not None:
-            figures[step] = figure
-    if not figures:
+    best_step = distributed.from_process_0("best step", partial(_best_step, manager))
+    if best_step is None:
         return None
-    best_step = min(figures, key=figures.__getitem__)
     path = Path(manager.directory) / str(best_step)
     try:
         return _restore(manager, best_step, template, mesh)
@@ -208,6 +216,18 @@ def restore_best(manager: Checkpoints, template: TrainState, mesh: Mesh) -> Trai
         if isinstance(error, UserError):
             raise
         raise UserError(f"checkpoint {path} is corrupt ({one_line(error)}); use --checkpoint=latest") from error
+
+
+def _best_step(manager: Checkpoints) -> int | None:
+    figures: dict[int, float] = {}
+    for step in _steps(manager):
+        try:
+            figure = _evaluation_figure(Path(manager.directory) / str(step), manager.best_figure)
+        except _DAMAGED:  # Whether its state can be read does not matter then.
+            continue
+        if figure is not None:
+            figures[step] = figure
+    return min(figures, key=figures.__getitem__) if figures else None
 
 
 def _removed(path: Path) -> bool:
@@ -316,6 +336,13 @@ def _evaluation_figure(step_directory: Path, name: str) -> float | None:
 
 def _set_aside_damaged_metrics(directory: Path, best: str) -> None:
     """Does for a damaged metrics file what ``restore_latest`` does for a state; Orbax reads these on opening."""
+    damaged = distributed.from_process_0("damaged metrics", partial(_damaged_metrics, directory, best))
+    if damaged:
+        _set_aside([directory / name for name in damaged])
+
+
+def _damaged_metrics(directory: Path, best: str) -> list[str]:
+    """The names of the checkpoints whose metrics files are damaged; warns of each. Raises UserError if all are."""
     steps = [path for path in directory.glob("*") if path.name.isdigit()]
     damaged: dict[Path, str] = {}
     for path in steps:
@@ -327,8 +354,7 @@ def _set_aside_damaged_metrics(directory: Path, best: str) -> None:
         raise UserError(_NONE_READABLE.format(directory))
     for path, reason in damaged.items():
         print(f"warning: checkpoint {path} is corrupt ({reason}); skipping it", file=sys.stderr)
-    if damaged:
-        _set_aside(list(damaged))
+    return [path.name for path in damaged]
 
 
 def _set_aside(paths: list[Path]) -> None:

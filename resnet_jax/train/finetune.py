@@ -53,7 +53,11 @@ class FineTune(Part):
             raise UserError("config.finetune.freeze_bn is set, but the network has no batch normalisation; remove it")
 
     def model(self, model: Any) -> Any:
-        """The network, or a detector's networks, of which what is frozen uses running averages and gets no gradient."""
+        """The network, or a detector's networks, in which what is frozen uses its running averages.
+
+        No gradient reaches stages that only frozen ones come before. Of the other frozen parameters there is one, of
+        which the training step makes no use.
+        """
         return model.frozen(self.freeze, self.freeze_bn) if self.freezes else model
 
     def optimizer(

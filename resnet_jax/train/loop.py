@@ -22,7 +22,7 @@ from resnet_jax.train.bn_statistics import recompute_batch_stats
 from resnet_jax.train.metrics_log import MetricsLog, check_finite
 from resnet_jax.train.schedules import Plateau, Schedule
 from resnet_jax.train.signals import Stopped, stop_signals
-from resnet_jax.train.state import TrainState, init_state, overlaid, replace_variables, step_plateau
+from resnet_jax.train.state import TrainState, init_state, overlaid, replace_variables, step_plateau, without_reduction
 from resnet_jax.train.step import StepSettings, TrainStep, make_train_step
 from resnet_jax.train.workdir import locked
 from resnet_jax.train.writers import MetricsWriter
@@ -92,6 +92,8 @@ def train(
                 state = new_state()
                 if start:
                     state = replace_variables(state, lambda variables: overlaid(variables, start), mesh)
+            elif plateau is None:
+                state = without_reduction(state, mesh)
             first = int(state.step)
             if first % settings.steps_per_dispatch:
                 raise UserError(
@@ -140,10 +142,10 @@ def _run_steps(
 
     def evaluate(state: TrainState, last: bool) -> tuple[TrainState, dict[str, float], dict[str, float]]:
         """The state after an evaluation, its figures, and what is recorded of them. Raises Interrupted."""
-        if last and settings.bn_recompute_batches:
-            count = settings.bn_recompute_batches
-            state = recompute_batch_stats(task, dataset, seed, settings.batch_size, count, mesh, state)
         with interruptible(told):
+            if last and settings.bn_recompute_batches:
+                count = settings.bn_recompute_batches
+                state = recompute_batch_stats(task, dataset, seed, settings.batch_size, count, mesh, state)
             evaluation = task.evaluate(state.variables)
         split = dataset.evaluation_split
         record = {f"{split}_{name}": evaluation[figure] for figure, name in task.recorded.items()}

@@ -69,7 +69,7 @@ def init_state(
             batch_stats=variables["batch_stats"],
             opt_state=optimizer.init(variables["params"]),
             ema=variables if ema_decay else {},
-            plateau=optax.contrib.reduce_on_plateau().init(jnp.float32(0)),  # The same for any setting of it.
+            plateau=_unreduced(),
             train_error=jnp.float32(1),
             warming_up=jnp.bool_(hold_error > 0),
             sums={name: jnp.float32(0) for name in ("loss", *task.metrics, "count")},
@@ -98,6 +98,16 @@ def overlaid(variables: Any, given: Any) -> Any:
     if not isinstance(given, Mapping):
         return given
     return {name: overlaid(value, given[name]) if name in given else value for name, value in variables.items()}
+
+
+def _unreduced() -> Any:
+    """The state of a reducer that has reduced nothing; the same for any setting of ``Plateau``."""
+    return optax.contrib.reduce_on_plateau().init(jnp.float32(0))
+
+
+def without_reduction(state: TrainState, mesh: Mesh) -> TrainState:
+    """The state for another schedule than "plateau", whose reductions of the learning rate end with it."""
+    return dataclasses.replace(state, plateau=parallel.to_global(_unreduced(), parallel.replicated(mesh)))
 
 
 def step_plateau(plateau: Plateau, state: TrainState, error: float, mesh: Mesh) -> TrainState:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from resnet_jax import parallel
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.tasks.task import Batch, Task
-from resnet_jax.train.optimizers.masked import apply_updates
+from resnet_jax.train.optimizers.masked import apply_updates, without_frozen
 from resnet_jax.train.schedules import Schedule
 from resnet_jax.train.state import TrainState
 
@@ -53,8 +53,10 @@ def train_step(
     """
     loss, metrics, batch_stats, grads = gradients(task, settings, state, batch)
     batch_stats = {**state.batch_stats, **batch_stats}  # Those of frozen modules are left out.
+    grads = without_frozen(optimizer, grads, state.opt_state, state.params)
     if settings.sam_radius:
         grads = uphill_gradients(task, settings, state, batch, grads)
+        grads = without_frozen(optimizer, grads, state.opt_state, state.params)
     learning_rate = schedule(state.step) * state.plateau.scale
     if settings.hold_error:
         held = jnp.minimum(settings.hold_rate, learning_rate)
@@ -98,7 +100,8 @@ def gradients(
     """Loss, metrics, new batch statistics and gradients on a batch.
 
     With settings.accumulate_steps of k the batch is taken in k parts, one after the other, and all four are means
-    over them. Batch statistics in the forward pass then are those of a part.
+    over them. Batch statistics in the forward pass then are those of a part. Between devices the gradients are reduced
+    once for each part.
     """
 
     def one_part(part: Batch, key: jax.Array) -> tuple[jax.Array, Metrics, Any, Any]:

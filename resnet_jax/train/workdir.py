@@ -45,7 +45,7 @@ def prepare_workdir(
     ``config.json`` with the text ``config`` (an earlier one is kept as ``config.N.json``), ``environment.json``,
     ``class_names.json``, ``image_shape.json`` (height, width and channels of a training image), and
     ``normalization.npz``, which ``save_normalization`` writes. ``init.json`` holds ``start``: which weights a new run
-    starts from; a resumed run, which has None, keeps it.
+    starts from. A new run that starts at random has {}, and removes it; a resumed run has None, and keeps it.
 
     Raises UserError if the folder cannot be written.
     """
@@ -58,8 +58,10 @@ def prepare_workdir(
             _write(workdir / f"config.{number}.json", path.read_text())
         write_description(workdir, config, save_normalization, class_names, image_shape)
         _write(workdir / "environment.json", json.dumps(_environment(), indent=2) + "\n")
-        if start is not None:
+        if start:
             _write(workdir / "init.json", json.dumps(start, indent=2) + "\n")
+        elif start is not None:
+            (workdir / "init.json").unlink(missing_ok=True)
     except OSError as error:
         raise _not_writable(workdir, error) from None
 

@@ -34,9 +34,12 @@ def test_input_is_the_limit_where_a_host_reads_too_slowly():
     assert found.efficiency == pytest.approx(0.5)
 
 
-def test_accumulation_pays_for_the_all_reduce_once():
-    job = Job(link=1e9, host_images=1e9)
-    assert step(job._replace(accumulate=4), 64).efficiency > step(job, 64).efficiency
+def test_a_part_of_the_compute_time_can_hide_the_all_reduce():
+    job = Job(parameters=25e6, batch=100, images_per_second=1000, local_link=1e9, latency=1e-3, host_images=1e9)
+    # 156 ms of all-reduce beside 100 ms of compute.
+    assert step(job._replace(hidden=0.5), 4).total == pytest.approx(0.1 + 0.106)
+    assert step(job._replace(hidden=1.0), 4).total == pytest.approx(0.1 + 0.056)
+    assert step(job._replace(hidden=1.0, local_link=2e9), 4).efficiency == 1
 
 
 def test_the_table_of_the_document_is_the_models():

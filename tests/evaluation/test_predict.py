@@ -10,7 +10,7 @@ from resnet_jax.data.decode.images import crop_and_resize
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import predict as module
-from resnet_jax.evaluation.predict import Prediction, draw, find_images, picture_name, predict
+from resnet_jax.evaluation.predict import Prediction, draw, find_images, picture_names, predict
 from resnet_jax.models import create_model
 
 NORMALIZATION = Normalization(np.array([0.5, 0.4, 0.3], np.float32), np.array([0.2, 0.25, 0.3], np.float32))
@@ -167,7 +167,12 @@ def test_predictions_come_one_by_one(tmp_path, network, monkeypatch):
     ],
 )
 def test_pictures_are_named_after_the_whole_path_and_stay_in_one_folder(path, name):
-    assert picture_name(Path(path)) == name
+    assert picture_names([Path(path)]) == {Path(path): name}
+
+
+def test_pictures_of_other_photographs_have_other_names():
+    paths = [Path(path) for path in ("a/b.jpg", "a_b.jpg", "../a/b.jpg", "c.jpg")]
+    assert list(picture_names(paths).values()) == ["a_b.jpg.png", "a_b.jpg-2.png", "a_b.jpg-3.png", "c.jpg.png"]
 
 
 def pixels(path):

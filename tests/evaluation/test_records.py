@@ -1,4 +1,6 @@
 import csv
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -38,6 +40,15 @@ def test_columns_that_a_record_lacks_stay_empty_and_others_find_their_place(tmp_
     append_result(path, {"top1_error": 3.5, "loss": 0.25})  # Of five classes or fewer.
     append_result(path, {"loss": 0.75, "top5_error": 2.5, "top1_error": 4.5})
     assert rows(path)[1:] == [["9.5", "1.25", "0.5"], ["3.5", "", "0.25"], ["4.5", "2.5", "0.75"]]
+
+
+@pytest.mark.parametrize("cut", [1, 2])  # The line break is "\r\n".
+def test_a_table_whose_last_line_has_no_end_gets_one_first(tmp_path, cut):
+    path = tmp_path / "results.csv"
+    append_result(path, RECORD)
+    path.write_bytes(path.read_bytes()[:-cut])
+    append_result(path, RECORD | {"top1_error": 7.5})
+    assert [row[3] for row in rows(path) if row] == ["top1_error", "8.75", "7.5"]
 
 
 @pytest.mark.parametrize("header", ["model,weights,step", "model,weights,top5_error,step", "some text", "\n"])
@@ -111,6 +122,19 @@ def test_photographs_are_named_and_fewer_than_five_classes_are_all_there_are(tmp
     names = ["val/ant/lying.png", "val/ant/upright.jpg", "val/bee/square.png", "val/cat/lying.jpg"]
     assert_same_rows(found, slow_rows(scores, names, ["ant", "bee", "cat"], top=3))
     assert [row[1] for row in found] == [names[0], *names[2:]]
+
+
+def test_names_that_are_not_utf_8_are_written_and_read_as_they_are(tmp_path, photograph_folder, open_folder):
+    root = tmp_path / "photographs"
+    shutil.copytree(photograph_folder.root, root)
+    named = root / "val" / "ant" / os.fsdecode(b"caf\xe9.png")
+    (root / "val" / "ant" / "lying.png").rename(named)
+    data, path = open_folder(root), tmp_path / "scores.csv"
+    write_scores(path, random_scores(4, 3), data, "validation")
+    assert b"val/ant/caf\xe9.png" in path.read_bytes()
+    assert len(read_best_classes(path, data.class_names, [named.name])) == 1
+    append_result(tmp_path / "results.csv", {"weights": str(named)})
+    assert os.fsencode(named) in (tmp_path / "results.csv").read_bytes()
 
 
 def test_a_file_of_scores_is_replaced(tmp_path, digits):

@@ -1,6 +1,7 @@
 """Networks exported out of runs, and those that come along with the package."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -119,6 +120,25 @@ def test_faults_are_named(run, tmp_path):
     (folder / "trained.json").write_text(facts)
     (folder / "weights.safetensors").write_bytes(b"cut short")
     assert "weights.safetensors cannot be read as PyTorch weights" in the_error(load_run, folder)
+
+
+def test_a_write_that_fails_leaves_nothing_in_the_way_of_the_next(run, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(exported, "write_description", full)
+        with pytest.raises(OSError, match="No space left"):
+            exported_to(tmp_path / "bees", run)
+    assert not list(tmp_path.iterdir())
+    exported_to(tmp_path / "bees", run)
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == "bees" and folder.stat().st_mode & 0o777 == 0o777 & ~umask()
+
+
+def umask():
+    os.umask(now := os.umask(0))
+    return now
 
 
 def test_a_detector_is_refused_and_leaves_no_folder(tmp_path):

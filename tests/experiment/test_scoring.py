@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import build
+from resnet_jax import build, distributed
 from resnet_jax.config import load_config
 from resnet_jax.data.decode.boxes import CentralCrop
 from resnet_jax.data.decode.images import crop_and_resize
@@ -170,7 +170,7 @@ def test_photographs_are_scored_on_their_validation_split(tmp_path, photograph_f
     assert scores.labels.tolist() == photograph_folder.labels
     assert (record["split"], record["num_examples"]) == ("validation", 4)
     assert score(config, [tmp_path], split="train")[0]["num_examples"] == 6
-    with pytest.raises(UserError, match="no split 'test'"):
+    with pytest.raises(UserError, match="there is no folder test"):
         score(config, [tmp_path], split="test")
 
 
@@ -190,6 +190,17 @@ def test_an_ensemble_averages_what_a_protocol_says_of_each_member(
     np.testing.assert_allclose(np.exp(scores.log_probs), np.mean(members, axis=0), atol=1e-6)
     assert record["protocol"] == "multi_scale"
     assert record["compilations"] == 2  # Both scales have the same canvas here.
+
+
+def test_a_job_compares_what_it_scores_before_it_does(digits_config, run, monkeypatch):
+    compared = []
+    monkeypatch.setattr(distributed, "active", lambda: True)
+    monkeypatch.setattr(distributed, "agree", compared.append)
+    score(digits_config(), [run[0]], split="train")
+    asked, found = compared
+    assert asked["config.model.width"] == "4" and asked["the argument split"] == "'train'"
+    assert asked["the argument which"] == "'latest'" and asked["the argument workdirs"] == "1"
+    assert found["the step of the checkpoints"] == "20" and found["train examples"] == "1437"
 
 
 def test_an_ensemble_has_members(digits_config):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from resnet_jax.experiment.training import train
@@ -116,7 +117,10 @@ def test_a_broken_config_file_is_named_with_its_line_also_by_a_relative_path(ref
         ("--config.steps=many", "many"),
         ("--config.batch_size=0.5", "0.5"),
         ("--config.transforms.flip.probability=perhaps", "perhaps"),
-        ("--config.model=3", "config.model"),
+        ("--config.model=resnet50", "config.model is a section; set its keys, such as --config.model.name=resnet50"),
+        ("--config.transforms=1", "config.transforms is a section; set its keys, such as --config.transforms."),
+        ("--config.steps={[]:1}", "config.steps is '{[]:1}'; it must be a number of steps"),
+        ("--config.seed=9223372036854775808", "config.seed is 9223372036854775808; it must be below 4294967296"),
         ("--config.stepz=3", "config.stepz; did you mean config.steps?"),
         ("--config.optimiser.momentum=0", "config.optimiser.momentum; did you mean config.optimizer.momentum?"),
         ("--no_such_flag=3", "no_such_flag"),
@@ -125,6 +129,18 @@ def test_a_broken_config_file_is_named_with_its_line_also_by_a_relative_path(ref
 )
 def test_a_wrong_argument_is_named(refuse, flag, fault):
     assert fault in refuse(never, "--config", QUICKSTART, flag)
+
+
+@pytest.mark.parametrize(
+    ("flag", "fault"),
+    [
+        ("--start_timeout=soon", "start_timeout"),
+        ("--config.steps=4", "--config is missing, whose keys"),
+        ("--config", "Missing value for flag --config"),
+    ],
+)
+def test_a_wrong_flag_without_a_config_is_named(refuse, flag, fault):
+    assert fault in refuse(never, flag, config_optional=True)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +208,20 @@ def test_a_fault_of_our_own_keeps_its_traceback(run_here):
 
     with pytest.raises(ValueError, match="not the user's fault"):
         run_here(broken, "--config", QUICKSTART)
+
+
+def test_memory_that_is_full_is_named_with_what_lowers_it(refuse):
+    def too_large(config):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nAllocations: ...")
+
+    error = refuse(too_large, "--config", QUICKSTART)
+    assert "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes." in error and "lower config.batch_size" in error
+
+
+@pytest.mark.parametrize("flag", ["--local_processes=2", "--num_processes=2", "--distributed"])
+@pytest.mark.parametrize("kind", [{"config": False}, {"jobs": False}])
+def test_a_program_for_one_process_is_refused_as_one_of_several(refuse, flag, kind):
+    assert "this program is for one process" in refuse(never, flag, "image.png", positional="IMAGE", **kind)
 
 
 def test_overrides_reach_the_program(run_here):

@@ -53,7 +53,7 @@ def test_eval_measures_the_layer_responses_of_any_weights(run_here, load_main, w
         (["--torch_weights={weights}", "--config.eval_batch_size=0"], "config.eval_batch_size is 0"),
         (["--torch_weights={weights}", "--split=everything"], "split"),
         (["--torch_weights={weights}", "--protocol=eleven_crop"], "protocol"),
-        (["--torch_weights={weights}", "--checkpoint=worst"], "checkpoint"),
+        (["--torch_weights={weights}", "--checkpoint=worst"], "--checkpoint=worst: value should be one of"),
         (
             ["--torch_weights={weights}", "--workdir=a", "--responses_csv=r.csv"],
             "give one --workdir or --torch_weights",

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ def test_predict_prints_the_best_classes_of_each_photograph(
         (["--torch_weights={weights}", "--checkpoint=worst", "{image}"], "checkpoint"),
         (["--torch_weights={weights}", "--config.model.name=resnet21", "{image}"], "did you mean"),
         (["--torch_weights={weights}", "--split=test", "{image}"], "split"),
+        (["--torch_weights={weights}", "--local_processes=2", "{image}"], "this program is for one process"),
     ],
 )
 def test_predict_names_what_is_wrong(refuse, load_main, weights, photographs, tmp_path, arguments, fault):
@@ -57,6 +59,13 @@ def test_predict_names_what_is_wrong(refuse, load_main, weights, photographs, tm
     places = {"weights": weights[0], "image": photographs[0], "folder": tmp_path / "empty"}
     error = refuse(load_main("predict"), *TINY, *(argument.format(**places) for argument in arguments))
     assert fault.format(**places) in error
+
+
+def test_a_name_that_is_not_utf_8_is_printed_as_it_is(run_here, load_main, tiny_run, photographs, capsysbinary):
+    named = os.fsdecode(b"pets/caf\xe9.jpg")
+    os.rename(photographs[0], named)
+    run_here(load_main("predict"), "--workdir", tiny_run, named)
+    assert capsysbinary.readouterr().out.splitlines()[0] == b"pets/caf\xe9.jpg"
 
 
 def test_predict_takes_the_config_from_the_workdir_alone(run_here, load_main, tiny_run, photographs, capsys):

@@ -1,5 +1,7 @@
 """Batch statistics computed anew after training, against numpy on the inputs of each batch normalisation."""
 
+import signal
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from resnet_jax.data.order import example_indices
 from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.models.layers import BatchNorm
+from resnet_jax.stopping import Interrupted, interruptible
 from resnet_jax.train.bn_statistics import recompute_batch_stats
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.state import init_state
@@ -162,3 +165,10 @@ def test_evaluating_the_one_batch_repeats_the_training_pass_over_it(task_of, one
 def test_dropped_paths_have_their_random_numbers(task_of, one_device):
     _, after = recomputed(task_of(drop_path=0.5), one_device, count=2)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.batch_stats))
+
+
+def test_a_signal_is_heeded_between_two_batches(task_of, one_device):
+    asked = iter([None, None, signal.SIGTERM])
+    with interruptible(lambda: next(asked)), pytest.raises(Interrupted) as interrupted:
+        recomputed(task_of(), one_device, count=100)
+    assert interrupted.value.signum == signal.SIGTERM

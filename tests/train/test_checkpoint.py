@@ -1,11 +1,12 @@
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
-from resnet_jax import parallel
+from resnet_jax import distributed, parallel
 from resnet_jax.errors import UserError
 from resnet_jax.train import checkpoint
 from tests.train.saved_states import DROPPED_READS, bits, restore, save_steps, state_at, template
@@ -133,5 +134,37 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_nothing(tmp_path, one_devic
     (tmp_path / "4").rename(tmp_path / "4.unevaluated")
     if saved_again:
         shutil.copytree(tmp_path / "4.unevaluated", tmp_path / "4")
+    else:
+        with pytest.raises(UserError, match=r"the only checkpoint in .* is being saved again"):
+            restore(tmp_path, one_device, set_aside=False, read_only=True)
+    assert checkpoint.exists(tmp_path)
     assert bits(restore(tmp_path, one_device)) == bits(state_at(4, one_device))
     assert [path.name for path in tmp_path.iterdir()] == ["4"]
+
+
+@pytest.mark.parametrize("which", ["latest", "best"])
+def test_in_a_job_all_restore_what_process_0_finds(tmp_path, one_device, monkeypatch, which):
+    """As process 1 of two, to which the file system shows another newest checkpoint than to process 0."""
+    save_steps(tmp_path, [1, 2], one_device)  # The second is the better.
+    answers = {"steps": "[1]", "best step": "1", "everyone": "true"}
+    monkeypatch.setattr(distributed, "exchange", lambda name, value: [answers[name], value])
+    manager = checkpoint.open_checkpoints(tmp_path, 5, "top1_error", read_only=True)
+    monkeypatch.setattr(distributed, "_job", SimpleNamespace(index=1))
+    if which == "best":
+        state = checkpoint.restore_best(manager, template(), one_device)
+    else:
+        state = checkpoint.restore_latest(manager, template(), one_device, set_aside=False)
+    assert bits(state) == bits(state_at(1, one_device))
+    monkeypatch.undo()
+    manager.close()
+
+
+def test_in_a_job_process_0_tells_all_which_metrics_are_damaged(tmp_path, one_device, monkeypatch, capsys):
+    """As process 1 of two, which sees nothing wrong and must take part in setting the checkpoint aside."""
+    save_steps(tmp_path, [1, 2], one_device)
+    waited = []
+    monkeypatch.setattr(distributed, "_job", SimpleNamespace(index=1))
+    monkeypatch.setattr(distributed, "exchange", lambda name, value: ['["2"]', value])
+    monkeypatch.setattr(parallel, "wait_for_all", waited.append)
+    checkpoint._set_aside_damaged_metrics(tmp_path, "top1_error")
+    assert waited == ["set aside"] and capsys.readouterr().err == ""

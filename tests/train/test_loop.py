@@ -48,7 +48,9 @@ def shades() -> ResidentDataset:
 def train_on(shades, one_device):
     """``(workdir, ...) -> state``: a run of 20 steps with some of its settings changed."""
 
-    def train(workdir, dataset=shades, width=4, peak=0.1, optimizer=None, describe=None, plot=None, **changes):
+    def train(
+        workdir, dataset=shades, width=4, peak=0.1, optimizer=None, describe=None, plot=None, plateau=None, **changes
+    ):
         settings = LoopSettings(steps=20, batch_size=16, log_every=5, eval_every=10, checkpoint_every=10)
         settings = settings._replace(**changes)
         model = create_model("resnet20", 3, width=width, stage_sizes=(1,))
@@ -58,7 +60,7 @@ def train_on(shades, one_device):
             dataset,
             (optimizer or SGD()).make(),
             Constant().make(peak, settings.steps, 10),
-            None,
+            plateau,
             StepSettings(log_every=settings.log_every),
             settings,
             one_device,
@@ -209,6 +211,16 @@ def test_what_does_not_fit_the_checkpoints_is_refused_before_anything_is_describ
     intervals = {"steps": 24, "log_every": 3, "eval_every": 12, "checkpoint_every": 12}
     with pytest.raises(UserError, match=r"step 20, which is not a multiple of config\.steps_per_dispatch 3; resume"):
         train_on(workdir, steps_per_dispatch=3, describe=pytest.fail, **intervals)
+
+
+def test_the_reductions_of_a_plateau_end_with_its_schedule(train_on, tmp_path):
+    reducing = Plateau(patience=1, factor=0.01)
+    state = train_on(tmp_path, steps=10, eval_every=2, checkpoint_every=5, width=1, peak=0.0, plateau=reducing)
+    assert state.plateau.scale < 0.1  # At a rate of 0 no error falls.
+    resumed = train_on(tmp_path, steps=15, width=1)
+    assert resumed.plateau.scale == 1
+    (*_, record) = read_metrics(tmp_path / "metrics.jsonl")
+    assert (record["step"], record["learning_rate"]) == (15, pytest.approx(0.1))
 
 
 @pytest.mark.extensive

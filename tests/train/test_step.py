@@ -11,7 +11,8 @@ import pytest
 from resnet_jax import parallel
 from resnet_jax.interop.torch_weights import load_torch
 from resnet_jax.train.optimizers import SGD
-from resnet_jax.train.schedules import Constant, Cosine
+from resnet_jax.train.optimizers.masked import only
+from resnet_jax.train.schedules import Constant, Plateau
 from resnet_jax.train.state import init_state
 from resnet_jax.train.step import ERROR_MEMORY, StepSettings, gradients, loss_key, make_train_step, train_step
 
@@ -321,8 +322,8 @@ def test_the_scale_of_the_plateau_multiplies_the_learning_rate(tiny_task, one_de
     task, settings = tiny_task(), StepSettings(log_every=1)
     state, batch = start(task, one_device), random_batch()
     state = state.replace(plateau=state.plateau._replace(scale=jnp.float32(0.25)))
-    cosine = Cosine(warmup_steps=2).make(0.1, 100, 1)
-    step = jax.jit(partial(train_step, task, SGD_PAPER, cosine, settings))
+    schedule = Plateau(warmup_steps=2).make(0.1, 100, 1)
+    step = jax.jit(partial(train_step, task, SGD_PAPER, schedule, settings))
     after, metrics = step(state, batch)
     rate = 0.25 * 0.1 / 2
     np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
@@ -369,22 +370,65 @@ def test_the_step_knows_only_the_task(random_images, one_device):
     np.testing.assert_allclose(metrics["train_bias"], errors.mean(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("count", [2, 8])
+class HalfFrozen(Regression):
+    """A task whose loss has no gradient in one of two parameters."""
+
+    def init(self, key, image_shape):
+        return {"params": {"live": jnp.arange(3.0), "frozen": jnp.full(3, 0.7)}, "batch_stats": {}}
+
+    def loss(self, variables, batch, key):
+        live, frozen = variables["params"]["live"], variables["params"]["frozen"]
+        loss = ((live * frozen + live**2 - batch["target"]) ** 2).mean() + jnp.sqrt(((frozen - 0.7) ** 2).sum())
+        return loss, ({"distance": loss, "bias": loss}, {})
+
+
+def test_frozen_parameters_are_neither_moved_uphill_nor_part_of_its_radius_nor_of_what_must_be_finite(one_device):
+    task, batch, mask = HalfFrozen(), {"target": jnp.array([1.0, -2.0, 3.0])}, {"live": True, "frozen": False}
+    optimizer = only(SGD(momentum=0.0, weight_decay=0.0).make(), mask)
+    state = init_state(task, optimizer, 0, 0.0, 0.0, (), one_device)
+    settings = StepSettings(log_every=1, sam_radius=0.3)
+    after, _ = jax.jit(partial(train_step, task, optimizer, CONSTANT, settings))(state, batch)
+
+    def loss(live):
+        return task.loss({"params": {"live": live, "frozen": jnp.full(3, 0.7)}}, batch, None)[0]
+
+    live = jnp.arange(3.0)
+    gradient = jax.grad(loss)(live)
+    uphill = live + 0.3 * gradient / jnp.linalg.norm(gradient)
+    np.testing.assert_allclose(after.params["live"], live - 0.1 * jax.grad(loss)(uphill), rtol=1e-5)
+    np.testing.assert_array_equal(after.params["frozen"], state.params["frozen"])
+    assert int(after.nonfinite_step) == -1
+
+
+def numbers_reduced(program):
+    """How many float32 a compiled program sums over the devices: what stands in a loop, as often as that goes round."""
+    rounds = {
+        body: int(count)
+        for body, count in re.findall(r" while\(.*body=%([\w.-]+).*\"known_trip_count\":\{\"n\":\"(\d+)\"", program)
+    }
+    sent, computation = 0, ""
+    for line in program.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            computation = line.removeprefix("ENTRY ").removeprefix("%").partition(" ")[0]
+        if " all-reduce(" in line:
+            for dims in re.findall(r"f32\[([\d,]*)\]", line.partition(" all-reduce(")[0]):
+                size = np.prod([int(size) for size in dims.split(",") if size], dtype=int)
+                sent += int(size) * rounds.get(computation, 1)
+    return sent
+
+
+@pytest.mark.parametrize(("count", "accumulate_steps"), [(2, 1), (8, 1), (2, 4)])
 @pytest.mark.extensive
-def test_the_gradients_are_reduced_once_a_step(tiny_task, random_images, count):
-    """What docs/scaling.md says is sent between devices: the gradients, and little else."""
+def test_the_gradients_are_reduced_once_for_each_part_of_a_batch(tiny_task, random_images, count, accumulate_steps):
+    """What docs/scaling.md says is sent between devices: the gradients of each part, and little else."""
     mesh = parallel.data_mesh(jax.devices()[:count])
     task = tiny_task(bn_group_size=2)
     state = start(task, mesh)
-    step = make_train_step(task, random_images, SGD_PAPER, CONSTANT, EVERY_SECOND, 1, mesh)
+    settings = StepSettings(log_every=2, accumulate_steps=accumulate_steps)
+    step = make_train_step(task, random_images, SGD_PAPER, CONSTANT, settings, 1, mesh)
     resident = parallel.to_global(random_images.resident("train"), parallel.replicated(mesh))
     batches = parallel.to_global({"index": np.zeros((1, BATCH), np.int32)}, parallel.sharded_batch(mesh, axis=1))
-    program = step.lower(state, resident, batches).compile().as_text()
-    sent = 0
-    for line in program.splitlines():
-        if " all-reduce(" in line:
-            for dims in re.findall(r"f32\[([\d,]*)\]", line.partition(" all-reduce(")[0]):
-                sent += int(np.prod([int(size) for size in dims.split(",") if size], dtype=int))
+    sent = numbers_reduced(step.lower(state, resident, batches).compile().as_text())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     statistics = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
-    assert parameters <= sent <= parameters + statistics + 10
+    assert accumulate_steps * parameters <= sent <= accumulate_steps * (parameters + statistics + 10)

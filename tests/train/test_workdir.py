@@ -8,11 +8,12 @@ import jax
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.train.workdir import locked, prepare_workdir, read_class_names, refuse_other_classes
+from resnet_jax.train.workdir import initial_record, locked, prepare_workdir, read_class_names, refuse_other_classes
 
 
-def prepare(workdir, config, class_names=("cat", "dog")):
-    prepare_workdir(workdir, config, lambda path: path.write_bytes(b"normalization"), list(class_names), (8, 12, 3))
+def prepare(workdir, config, class_names=("cat", "dog"), start=None):
+    save = lambda path: path.write_bytes(b"normalization")  # noqa: E731
+    prepare_workdir(workdir, config, save, list(class_names), (8, 12, 3), start)
 
 
 def test_the_folder_tells_how_the_run_came_about(tmp_path):
@@ -31,6 +32,15 @@ def test_another_config_takes_the_place_of_the_old_one_which_is_kept(tmp_path):
         prepare(tmp_path, config)
     kept = {path.name: path.read_text() for path in tmp_path.glob("config*.json")}
     assert kept == {"config.json": "third", "config.1.json": "first", "config.2.json": "second"}
+
+
+def test_the_record_of_the_weights_stays_on_resuming_and_goes_with_a_new_start_at_random(tmp_path):
+    prepare(tmp_path, "", start={"kind": "file"})
+    prepare(tmp_path, "", start=None)
+    assert initial_record(tmp_path) == {"kind": "file"}
+    for _ in range(2):
+        prepare(tmp_path, "", start={})
+        assert initial_record(tmp_path) == {}
 
 
 def test_other_classes_or_another_order_are_refused(tmp_path):

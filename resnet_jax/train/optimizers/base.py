@@ -1,6 +1,8 @@
 """What every optimizer has: a peak learning rate, weight decay by rule, clipping, and a rate that the step sets."""
 
+import re
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -74,10 +76,24 @@ class Optimizer(Part):
 
     def _clipped(self, gradients: Any, params: Any) -> Any:
         if self.adaptive_clip:
-            clipped, _ = optax.adaptive_grad_clip(self.adaptive_clip).update(gradients, optax.EmptyState(), params)
+            clip = optax.adaptive_grad_clip(self.adaptive_clip)
+            clipped = by_layer(lambda g, w: clip.update(g, optax.EmptyState(), w)[0], gradients, params)
             gradients = jax.tree_util.tree_map_with_path(
                 lambda path, whole, part: whole if path[0].key == "head" else part, gradients, clipped
             )
         if self.clip_norm:
             gradients, _ = optax.clip_by_global_norm(self.clip_norm).update(gradients, optax.EmptyState(), params)
         return gradients
+
+
+def by_layer(rule: Callable[..., jax.Array], *trees: Any) -> Any:
+    """The tree of ``rule(*leaves)``, for rules that take norms of a layer's parameters.
+
+    Blocks that ``stack_blocks`` laid on a first axis are layers each: the rule is called for one at a time.
+    """
+
+    def apply(path: Any, *leaves: jax.Array) -> jax.Array:
+        stacked = any(re.fullmatch(r"stage\d+_blocks", key.key) for key in path)
+        return jax.vmap(rule)(*leaves) if stacked else rule(*leaves)
+
+    return jax.tree_util.tree_map_with_path(apply, *trees)

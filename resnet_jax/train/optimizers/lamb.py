@@ -1,13 +1,13 @@
 """LAMB, for large batches."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import optax
 from pydantic import Field
 
 from resnet_jax.parts import Fraction, NonNegativeFloat
-from resnet_jax.train.optimizers.base import DecayRule, Optimizer
+from resnet_jax.train.optimizers.base import DecayRule, Optimizer, by_layer
 
 
 class LAMB(Optimizer):
@@ -28,6 +28,11 @@ class LAMB(Optimizer):
         return optax.chain(
             optax.scale_by_adam(self.b1, self.b2, self.epsilon),
             optax.add_decayed_weights(self.weight_decay, self.decays),
-            optax.masked(optax.scale_by_trust_ratio(), self.decays),
+            optax.masked(optax.stateless(_scaled), self.decays),
             optax.scale(-learning_rate),
         )
+
+
+def _scaled(updates: Any, params: Any) -> Any:
+    ratio = optax.scale_by_trust_ratio()
+    return by_layer(lambda update, weights: ratio.update(update, optax.EmptyState(), weights)[0], updates, params)

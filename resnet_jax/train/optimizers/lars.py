@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from resnet_jax.parts import NonNegativeFloat
-from resnet_jax.train.optimizers.base import DecayRule, Optimizer
+from resnet_jax.train.optimizers.base import DecayRule, Optimizer, by_layer
 
 
 class LARS(Optimizer):
@@ -28,12 +28,11 @@ class LARS(Optimizer):
         return optax.chain(optax.stateless(self._scaled), optax.scale(-learning_rate), optax.trace(self.momentum))
 
     def _scaled(self, gradients: Any, params: Any) -> Any:
-        def scale(gradient: jax.Array, weights: jax.Array, decays: bool) -> jax.Array:
-            if not decays:
-                return gradient
+        def scale(gradient: jax.Array, weights: jax.Array) -> jax.Array:
             own, other = jnp.linalg.norm(weights.ravel()), jnp.linalg.norm(gradient.ravel())
             total = other + self.weight_decay * own + self.epsilon
             ratio = jnp.where((own > 0) & (other > 0), self.trust * own / jnp.where(total > 0, total, 1), 1.0)
             return ratio * (gradient + self.weight_decay * weights)
 
-        return jax.tree.map(scale, gradients, params, self.decays(params))
+        scaled = by_layer(scale, gradients, params)
+        return jax.tree.map(lambda decays, own, plain: own if decays else plain, self.decays(params), scaled, gradients)

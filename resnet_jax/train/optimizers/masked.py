@@ -41,6 +41,12 @@ def apply_updates(params: Any, updates: Any) -> Any:
     return jax.tree.map(lambda p, u: p if u is None else optax.apply_updates(p, u), params, updates)
 
 
+def without_frozen(optimizer: optax.GradientTransformationExtraArgs, gradients: Any, state: Any, params: Any) -> Any:
+    """``gradients`` with zeros for the parameters that ``optimizer`` leaves alone."""
+    updates, _ = jax.eval_shape(optimizer.update, gradients, state, params, learning_rate=jnp.float32(0))
+    return jax.tree.map(lambda g, u: jnp.zeros_like(g) if u is None else g, gradients, updates)
+
+
 def _frozen(scale: float | np.ndarray) -> bool:
     return isinstance(scale, float) and scale == 0
 

@@ -7,6 +7,7 @@ import optax
 import pydantic
 import pytest
 
+from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 from resnet_jax.train.optimizers import LAMB, LARS, SGD, AdamW, AnyOptimizer
 
 torch = pytest.importorskip("torch")
@@ -169,6 +170,31 @@ def test_adaptive_clipping_is_that_of_each_unit_but_for_the_classifier():
         assert scale < 1
         np.testing.assert_allclose(found["conv"]["kernel"][..., filter_], scale * g, rtol=1e-5)
     jax.tree.map(lambda a, g: np.testing.assert_allclose(a, g, rtol=1e-6), found["head"], gradient["head"])
+
+
+@pytest.mark.parametrize("decay", ["kernels", "all"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [LARS(trust=0.02, weight_decay=0.3), LAMB(weight_decay=0.3), SGD(adaptive_clip=0.4)],
+    ids=lambda optimizer: optimizer.name,
+)
+def test_stacked_blocks_are_updated_as_the_blocks_one_by_one(optimizer, decay):
+    """The norms are those of each block's layers, and not of all blocks of a stage together."""
+    optimizer = optimizer.model_copy(update={"decay": decay})
+    tree = {f"stage1_block{i}": {k: parameters(i)[k] for k in ("conv", "bn")} for i in (1, 2, 3, 4)}
+    tree["stage1_block3"] = jax.tree.map(lambda leaf: 30 * leaf, tree["stage1_block3"])
+    weights = tree | {"head": parameters()["head"]}
+    gradient = jax.tree.map(jnp.cos, weights)
+
+    def update(weights, gradient):
+        made = optimizer.make()
+        return made.update(gradient, made.init(weights), weights, learning_rate=jnp.float32(0.1))[0]
+
+    expected = update(weights, gradient)
+    stacked = [stack_blocks({"params": tree})["params"] for tree in (weights, gradient)]
+    assert "stage1_blocks" in stacked[0]
+    found = unstack_blocks({"params": update(*stacked)})["params"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
 @pytest.mark.parametrize("kind", [SGD, AdamW, LAMB, LARS])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.train.optimizers import SGD
-from resnet_jax.train.optimizers.masked import apply_updates, only
+from resnet_jax.train.optimizers.masked import apply_updates, only, without_frozen
 
 
 def moved(optimizer, params, steps=3):
@@ -36,6 +36,15 @@ def test_frozen_parameters_keep_every_bit_under_weight_decay_and_momentum_and_th
     assert jax.tree.structure(state) == jax.tree.structure(without)
     momenta = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (3, 2)]
     assert [bool(np.any(leaf)) for leaf in momenta] == [True, False]
+
+
+def test_the_gradients_of_what_is_left_alone_are_zero_whatever_they_were():
+    params = random_params()
+    gradients = {"stem": {"kernel": jnp.full((3, 2), jnp.nan)}, "head": {"kernel": jnp.full((3, 2), 2.0)}}
+    optimizer = only(SGD().make(), {"stem": {"kernel": False}, "head": {"kernel": True}})
+    found = without_frozen(optimizer, gradients, optimizer.init(params), params)
+    np.testing.assert_array_equal(found["stem"]["kernel"], np.zeros((3, 2)))
+    np.testing.assert_array_equal(found["head"]["kernel"], gradients["head"]["kernel"])
 
 
 def test_without_a_mask_the_optimizer_is_itself():
