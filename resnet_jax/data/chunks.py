@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from resnet_jax.data.crops import Crop, Progressive
 from resnet_jax.data.dataset import Batch, Share
-from resnet_jax.data.decode.boxes import Interpolation, RealBox
+from resnet_jax.data.decode.boxes import Interpolation, Look
 from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize, image_size
 from resnet_jax.data.order import example_indices
 from resnet_jax.data.sources.protocol import Source
@@ -39,16 +39,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class PhotographView:
-    """A box of some photographs, resized, at the top left of a canvas of zeros.
-
-    ``choose_box`` and ``choose_size`` are functions of the photograph's (height, width).
-    """
+    """What is seen of some photographs, each at the top left of a canvas (height, width) of zeros."""
 
     indices: np.ndarray
     canvas: tuple[int, int]
-    choose_box: Callable[[int, int], RealBox]
-    choose_size: Callable[[int, int], tuple[int, int]]
-    interpolation: Interpolation = "area"
+    look: Look
 
     @property
     def count(self) -> int:
@@ -153,16 +148,14 @@ class EvalChunks:
 
     def __call__(self, number: int) -> dict[str, Any]:
         first, size = place(self, number)
-        images = np.zeros((size, *self.view.canvas, 3), np.uint8)
+        look, images = self.view.look, np.zeros((size, *self.view.canvas, 3), np.uint8)
         sizes = np.ones((size, 2), np.int32)
         labels, indices = np.full(size, -1, np.int32), np.zeros(size, np.int32)
         unreadable: list[str] = []
         for row, index in enumerate(self.view.indices[first : first + size]):
             record = self.source[int(index)]
             try:
-                pixels = crop_and_resize(
-                    record["image"], self.view.choose_box, self.view.choose_size, interpolation=self.view.interpolation
-                )
+                pixels = crop_and_resize(record["image"], look.box, look.resized, interpolation=look.interpolation)
             except UnreadableImage as error:
                 unreadable.append(f"{record['name']} ({error})")
                 continue

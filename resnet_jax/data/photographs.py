@@ -66,7 +66,7 @@ class Photographs(Part):
         """Whether training batches have images of several sizes."""
         return self.progressive.start_size is not None
 
-    def view(self, image_shape: tuple[int, int, int]) -> CentralCrop:
+    def look(self, image_shape: tuple[int, int, int]) -> CentralCrop:
         """What the evaluation with one crop sees of a photograph."""
         return CentralCrop(self.eval_shorter_side, self.crop_size, self.interpolation)
 

@@ -35,7 +35,7 @@ class Resident(Part):
         """Whether training batches have images of several sizes: never."""
         return False
 
-    def view(self, image_shape: tuple[int, int, int]) -> CentralCrop:
+    def look(self, image_shape: tuple[int, int, int]) -> CentralCrop:
         """What a network of images of (H, W, C) sees of a photograph: the central square.
 
         Raises UserError where the images are not square.

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from resnet_jax.data.chunks import (
     training_loading,
 )
 from resnet_jax.data.dataset import Batch, Share
-from resnet_jax.data.decode.boxes import CentralCrop, whole_box
+from resnet_jax.data.decode.boxes import CentralCrop, Whole
 from resnet_jax.data.normalization import IMAGENET_STATISTICS, Statistics
 from resnet_jax.data.photographs import Photographs
 from resnet_jax.data.sources.protocol import Opened, Source
@@ -128,7 +127,7 @@ class StreamedDataset:
 
     def single_view(self, split: str) -> PhotographView:
         """The central crop_size x crop_size pixels, the shorter side resized to eval_shorter_side."""
-        return self._central(split, self.settings.view(self.image_shape))
+        return self._central(split, self.settings.look(self.image_shape))
 
     def square_view(self, split: str) -> PhotographView:
         """The central square, resized to eval_shorter_side."""
@@ -136,10 +135,7 @@ class StreamedDataset:
         return self._central(split, CentralCrop(side, side, self.settings.interpolation))
 
     def _central(self, split: str, crop: CentralCrop) -> PhotographView:
-        size = crop.size, crop.size
-        return PhotographView(
-            np.arange(self.count(split)), size, crop.box, partial(_fixed, size), self.settings.interpolation
-        )
+        return PhotographView(np.arange(self.count(split)), (crop.size, crop.size), crop)
 
     def whole_views(self, split: str, shorter_side: int | None = None) -> list[PhotographView]:
         """Photographs that cannot be decoded are in none, and are named on stderr.
@@ -160,18 +156,15 @@ class StreamedDataset:
         for index, (height, width) in enumerate(self._sizes[split]):
             if height and width:
                 groups.setdefault(canvas_for(int(height), int(width), shorter_side), []).append(index)
-        size = partial(resized_size, shorter_side=shorter_side)
-        return [
-            PhotographView(np.array(group), canvas, whole_box, size, self.settings.interpolation)
-            for canvas, group in sorted(groups.items())
-        ]
+        look = Whole(shorter_side, interpolation=self.settings.interpolation)
+        return [PhotographView(np.array(group), canvas, look) for canvas, group in sorted(groups.items())]
 
     def mean_image(self) -> np.ndarray:
         """That of the central crops, the paper's per-pixel mean (section 3.4); computed once and kept in the cache.
 
         Summed in integers, so that it does not depend on the number of threads or hosts.
         """
-        crop = self.settings.view(self.image_shape)
+        crop = self.settings.look(self.image_shape)
         how = "" if crop.interpolation == "area" else f"-{crop.interpolation}"
         name = f"{self.name}{self.opened.part}-mean-{crop.shorter_side}-{crop.size}{how}"
         (mean,) = cached_arrays(name, self.source("train").files(), lambda: (self._mean_image(),), keys=("mean",))
@@ -196,21 +189,11 @@ class StreamedDataset:
         return IMAGENET_STATISTICS
 
 
-def resized_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
-    """(height, width) of a photograph whose shorter side becomes ``shorter_side``."""
-    scale = shorter_side / min(height, width)
-    return max(shorter_side, round(height * scale)), max(shorter_side, round(width * scale))
-
-
 def canvas_for(height: int, width: int, scale: int) -> tuple[int, int]:
     """The smallest canvas that holds a photograph of (height, width) once its shorter side is ``scale``."""
-    resized = resized_size(height, width, scale)
+    resized = Whole(scale).resized(height, width)
     short = -(-scale // _STRIDE) * _STRIDE
     aspects = chain(ASPECTS, (ASPECTS[-1] * 2**power for power in count(1)))
     longs = (-(-math.ceil(scale * aspect) // _STRIDE) * _STRIDE for aspect in aspects)
     long = next(length for length in longs if length >= max(resized))
     return (long, short) if resized[0] > resized[1] else (short, long)
-
-
-def _fixed(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
-    return size

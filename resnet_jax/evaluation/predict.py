@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from resnet_jax.data.decode.boxes import CentralCrop
+from resnet_jax.data.decode.boxes import Look
 from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.sources.folder import photographs
@@ -54,7 +54,7 @@ def predict(
     normalize: Normalization,
     class_names: Sequence[str],
     paths: Sequence[Path],
-    view: CentralCrop,
+    look: Look,
     top: int = 5,
 ) -> Iterator[Prediction]:
     """The ``top`` best classes of the central crop of each photograph, as evaluation with one crop sees it.
@@ -63,7 +63,7 @@ def predict(
         model, variables, normalize: the network and what it reads, as in ``experiment.networks.Network``.
         class_names: in the order of its outputs.
         paths: files.
-        view: what is seen of each.
+        look: what is seen of each, all resized to the same size.
 
     A file that cannot be decoded is named on stderr and skipped; raises UserError if none can, and for a network whose
     images are neither in colour nor in grey. Where ``normalize`` is
@@ -72,13 +72,13 @@ def predict(
     if len(normalize.std) not in (1, 3):
         raise UserError(f"the network's images have {len(normalize.std)} channels; photographs have 3, or 1 in grey")
     score = jax.jit(lambda variables, images: log_probabilities(model, variables, normalize(images)))
-    found, size = False, (view.size, view.size)
+    found, size = False, look.resized(1, 1)  # The same for every photograph.
     for start in range(0, len(paths), BATCH_SIZE):
         images = np.zeros((BATCH_SIZE, *size, len(normalize.std)), np.uint8)  # One size, so one compilation.
         readable: list[Path] = []
         for path in paths[start : start + BATCH_SIZE]:
             try:
-                pixels = crop_and_resize(path.read_bytes(), view.box, size, interpolation=view.interpolation)
+                pixels = crop_and_resize(path.read_bytes(), look.box, size, interpolation=look.interpolation)
                 images[len(readable)] = _grey(pixels) if images.shape[-1] == 1 else pixels
                 readable.append(path)
             except (UnreadableImage, OSError) as error:

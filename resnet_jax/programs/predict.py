@@ -33,9 +33,9 @@ def run(config: Config | None, images: list[str]) -> None:
     paths = find_images([Path(image) for image in images])
     network = load_network(config, WORKDIR.value, TORCH_WEIGHTS.value, CHECKPOINT.value)
     member = Member(network.model, network.normalize, network.variables)
-    view = network.config.data.view(network.image_shape)
+    look = network.config.data.look(network.image_shape)
     pictures = picture_names(paths)
-    for described in network.config.task.predict(member, network.class_names, paths, view):
+    for described in network.config.task.predict(member, network.class_names, paths, look):
         print(described.path)
         for line in described.lines:
             print(f"  {line}")

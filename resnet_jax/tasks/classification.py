@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from pydantic import model_validator
 
 from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.decode.boxes import Look
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.evaluation.classify import Scores, error_rates, log_add, make_evaluator
@@ -113,11 +114,11 @@ class ClassificationPart(Part):
         write_scores(path, details, dataset, split)
 
     def predict(
-        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], view: Any
+        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], look: Look
     ) -> Iterator[Described]:
-        """The best classes of files; ``view`` is the ``CentralCrop`` that the network sees."""
+        """The best classes of files, of which all are resized to the same size."""
         model, normalization, variables = member
-        for found in predict(model, variables, normalization, class_names, paths, view):
+        for found in predict(model, variables, normalization, class_names, paths, look):
             lines = [
                 f"{100 * probability:6.2f} %  {name}"
                 for name, probability in zip(found.classes, found.probabilities, strict=True)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from pydantic import Field
 
+from resnet_jax.data.decode.boxes import Look
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.detection.anchors import Anchors
@@ -235,9 +236,9 @@ class Detection(Part):
         plot_precision_recall(path.with_suffix(".png"), dataset.class_names, details.classes, title)
 
     def predict(
-        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], view: Any
+        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], look: Look
     ) -> Iterator[Described]:
-        """The detections in files, resized as in evaluation; ``view`` is the shorter side and the most of the longer.
+        """The detections in files, which are seen whole.
 
         A file that cannot be decoded is named on stderr and skipped. Raises UserError if none can, or for a run that
         trained the proposal network alone.
@@ -249,7 +250,7 @@ class Detection(Part):
             return detect_batch([model], [normalize], [variables], [batch], SINGLE)
 
         stride = max(model.backbone.strides[: model.backbone.roi_levels])
-        for path, found in detections_in(find, variables, stride, paths, *view):
+        for path, found in detections_in(find, variables, stride, paths, look):
             order = found.scores.argsort()[::-1]
             lines = [
                 f"{100 * found.scores[i]:6.2f} %  {class_names[found.labels[i]]}  "

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from pydantic import Field, model_validator
 
+from resnet_jax.data.decode.boxes import Look
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.detection import faster_rcnn
@@ -226,9 +227,9 @@ class Localisation(Part):
             file.write(text.getvalue().encode(errors="surrogateescape"))
 
     def predict(
-        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], view: Any
+        self, member: Member, class_names: Sequence[str], paths: Sequence[Path], look: Look
     ) -> Iterator[Described]:
-        """The box of the class ``shown`` in files, resized as in evaluation and whole.
+        """The box of the class ``shown`` in files, which are seen whole.
 
         A file that cannot be decoded is named on stderr and skipped. Raises UserError if none can, or for no class.
         """
@@ -244,7 +245,7 @@ class Localisation(Part):
             )
 
         stride = max(model.rpn_backbone.strides)
-        for path, found in detections_in(find, variables, stride, paths, *view):
+        for path, found in detections_in(find, variables, stride, paths, look):
             lines = [
                 f"{100 * score:6.2f} %  {class_names[label]}  ({', '.join(f'{side:.0f}' for side in box)})"
                 for score, box in zip(found.scores, found.boxes, strict=True)

@@ -14,7 +14,8 @@ The part of a config that makes a task has, besides its keys:
   many channels; ``save_torch(path, network, variables)``: into one;
 - ``score(members, dataset, split, mesh, batch_size, protocol)``: the ``Score`` of an ensemble;
 - ``write_scores(path, details, dataset, split)``: the details of a ``Score`` as a CSV file;
-- ``predict(member, class_names, paths, view)``: what is in photographs, each ``Described``; ``view`` is config.data's.
+- ``predict(member, class_names, paths, look)``: what is in photographs, each ``Described``; ``look`` is that of
+  config.data.
 """
 
 from collections.abc import Callable, Mapping

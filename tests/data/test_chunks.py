@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -228,12 +229,21 @@ def test_nothing_that_can_be_decoded_is_a_user_error(limit):
     assert "\n" not in str(caught.value)
 
 
+class Fixed(NamedTuple):
+    """The central square, resized to 6 x 6 whatever its side."""
+
+    side: int
+    interpolation: str = "area"
+
+    def box(self, height, width):
+        return CentralCrop(self.side, self.side).box(height, width)
+
+    def resized(self, height, width):
+        return 6, 6
+
+
 def square_view(indices, side):
-    return PhotographView(indices, (side, side), CentralCrop(side, side).box, fixed)
-
-
-def fixed(height, width):
-    return 6, 6
+    return PhotographView(indices, (side, side), Fixed(side))
 
 
 def evaluate(source, view, batch_size, share=Share(), loading=ONE_THREAD, limit=0):  # noqa: B008

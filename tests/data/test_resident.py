@@ -122,9 +122,9 @@ def test_a_data_set_of_a_training_split_alone_gets_the_other_by_a_holdout(monkey
 
 
 def test_photographs_are_seen_as_squares_only():
-    assert Resident().view((28, 28, 1)).size == 28
+    assert Resident().look((28, 28, 1)).resized(60, 80) == (28, 28)
     with pytest.raises(UserError, match="the network's images are 28 x 40; photographs are only predicted as squares"):
-        Resident().view((28, 40, 1))
+        Resident().look((28, 40, 1))
 
 
 def test_a_validation_split_is_scored_where_there_is_no_test_split():

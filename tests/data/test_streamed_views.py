@@ -8,11 +8,11 @@ import pytest
 
 from resnet_jax.data.crops import RandomResized
 from resnet_jax.data.dataset import Share
-from resnet_jax.data.decode.boxes import whole_box
+from resnet_jax.data.decode.boxes import Whole, whole_box
 from resnet_jax.data.decode.images import crop_and_resize
 from resnet_jax.data.order import example_indices
 from resnet_jax.data.pack import write_pack
-from resnet_jax.data.streamed import ASPECTS, canvas_for, resized_size
+from resnet_jax.data.streamed import ASPECTS, canvas_for
 from resnet_jax.errors import UserError
 from tests.data.streamed_photographs import CROP, dataset, photographs, settings
 
@@ -52,22 +52,6 @@ def test_a_view_is_a_box_resized_at_the_top_left_of_zeros(view, sides, photograp
     assert batch["size"].tolist() == [list(size)] and batch["label"].tolist() == [1]
 
 
-@pytest.mark.parametrize(
-    ("photograph", "shorter_side", "expected"),
-    [
-        ((375, 500), 256, (256, 341)),
-        ((500, 375), 256, (341, 256)),
-        ((375, 500), 640, (640, 853)),
-        ((300, 300), 224, (224, 224)),
-        ((1, 1000), 4, (4, 4000)),
-        # 49 * (1 / 49) is below 1 in floating point.
-        ((49, 50), 1, (1, 1)),
-    ],
-)
-def test_resized_size(photograph, shorter_side, expected):
-    assert resized_size(*photograph, shorter_side) == expected
-
-
 def many_sizes():
     rng = np.random.default_rng(0)
     sizes = [(1, 1), (1, 1000), (375, 500), (500, 375), (333, 500), (2000, 3000), (224, 224), (225, 224), (7, 6000)]
@@ -87,7 +71,7 @@ def test_a_canvas_holds_the_photograph_and_there_are_few(scale):
     sizes = many_sizes()
     for height, width in sizes:
         canvas = canvas_for(height, width, scale)
-        resized = resized_size(height, width, scale)
+        resized = Whole(scale).resized(height, width)
         assert canvas[0] >= resized[0] and canvas[1] >= resized[1]
         assert canvas[0] % 32 == canvas[1] % 32 == 0
         assert canvas_for(width, height, scale) == canvas[::-1]
@@ -99,7 +83,7 @@ def test_a_canvas_holds_the_photograph_and_there_are_few(scale):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("size", [(500, 500), (375, 500), (500, 333), (480, 640), (1200, 800)])
 def test_usual_photographs_leave_little_of_their_canvas_empty(size, scale):
-    canvas, resized = canvas_for(*size, scale), resized_size(*size, scale)
+    canvas, resized = canvas_for(*size, scale), Whole(scale).resized(*size)
     assert np.prod(resized) > 0.89 * np.prod(canvas)
 
 
@@ -124,9 +108,9 @@ def test_every_photograph_is_in_one_whole_view_of_each_scale(capsys):
         assert sorted(set(canvases)) == canvases and len(canvases) <= most_canvases(sizes)
         for view in views:
             for i in view.indices:
-                assert view.choose_box(*sizes[i]) == (0, 0, *sizes[i])
-                assert view.choose_size(*sizes[i]) == resized_size(*sizes[i], scale)
-                assert (np.array(view.choose_size(*sizes[i])) <= view.canvas).all()
+                assert view.look.box(*sizes[i]) == (0, 0, *sizes[i])
+                assert view.look.resized(*sizes[i]) == Whole(scale).resized(*sizes[i])
+                assert (np.array(view.look.resized(*sizes[i])) <= view.canvas).all()
     # The headers are read once for all scales.
     assert capsys.readouterr().err.count("warning: 17 ") == 1
 

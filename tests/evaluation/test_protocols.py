@@ -10,11 +10,11 @@ import pytest
 
 from resnet_jax import parallel
 from resnet_jax.data import Photographs
-from resnet_jax.data.decode.boxes import whole_box
+from resnet_jax.data.decode.boxes import Whole, whole_box
 from resnet_jax.data.decode.images import crop_and_resize
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.sources.protocol import Opened
-from resnet_jax.data.streamed import StreamedDataset, resized_size
+from resnet_jax.data.streamed import StreamedDataset
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.classify import error_rates, make_evaluator
 from resnet_jax.evaluation.protocols import PROTOCOLS, multi_scale
@@ -105,7 +105,7 @@ def test_ten_crops_of_whole_photographs_reach_their_corners(mesh, photograph_fol
     model, variables, logits = network
     expected = []
     for file, size in zip(files(dataset), photograph_folder.sizes, strict=True):
-        image = crop_and_resize(file, whole_box, resized_size(*size, 41))
+        image = crop_and_resize(file, whole_box, Whole(41).resized(*size))
         (height, width), views = image.shape[:2], []
         for y, x in [(0, 0), (0, width - 32), (height - 32, 0), (height - 32, width - 32)]:
             views += [image[y : y + 32, x : x + 32], np.fliplr(image[y : y + 32, x : x + 32])]
@@ -140,7 +140,7 @@ def multi_scale_alone(model, variables, file, size, scales, pooled=plain_mean):
     network = jax.jit(lambda image: model.apply(variables, image, train=False, features=True)[last_stage])
     probabilities = []
     for scale in scales:
-        image = crop_and_resize(file, whole_box, resized_size(*size, scale))
+        image = crop_and_resize(file, whole_box, Whole(scale).resized(*size))
         assert min(image.shape[:2]) == scale
         of_scale = []
         for view in (image, np.fliplr(image)):

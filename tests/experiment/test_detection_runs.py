@@ -89,7 +89,7 @@ def test_a_detector_starts_from_a_backbone_resumes_without_it_and_is_scored_and_
     member = Member(network.model, network.normalize, network.variables)
     photographs = sorted((shapes_folder / "JPEGImages").glob("*.jpg"))[-2:]
     (tmp_path / "broken.jpg").write_bytes(b"no photograph")
-    size = own.data.view(network.image_shape)
+    size = own.data.look(network.image_shape)
     described = list(own.task.predict(member, network.class_names, [tmp_path / "broken.jpg", *photographs], size))
     assert [one.path for one in described] == photographs and "broken.jpg cannot be decoded" in capsys.readouterr().err
     assert all(one.lines and any(name in one.lines[0] for name in network.class_names) for one in described)

@@ -133,7 +133,7 @@ def test_a_localiser_is_trained_in_two_steps_resumed_scored_and_used(imagenet, t
     photograph = imagenet / "Data/CLS-LOC/val/16.JPEG"
     task = override(configs["2"], {"task.shown": labels[2]}).task
     member = Member(run.model, run.normalize, run.variables)
-    (described,) = task.predict(member, run.class_names, [photograph], configs["2"].data.view(run.image_shape))
+    (described,) = task.predict(member, run.class_names, [photograph], configs["2"].data.look(run.image_shape))
     probability, name, x1, *_ = described.lines[0].replace("(", "").replace(",", "").replace("%", "").split()
     assert name == labels[2] and float(x1) == pytest.approx(dense.boxes[2, 0, 0], abs=2)
     assert float(probability) == pytest.approx(100 / (1 + np.exp(-dense.scores[2, 0])), abs=0.5)

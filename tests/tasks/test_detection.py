@@ -14,7 +14,7 @@ import pytest
 from resnet_jax import build, parallel
 from resnet_jax.config import load_config, override
 from resnet_jax.data.dataset import Share
-from resnet_jax.data.detection.placing import resized_size
+from resnet_jax.data.decode.boxes import Whole
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.sources.detection import shapes
 from resnet_jax.detection.faster_rcnn import detect
@@ -253,7 +253,7 @@ def test_crowds_and_difficult_objects_are_not_trained_on_and_canvases_are_zero_b
 def alone(task, variables, dataset, index, refined):
     """The detections of one photograph, resized by itself, with the model's own functions; and how it was resized."""
     pixels = dataset.photographs("validation").source[index]["image"]
-    height, width = resized_size(*pixels.shape[:2], 48, 64)
+    height, width = Whole(48, 64).resized(*pixels.shape[:2])
     small = np.asarray(PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BILINEAR))
     model = task.model
 

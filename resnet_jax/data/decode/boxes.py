@@ -1,6 +1,6 @@
-"""Boxes that are cut out of an image: (top, left, height, width) in its own pixels, before any resizing."""
+"""Boxes that are cut out of an image: (top, left, height, width) in its own pixels, and what they are resized to."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -8,6 +8,19 @@ Box = tuple[int, int, int, int]  # Top, left, height and width in pixels of the 
 RealBox = tuple[float, float, float, float]  # The same, of whole pixels or parts of them.
 
 Interpolation = Literal["area", "bilinear", "bicubic"]
+
+
+class Look(Protocol):
+    """What is seen of a photograph: a box of it, resized by a filter."""
+
+    @property
+    def interpolation(self) -> Interpolation: ...
+
+    def box(self, height: int, width: int) -> RealBox:
+        """The box of a photograph of (height, width)."""
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) that the box of a photograph of (height, width) is resized to."""
 
 
 class CentralCrop(NamedTuple):
@@ -32,6 +45,37 @@ class CentralCrop(NamedTuple):
         scales = [side / new for side, new in zip((height, width), resized, strict=True)]
         top, left = (round((new - self.size) / 2) * scale for new, scale in zip(resized, scales, strict=True))
         return top, left, self.size * scales[0], self.size * scales[1]
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(size, size)."""
+        return self.size, self.size
+
+
+class Whole(NamedTuple):
+    """All of an image that is resized to a shorter side, or to a longer one of ``max_side`` where it would exceed that.
+
+    Faster R-CNN has 600 (section 3.3), and 1000 in its code. max_side: None: there is no limit.
+    """
+
+    shorter_side: int
+    max_side: int | None = None
+    interpolation: Interpolation = "area"
+
+    def box(self, height: int, width: int) -> RealBox:
+        """The whole image."""
+        return whole_box(height, width)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) of an image of (height, width)."""
+        scale = self.shorter_side / min(height, width)
+        if self.max_side is not None:
+            scale = min(scale, self.max_side / max(height, width))
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def at(self, shorter_side: int) -> "Whole":
+        """The same at another shorter side, the longer one's limit in proportion."""
+        limit = None if self.max_side is None else round(self.max_side * shorter_side / self.shorter_side)
+        return self._replace(shorter_side=shorter_side, max_side=limit)
 
 
 def whole_box(height: int, width: int) -> Box:

@@ -8,9 +8,9 @@ import numpy as np
 from resnet_jax.data.chunks import EvalChunks, PhotographView, first_readable, place
 from resnet_jax.data.crops import Crop
 from resnet_jax.data.dataset import Share
-from resnet_jax.data.decode.boxes import Box, whole_box
+from resnet_jax.data.decode.boxes import Box, Whole, whole_box
 from resnet_jax.data.decode.images import crop_and_resize, image_size
-from resnet_jax.data.detection.placing import place_objects, resized_size, scale_of, seen_in
+from resnet_jax.data.detection.placing import place_objects, scale_of, seen_in
 from resnet_jax.data.order import GroupedOrder
 from resnet_jax.data.sources.detection.protocol import DetectionSource, ObjectTable, make_objects
 
@@ -84,7 +84,7 @@ class DetectionTrainChunks:
         def read(record: dict[str, Any]) -> tuple[Box, tuple[int, int]]:
             size = image_size(record["image"])
             if self.crop is None:
-                box, (height, width) = whole_box(*size), resized_size(*size, short_side, self.max_side)
+                box, (height, width) = whole_box(*size), Whole(short_side, self.max_side).resized(*size)
             else:
                 box, (height, width) = self.crop.box(rng, *size, len(image)), image.shape[:2]
             pixels = crop_and_resize(record["image"], lambda *_: box, (height, width), fast=True)
@@ -119,7 +119,7 @@ class DetectionEvalChunks:
         indices, sizes = np.where(found, batch.pop("index"), -1).astype(np.int32), batch.pop("size")
         rows = []
         for index, resized in zip(indices.tolist(), sizes.tolist(), strict=True):
-            box = self.view.choose_box(*self.photographs.size(index)) if index >= 0 else (0, 0, 1, 1)
+            box = self.view.look.box(*self.photographs.size(index)) if index >= 0 else (0, 0, 1, 1)
             objects = self.photographs.table[index] if index >= 0 else make_objects([], [])
             placed = place_objects(seen_in(objects, box), box[2:], tuple(resized), False, self.max_boxes)
             rows.append({"image_hw": np.array(resized, np.int32), "scale": scale_of(box[2:], tuple(resized)), **placed})

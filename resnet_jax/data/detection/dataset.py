@@ -5,7 +5,6 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -20,10 +19,10 @@ from resnet_jax.data.chunks import (
     training_loading,
 )
 from resnet_jax.data.dataset import Batch, Share
-from resnet_jax.data.decode.boxes import CentralCrop, whole_box
+from resnet_jax.data.decode.boxes import CentralCrop, Whole
 from resnet_jax.data.detection.chunks import AnnotatedPhotographs, DetectionEvalChunks, DetectionTrainChunks
 from resnet_jax.data.detection.part import DetectionData
-from resnet_jax.data.detection.placing import canvas_groups, resized_size
+from resnet_jax.data.detection.placing import canvas_groups
 from resnet_jax.data.normalization import IMAGENET_STATISTICS, Statistics
 from resnet_jax.data.order import GroupedOrder
 from resnet_jax.data.sources.detection.joined import JoinedSource
@@ -184,7 +183,8 @@ class DetectionDataset:
             side = self.settings.crop_size
             return np.zeros(len(self._examples()), np.int32), [(side, side)]
         sizes = self.photographs("train").sizes[self._examples()]
-        return canvas_groups(sizes, max(self.settings.short_sides), self.settings.max_side, self.settings.canvas_stride)
+        largest = Whole(max(self.settings.short_sides), self.settings.max_side)
+        return canvas_groups(sizes, largest, self.settings.canvas_stride)
 
     def training_batches(self, seed: int, batch_size: int, start: int, stop: int, share: Share) -> Iterator[Batch]:
         """The batches of ``order.GroupedOrder``: each holds photographs of one canvas, (H, W), and G = max_boxes.
@@ -230,14 +230,11 @@ class DetectionDataset:
         ``shorter_side`` is by default ``crop_size``, as in evaluation; the longer side then has at most max_side
         pixels, and in proportion at another.
         """
-        found, shorter_side = self.photographs(split), shorter_side or self.settings.evaluation_side
-        max_side = round(self.settings.max_side * shorter_side / self.settings.evaluation_side)
+        found, look = self.photographs(split), self.settings.whole
+        look = look.at(shorter_side or look.shorter_side)
         readable = np.flatnonzero(found.sizes[:, 0])
-        groups, canvases = canvas_groups(found.sizes[readable], shorter_side, max_side, self.settings.canvas_stride)
-        size = partial(resized_size, short_side=shorter_side, max_side=max_side)
-        return [
-            PhotographView(readable[groups == group], canvas, whole_box, size) for group, canvas in enumerate(canvases)
-        ]
+        groups, canvases = canvas_groups(found.sizes[readable], look, self.settings.canvas_stride)
+        return [PhotographView(readable[groups == group], canvas, look) for group, canvas in enumerate(canvases)]
 
     def single_view(self, split: str) -> PhotographView:
         """The central crop_size x crop_size pixels of each that can be decoded, the shorter side resized as evaluated.
@@ -247,8 +244,7 @@ class DetectionDataset:
         if self.settings.training_crop is None:
             raise UserError(f"{self.name} is not seen by crops, because config.data.training_crop is not set; set it")
         readable, crop = np.flatnonzero(self.photographs(split).sizes[:, 0]), self.settings.crop_size
-        box = CentralCrop(self.settings.evaluation_side, crop).box
-        return PhotographView(readable, (crop, crop), box, lambda *_: (crop, crop))
+        return PhotographView(readable, (crop, crop), CentralCrop(self.settings.evaluation_side, crop))
 
     def square_view(self, split: str) -> NoReturn:
         """Raises UserError: no evaluation of boxes takes ten crops."""

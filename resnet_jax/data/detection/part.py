@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from resnet_jax.data.crops import Crop
+from resnet_jax.data.decode.boxes import Whole
 from resnet_jax.parts import Count, NonNegativeInt, Part
 
 if TYPE_CHECKING:
@@ -79,9 +80,14 @@ class DetectionData(Part):
             self.training_crop.check(self.crop_size)
         return self
 
-    def view(self, image_shape: tuple[int, int, int]) -> tuple[int, int]:
-        """(shorter side that a photograph is resized to, most pixels of the longer one), as in evaluation."""
-        return self.evaluation_side, self.max_side
+    @property
+    def whole(self) -> Whole:
+        """What the evaluation sees of a photograph."""
+        return Whole(self.evaluation_side, self.max_side)
+
+    def look(self, image_shape: tuple[int, int, int]) -> Whole:
+        """The same, whatever image is trained on."""
+        return self.whole
 
     def load(self, data_dir: str | None = None) -> "DetectionDataset":
         """Opens it. Raises UserError where it is not found."""

@@ -2,22 +2,11 @@
 
 import numpy as np
 
-from resnet_jax.data.decode.boxes import RealBox
+from resnet_jax.data.decode.boxes import Look, RealBox
 from resnet_jax.data.sources.detection.protocol import Objects
 
 
-def resized_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
-    """(height, width) of a photograph whose shorter side becomes ``short_side``, or whose longer one ``max_side``.
-
-    The smaller of the two, so that neither is exceeded (Faster R-CNN, section 3.3: 600, and 1000 in its code).
-    """
-    scale = min(short_side / min(height, width), max_side / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def canvas_groups(
-    sizes: np.ndarray, short_side: int, max_side: int, stride: int
-) -> tuple[np.ndarray, list[tuple[int, int]]]:
+def canvas_groups(sizes: np.ndarray, look: Look, stride: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """The group of each photograph (N,) and the (height, width) of the canvas of each group: one or two.
 
     sizes: (N, 2), heights and widths. Upright photographs are one group, the others the other; a group without
@@ -31,7 +20,7 @@ def canvas_groups(
         if chosen.any():
             groups[chosen] = len(canvases)
             # Of photographs of many sizes few differ.
-            resized = [resized_size(int(h), int(w), short_side, max_side) for h, w in np.unique(sizes[chosen], axis=0)]
+            resized = [look.resized(int(h), int(w)) for h, w in np.unique(sizes[chosen], axis=0)]
             height, width = (-(-max(sides) // stride) * stride for sides in zip(*resized, strict=True))
             canvases.append((height, width))
     return groups, canvases

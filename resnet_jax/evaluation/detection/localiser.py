@@ -107,7 +107,7 @@ def make_localiser(
             there = np.flatnonzero(index >= 0)
             for row in there:
                 place = int(index[row])
-                top, left = view.choose_box(*photographs.size(place))[:2]
+                top, left = view.look.box(*photographs.size(place))[:2]
                 better = found.scores[row] > scores[place]
                 boxes[place][better] = original[row][better] + (left, top, left, top)
                 scores[place][better] = found.scores[row][better]

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax.data.decode.boxes import whole_box
+from resnet_jax.data.decode.boxes import Look, whole_box
 from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize, image_size
-from resnet_jax.data.detection.placing import canvas_groups, original_boxes, resized_size, scale_of
+from resnet_jax.data.detection.placing import canvas_groups, original_boxes, scale_of
 from resnet_jax.detection import faster_rcnn
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.evaluation.detection.detections import Detections
@@ -21,27 +21,28 @@ def detections_in(
     variables: Any,
     stride: int,
     paths: Sequence[Path],
-    short_side: int,
-    max_side: int,
+    look: Look,
 ) -> Iterator[tuple[Path, Detections]]:
     """(path, detections in pixels of the photograph) of each file that can be decoded, in order.
 
     ``find(variables, batch)``, traced, gives those of a batch with "image" (1, H, W, 3) uint8 and "image_hw" (1, 2).
-    Photographs are resized as in evaluation and lie on at most two canvases, in multiples of ``stride``, so that at
-    most two programs are compiled. A file that cannot be decoded is named on stderr and skipped; raises UserError if
-    none can.
+    Photographs are seen whole, resized as ``look`` says, and lie on at most two canvases, in multiples of ``stride``,
+    so that at most two programs are compiled. A file that cannot be decoded is named on stderr and skipped; raises
+    UserError if none can.
     """
     none_decoded = UserError(f"none of {len(paths)} files can be decoded; name photographs")
     sizes = {path: size for path in paths if (size := _size(path)) is not None}
     if not sizes:
         raise none_decoded
-    groups, canvases = canvas_groups(np.array(list(sizes.values())), short_side, max_side, stride)
+    groups, canvases = canvas_groups(np.array(list(sizes.values())), look, stride)
     compiled, decoded = jax.jit(find), False
     for (path, size), group in zip(sizes.items(), groups, strict=True):
-        height, width = resized = resized_size(*size, short_side, max_side)
+        height, width = resized = look.resized(*size)
         image = np.zeros((1, *canvases[group], 3), np.uint8)
         try:
-            image[0, :height, :width] = crop_and_resize(path.read_bytes(), whole_box, resized)
+            image[0, :height, :width] = crop_and_resize(
+                path.read_bytes(), whole_box, resized, interpolation=look.interpolation
+            )
         except (UnreadableImage, OSError) as error:  # Its header could be read, but not the rest.
             _warn(path, error)
             continue

@@ -1,6 +1,6 @@
 import pytest
 
-from resnet_jax.data.decode.boxes import CentralCrop, whole_box
+from resnet_jax.data.decode.boxes import CentralCrop, Whole, whole_box
 
 SIZES = [(1, 1), (1, 500), (500, 1), (3, 4), (375, 500), (500, 375), (300, 5000), (5000, 300)]
 
@@ -42,3 +42,39 @@ def test_the_whole_image_and_the_central_square():
     assert whole_box(3, 7) == (0, 0, 3, 7)
     assert CentralCrop(9, 9).box(3, 7) == (0, 2, 3, 3)
     assert CentralCrop(9, 9).box(7, 3) == (2, 0, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("photograph", "shorter_side", "expected"),
+    [
+        ((375, 500), 256, (256, 341)),
+        ((500, 375), 256, (341, 256)),
+        ((375, 500), 640, (640, 853)),
+        ((300, 300), 224, (224, 224)),
+        ((1, 1000), 4, (4, 4000)),
+        # 49 * (1 / 49) is below 1 in floating point.
+        ((49, 50), 1, (1, 1)),
+    ],
+)
+def test_a_whole_image_is_resized_to_its_shorter_side(photograph, shorter_side, expected):
+    assert Whole(shorter_side).resized(*photograph) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((375, 500), (600, 800)),
+        ((500, 375), (800, 600)),
+        ((300, 600), (500, 1000)),
+        ((1, 900), (1, 1000)),
+        ((600, 600), (600, 600)),
+    ],
+)
+def test_the_shorter_side_is_600_and_the_longer_at_most_1000(size, expected):
+    assert Whole(600, 1000).resized(*size) == expected
+
+
+def test_at_another_side_the_limit_is_in_proportion():
+    assert Whole(600, 1000, "bicubic").at(300) == Whole(300, 500, "bicubic")
+    assert Whole(256).at(640) == Whole(640)
+    assert Whole(256).box(30, 40) == (0, 0, 30, 40)

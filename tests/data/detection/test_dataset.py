@@ -11,10 +11,9 @@ from pydantic import ValidationError
 from resnet_jax.data import DetectionData
 from resnet_jax.data.crops import ScaleJitter
 from resnet_jax.data.dataset import Share
-from resnet_jax.data.decode.boxes import whole_box
+from resnet_jax.data.decode.boxes import Whole, whole_box
 from resnet_jax.data.decode.images import crop_and_resize
 from resnet_jax.data.detection.dataset import DetectionDataset
-from resnet_jax.data.detection.placing import resized_size
 from resnet_jax.data.sources.detection.protocol import OpenedDetection, make_objects
 from resnet_jax.errors import UserError
 
@@ -112,7 +111,7 @@ def test_what_the_batches_hold():
             height, width = batch["image_hw"][row]
             rng = np.random.default_rng((3, 4 * step + row))  # Of the place in the run alone.
             side, mirrored = (16, 24)[rng.integers(2)], rng.random() < 0.5
-            assert (height, width) == resized_size(*size, side, 32)
+            assert (height, width) == Whole(side, 32).resized(*size)
             sides.add(int(min(height, width)))
             np.testing.assert_allclose(batch["scale"][row], [height / size[0], width / size[1]], rtol=1e-6)
             image = crop_and_resize(pixels, whole_box, (int(height), int(width)), fast=True)
@@ -272,7 +271,7 @@ def test_other_scales_have_other_canvases_with_the_longer_side_in_proportion():
     views = data.whole_views("validation", 12)
     assert [view.canvas for view in views] == [(16, 16), (16, 16)]
     assert sorted(np.concatenate([view.indices for view in views])) == list(range(13))
-    assert views[0].choose_size(21, 32) == (10, 16)
+    assert views[0].look.resized(21, 32) == (10, 16)
 
 
 def test_fifty_photographs_of_many_sizes_compile_two_programs():

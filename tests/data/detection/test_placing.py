@@ -1,39 +1,24 @@
 import numpy as np
-import pytest
 
+from resnet_jax.data.decode.boxes import Whole
 from resnet_jax.data.detection.placing import (
     canvas_groups,
     original_boxes,
     place_objects,
-    resized_size,
     scale_of,
     seen_in,
 )
 from resnet_jax.data.sources.detection.protocol import make_objects
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((375, 500), (600, 800)),
-        ((500, 375), (800, 600)),
-        ((300, 600), (500, 1000)),
-        ((1, 900), (1, 1000)),
-        ((600, 600), (600, 600)),
-    ],
-)
-def test_the_shorter_side_is_600_and_the_longer_at_most_1000(size, expected):
-    assert resized_size(*size, 600, 1000) == expected
-
-
 def test_canvases_are_the_smallest_in_multiples_of_the_stride():
     sizes = np.array([[375, 500], [500, 375], [480, 640], [400, 400], [333, 500]])
-    groups, canvases = canvas_groups(sizes, 600, 1000, 16)
+    groups, canvases = canvas_groups(sizes, Whole(600, 1000), 16)
     assert groups.tolist() == [0, 1, 0, 0, 0] and canvases == [(608, 912), (800, 608)]
-    groups, canvases = canvas_groups(np.array([[100, 400], [400, 100]]), 600, 1000, 16)
+    groups, canvases = canvas_groups(np.array([[100, 400], [400, 100]]), Whole(600, 1000), 16)
     assert canvases == [(256, 1008), (1008, 256)]
     for only, canvas in (([[300, 300]] * 3, (608, 608)), ([[400, 300]], (800, 608)), ([[300, 400]], (608, 800))):
-        groups, canvases = canvas_groups(np.array(only), 600, 1000, 32)
+        groups, canvases = canvas_groups(np.array(only), Whole(600, 1000), 32)
         assert groups.tolist() == [0] * len(only) and canvases == [canvas]
 
 
@@ -68,7 +53,7 @@ def test_crowds_are_the_first_to_be_left_out():
 
 
 def test_boxes_find_their_way_back():
-    size, resized = (333, 500), resized_size(333, 500, 600, 1000)
+    size, resized = (333, 500), Whole(600, 1000).resized(333, 500)
     objects = make_objects([[10, 20, 300, 333]], [0])
     placed = place_objects(objects, size, resized, False, 2)
     back = original_boxes(placed["boxes"][None], scale_of(size, resized)[None])

@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from resnet_jax.data.decode.boxes import Whole
 from resnet_jax.detection.faster_rcnn import Detections
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.detection.predict import detections_in
@@ -31,9 +32,9 @@ def test_files_without_pixels_are_named_and_refused_only_where_there_are_no_othe
     (tmp_path / "broken.jpg").write_bytes(jpeg(40, 60)[:-1000])  # Its header can be read.
     (tmp_path / "whole.jpg").write_bytes(jpeg(40, 60))
     paths = [tmp_path / "broken.jpg", tmp_path / "whole.jpg"]
-    ((path, found),) = detections_in(everything, {}, 8, paths, 20, 30)
+    ((path, found),) = detections_in(everything, {}, 8, paths, Whole(20, 30))
     assert path == paths[1]
     np.testing.assert_allclose(found.boxes, [[0, 0, 60, 40]], atol=1e-4)
     assert capsys.readouterr().err.startswith(f"warning: {paths[0]} cannot be decoded")
     with pytest.raises(UserError, match="none of 1 files can be decoded; name photographs"):
-        list(detections_in(everything, {}, 8, paths[:1], 20, 30))
+        list(detections_in(everything, {}, 8, paths[:1], Whole(20, 30)))
