@@ -4,6 +4,7 @@ Imports no jax.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -86,13 +87,22 @@ def open_folder(root: Path, split: str) -> FolderSource:
     unknown = sorted(set(present) - set(classes))
     if unknown:
         raise UserError(f"class {unknown[0]!r} of {folder} is not one of {folders['train']}; rename or remove it")
-    files, labels = [], []
+    files: list[str] = []
+    labels: list[int] = []
+    empty = []
     for name in tqdm(present, f"listing {folder.name}", unit=" classes", delay=1, leave=False):
         found = sorted(os.path.relpath(path, root) for path in photographs(folder / name))
         files += found
+        empty += [] if found else [name]
         labels += [classes.index(name)] * len(found)
     if not files:
         raise UserError(f"there are no photographs in {folder}; they must end in one of {', '.join(SUFFIXES)}")
+    if empty and folder == folders.get("train"):
+        print(
+            f"warning: {', '.join(empty)} in {folder} hold no photographs, and are classes all the same; remove those "
+            f"that are none",
+            file=sys.stderr,
+        )
     return FolderSource(root, files, np.array(labels, np.int32), readable_names(classes))
 
 

@@ -61,9 +61,12 @@ def test_nested_files_are_found_and_hidden_and_other_ones_are_not(tmp_path):
     assert source.class_names == ["cat"]
 
 
-def test_a_class_without_photographs_keeps_its_label(tmp_path):
-    write(tmp_path, "train/cat/a.jpg", "train/bat/notes.txt", "train/dog/a.jpg")
+def test_a_class_without_photographs_keeps_its_label_and_is_said(tmp_path, capsys):
+    write(tmp_path, "train/cat/a.jpg", "train/bat/notes.txt", "train/dog/a.jpg", "val/dog/b.jpg", "val/cat/notes.txt")
     source = open_folder(tmp_path, "train")
+    assert capsys.readouterr().err.startswith(f"warning: bat in {tmp_path / 'train'} hold no photographs")
+    open_folder(tmp_path, "validation")
+    assert not capsys.readouterr().err
     assert source.class_names == ["bat", "cat", "dog"]
     assert [record["label"] for record in records(source)] == [1, 2]
 
