@@ -2,7 +2,7 @@
 
 Command:   python train.py --config configs/cifar10_ingredients.py:resnet20_mixup --workdir runs/mixup
            All, two seeds each, and their table: python reproduce.py ingredients --scale paper
-Hardware:  meant for two CPU cores: 1,600 steps (4 epochs) a run; the whole was not yet run here
+Hardware:  meant for two CPU cores: 1,600 steps (4 epochs) a run; docs/recipes.md has what was run here
 Published: nothing; the paper's ResNet-20 has 8.75 % in forty times the steps (arXiv 1512.03385, Table 6)
 
 resnet20_baseline is the paper's recipe with the learning rate divided by 10 after 800 and 1,200 steps. Every other
