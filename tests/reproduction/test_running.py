@@ -254,7 +254,7 @@ def test_a_smoke_run_really_trains_and_scores_and_reports(tmp_path):
     call = [sys.executable, str(ROOT / "reproduce.py"), "fig7", "--networks=plain20,resnet20", *arguments]
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "| ResNet-20 | 7 |" in done.stdout and "A SMOKE run" in done.stdout
+    assert "| ResNet-20 | 7 |" in done.stdout and "Smoke scale" in done.stdout
     record = read_record(tmp_path / "results" / "smoke" / "resnet20-seed0.json")
     assert len(record["responses"]) == 7 and record["numerics"] == [numerics_hash(ROOT)]
     assert running.is_current(ROOT, "smoke", record)
