@@ -213,6 +213,7 @@ def test_what_does_not_fit_the_checkpoints_is_refused_before_anything_is_describ
         train_on(workdir, steps_per_dispatch=3, describe=pytest.fail, **intervals)
 
 
+@pytest.mark.extensive  # Three runs.
 def test_the_reductions_of_a_plateau_end_with_its_schedule(train_on, tmp_path):
     reducing = Plateau(patience=1, factor=0.01)
     state = train_on(tmp_path, steps=10, eval_every=2, checkpoint_every=5, width=1, peak=0.0, plateau=reducing)
