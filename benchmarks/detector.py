@@ -19,9 +19,11 @@ import numpy as np
 
 from benchmarks.timing import Run, timed
 from resnet_jax import parallel
-from resnet_jax.detection.faster_rcnn import FasterRCNN, Targets, box_losses, detect, sample_boxes
+from resnet_jax.detection.faster_rcnn import FasterRCNN
 from resnet_jax.detection.named import torchvision_fpn
 from resnet_jax.detection.rpn import Proposals
+from resnet_jax.detection.second_stage import box_losses, detect, sample_boxes
+from resnet_jax.detection.targets import Targets
 from resnet_jax.kernels import Kernels
 from resnet_jax.models import create_model, variant
 from resnet_jax.tasks.detection import Detection

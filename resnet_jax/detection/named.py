@@ -7,8 +7,10 @@ Any field, and any setting by ``_replace``, can be changed: ``model.clone(box=mo
 
 from resnet_jax.detection.anchors import Anchors
 from resnet_jax.detection.backbones import FPN, ResNetC4, VGGBackbone
-from resnet_jax.detection.faster_rcnn import BoxSettings, FasterRCNN, Pooling
+from resnet_jax.detection.faster_rcnn import FasterRCNN
+from resnet_jax.detection.roi import Pooling
 from resnet_jax.detection.rpn import RPNSettings
+from resnet_jax.detection.second_stage import BoxSettings
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.vgg import VGG
 

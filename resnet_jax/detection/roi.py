@@ -5,7 +5,7 @@ dtype. Coordinates and weights are float32, whatever that is.
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,10 @@ from jax import lax
 
 from resnet_jax.detection.boxes import area
 from resnet_jax.detection.checks import check_one_of
+from resnet_jax.errors import UserError
 
 Form: TypeAlias = Literal["einsum", "gather"]
+PoolingOp: TypeAlias = Literal["align", "pool"]
 
 
 def roi_align(
@@ -234,3 +236,23 @@ def _gather_align(
 def _take(rows: jax.Array, index: jax.Array) -> jax.Array:
     """For each example of a batch, the rows (N, C) that ``index`` (...) names: (B, ..., C)."""
     return jax.vmap(lambda rows, index: jnp.take(rows, index, axis=0, mode="clip"))(rows, index)
+
+
+class Pooling(NamedTuple):
+    """How regions are pooled: ``roi_align``, on several maps ``multilevel_roi_align``, or ``roi_pool``, on one map."""
+
+    op: PoolingOp = "align"
+    size: int = 7
+    sampling_ratio: int = 2
+    aligned: bool = False
+
+    def __call__(self, maps: tuple[jax.Array, ...], strides: tuple[int, ...], boxes: jax.Array) -> jax.Array:
+        """Maps (B, H_i, W_i, C) and boxes (B, R, 4) within the image to (B, R, size, size, C). Raises UserError."""
+        check_one_of("op", self.op, PoolingOp)
+        if self.op == "pool":
+            if len(maps) > 1:
+                raise UserError("RoIPool reads one map; a pyramid needs RoIAlign")
+            return roi_pool(maps[0], boxes, 1 / strides[0], self.size, inside=True)
+        if len(maps) > 1:
+            return multilevel_roi_align(maps, boxes, strides, self.size, self.sampling_ratio, self.aligned)
+        return roi_align(maps[0], boxes, 1 / strides[0], self.size, self.sampling_ratio, self.aligned)

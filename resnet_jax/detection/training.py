@@ -7,7 +7,8 @@ import jax
 
 from resnet_jax.detection.backbones import trainable
 from resnet_jax.detection.checks import check_one_of
-from resnet_jax.detection.faster_rcnn import FasterRCNN, Targets, Trains
+from resnet_jax.detection.faster_rcnn import FasterRCNN, Trains
+from resnet_jax.detection.targets import Targets
 
 
 def training_losses(

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.detection.boxes import area, at_least, clip, decode
-from resnet_jax.detection.faster_rcnn import BoxSettings, FasterRCNN, Predictions
+from resnet_jax.detection.faster_rcnn import FasterRCNN
 from resnet_jax.detection.rpn import Proposals
+from resnet_jax.detection.second_stage import BoxSettings, Predictions
 
 Maps = tuple[jax.Array, ...]
 

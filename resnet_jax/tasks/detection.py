@@ -19,11 +19,8 @@ from resnet_jax.data.transforms import Transforms
 from resnet_jax.detection.anchors import Anchors
 from resnet_jax.detection.backbones import FPN, c4, forgetful, freezes, networks
 from resnet_jax.detection.checks import check_backbone
-from resnet_jax.detection.faster_rcnn import (
-    FasterRCNN,
-    Targets,
-    Trains,
-)
+from resnet_jax.detection.faster_rcnn import FasterRCNN, Trains
+from resnet_jax.detection.targets import Targets
 from resnet_jax.detection.training import trained, training_losses
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.detection.detector import (

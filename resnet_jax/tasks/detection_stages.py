@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from resnet_jax.detection.faster_rcnn import BoxSettings, Pooling
+from resnet_jax.detection.roi import Pooling
 from resnet_jax.detection.rpn import RPNSettings
+from resnet_jax.detection.second_stage import BoxSettings
 from resnet_jax.parts import Count, NonNegativeFloat, Part, ascending
 
 Unit = Annotated[float, Field(ge=0, le=1)]

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from resnet_jax.data.decode.boxes import Look
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import Transforms
-from resnet_jax.detection import faster_rcnn
+from resnet_jax.detection import second_stage
 from resnet_jax.detection.anchors import Anchors
 from resnet_jax.detection.backbones import c4, forgetful, freezes, networks
 from resnet_jax.detection.localiser import LOCALISATION_RPN, Localiser, RegionSettings, Stage, trained_part
@@ -236,11 +236,11 @@ class Localisation(Part):
         label = _label(self.shown, class_names)
         model, normalize, variables = member
 
-        def find(variables: Any, batch: dict[str, jax.Array]) -> faster_rcnn.Detections:
+        def find(variables: Any, batch: dict[str, jax.Array]) -> second_stage.Detections:
             labels = jnp.full((len(batch["image"]), 1), label, jnp.int32)
             found = locate(model, normalize, variables, batch, labels, self.trains)
             none = jnp.zeros(len(labels), jnp.int32)
-            return faster_rcnn.Detections(
+            return second_stage.Detections(
                 found.boxes, jax.nn.sigmoid(found.scores), labels, jnp.isfinite(found.scores), none
             )
 

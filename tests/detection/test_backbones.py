@@ -6,8 +6,9 @@ import pytest
 
 from resnet_jax.detection.anchors import Anchors
 from resnet_jax.detection.backbones import FPN, ResNetC4, VGGBackbone, trainable, with_weights
-from resnet_jax.detection.faster_rcnn import FasterRCNN, Pooling
+from resnet_jax.detection.faster_rcnn import FasterRCNN
 from resnet_jax.detection.localiser import Localiser
+from resnet_jax.detection.roi import Pooling
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.models.stacking import stack_blocks

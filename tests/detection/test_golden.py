@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from resnet_jax.detection.boxes import iou
-from resnet_jax.detection.faster_rcnn import Targets, detect
 from resnet_jax.detection.named import torchvision_fpn
 from resnet_jax.detection.roi import roi_align
+from resnet_jax.detection.second_stage import detect
+from resnet_jax.detection.targets import Targets
 from resnet_jax.detection.training import training_losses
 from resnet_jax.errors import UserError
 from resnet_jax.interop.torch_detection import load_torch_detection

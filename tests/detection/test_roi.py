@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.detection.roi import assign_levels, multilevel_roi_align, roi_align, roi_pool
+from resnet_jax.detection.roi import Pooling, assign_levels, multilevel_roi_align, roi_align, roi_pool
+from resnet_jax.errors import UserError
 
 
 def slow_sample(image, y, x):
@@ -162,3 +163,10 @@ def test_coordinates_stay_float32_for_bfloat16_features():
         pooled = roi_align(features, boxes, 1 / 16, 7, form=form)
         assert pooled.dtype == jnp.bfloat16
         np.testing.assert_allclose(pooled.astype(jnp.float32), exact, atol=0.05)
+
+
+def test_unknown_forms_are_refused():
+    with pytest.raises(UserError, match="op is 'alig'; it must be 'align' or 'pool'"):
+        Pooling("alig")((jnp.zeros((1, 4, 4, 1)),), (16,), jnp.zeros((1, 1, 4)))
+    with pytest.raises(UserError, match="form is 'sum'; it must be 'einsum' or 'gather'"):
+        roi_align(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 1, 4)), 1 / 16, 2, form="sum")

@@ -8,8 +8,10 @@ import pytest
 from resnet_jax.detection.anchors import Anchors
 from resnet_jax.detection.backbones import ResNetC4
 from resnet_jax.detection.boxes import clip, decode
-from resnet_jax.detection.faster_rcnn import BoxSettings, FasterRCNN, Pooling, Predictions
+from resnet_jax.detection.faster_rcnn import FasterRCNN
+from resnet_jax.detection.roi import Pooling
 from resnet_jax.detection.rpn import RPNSettings
+from resnet_jax.detection.second_stage import BoxSettings, Predictions
 from resnet_jax.detection.tta import ensemble, ensemble_proposals, multi_scale, refine
 from resnet_jax.models import create_model
 

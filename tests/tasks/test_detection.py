@@ -17,7 +17,7 @@ from resnet_jax.data.dataset import Share
 from resnet_jax.data.decode.boxes import Whole
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.sources.detection import shapes
-from resnet_jax.detection.faster_rcnn import detect
+from resnet_jax.detection.second_stage import detect
 from resnet_jax.detection.tta import refine
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.detection.detections import Detections, overlaps

@@ -14,9 +14,10 @@ from resnet_jax.data.detection.dataset import DetectionDataset
 from resnet_jax.data.detection.placing import original_boxes
 from resnet_jax.data.feed import evaluation_inputs
 from resnet_jax.data.normalization import Normalization
-from resnet_jax.detection import faster_rcnn
-from resnet_jax.detection.faster_rcnn import FasterRCNN, Predictions
+from resnet_jax.detection import second_stage
+from resnet_jax.detection.faster_rcnn import FasterRCNN
 from resnet_jax.detection.rpn import Proposals
+from resnet_jax.detection.second_stage import Predictions
 from resnet_jax.detection.tta import ensemble, ensemble_proposals, multi_scale, refine
 from resnet_jax.evaluation.detection.detections import Detections
 
@@ -135,7 +136,7 @@ def detect_batch(
     variables: Sequence[Any],
     batches: Sequence[Batch],
     testing: Testing,
-) -> faster_rcnn.Detections:
+) -> second_stage.Detections:
     """Detections on the canvases of ``batches[0]``; the others are the same photographs at the scales; traced.
 
     Batches have "image" (B, H, W, 3) uint8, "image_hw" (B, 2), and with scales "scale" (B, 2).
@@ -163,7 +164,7 @@ def detect_batch(
     if testing.proposals:
         none = jnp.zeros(len(image_hw), jnp.int32)
         labels = jnp.zeros(proposals.valid.shape, jnp.int32)
-        return faster_rcnn.Detections(proposals.boxes, jax.nn.sigmoid(proposals.scores), labels, proposals.valid, none)
+        return second_stage.Detections(proposals.boxes, jax.nn.sigmoid(proposals.scores), labels, proposals.valid, none)
     pyramids = [[(features(*network, batch), sizes(batch)) for batch in others] for network in networks]
 
     def predict(proposals: Proposals) -> Predictions:
@@ -180,4 +181,4 @@ def detect_batch(
     if testing.refine:
         predictions = refine(predict, predictions, image_hw, settings)
         settings = settings._replace(vote=testing.vote)
-    return faster_rcnn.detect(predictions, image_hw, settings)
+    return second_stage.detect(predictions, image_hw, settings)

@@ -11,13 +11,13 @@ import numpy as np
 from resnet_jax.data.decode.boxes import Look, whole_box
 from resnet_jax.data.decode.images import UnreadableImage, crop_and_resize, image_size
 from resnet_jax.data.detection.placing import canvas_groups, original_boxes, scale_of
-from resnet_jax.detection import faster_rcnn
+from resnet_jax.detection import second_stage
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.evaluation.detection.detections import Detections
 
 
 def detections_in(
-    find: Callable[[Any, dict[str, jax.Array]], faster_rcnn.Detections],
+    find: Callable[[Any, dict[str, jax.Array]], second_stage.Detections],
     variables: Any,
     stride: int,
     paths: Sequence[Path],

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from resnet_jax.data.decode.boxes import Whole
-from resnet_jax.detection.faster_rcnn import Detections
+from resnet_jax.detection.second_stage import Detections
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.detection.predict import detections_in
 
