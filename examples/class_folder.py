@@ -7,6 +7,7 @@ split, as they are stored. It stands for a small collection of one's own.
 """
 
 import argparse
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,8 @@ from resnet_jax.errors import UserError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback.
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--name", required=True, help="the data set")
     parser.add_argument("--split", default="test")
     parser.add_argument("--data_dir", help="where it is prepared; default $TFDS_DATA_DIR")

@@ -30,6 +30,8 @@ _KEYS = {
 }
 FOLDERS = {"score": "scores", "benchmark": "benchmarks"}
 
+_NEITHER = "this is neither a line of eval.py nor speeds of benchmarks.run --out; give the file of one of them"
+
 
 def record_path(results: Path, scale: str, name: str) -> Path:
     """Where a record lies: of a run and an ensemble by their scale, of the others by ``FOLDERS``."""
@@ -83,11 +85,13 @@ def imported(
 
     Raises UserError for anything else, and for a benchmark at toy size.
     """
+    if not isinstance(printed, Mapping) or not isinstance(printed.get("images_per_second", {}), Mapping):
+        raise UserError(_NEITHER)
     common = {"name": name, "command": command, "commit": commit, "numerics": [numerics]}
     if "top1_error" in printed:
         return {"kind": "score", **common, "title": title, "result": dict(printed)}
     if "images_per_second" not in printed:
-        raise UserError("this is neither a line of eval.py nor speeds of benchmarks.run --out")
+        raise UserError(_NEITHER)
     if printed.get("smoke"):
         raise UserError("this benchmark was made with --smoke, and its figures mean nothing; make it without")
     speeds = printed["images_per_second"]

@@ -67,7 +67,13 @@ def run(arguments: list[str]) -> None:
         if DRY_RUN.value:
             raise UserError("report trains nothing; leave --dry_run out")
         found = [scale for scale in experiments.SCALES if report.has_records(ROOT, results, scale)]
-        for scale in [SCALE.value] if SCALE.value else found:
+        wanted = [SCALE.value] if SCALE.value else found
+        if not set(wanted) <= set(found) or not (found or DOCUMENTS.value):
+            raise UserError(
+                f"there are no results of {SCALE.value or 'any'} scale in {results}; correct --results, or run an "
+                f"experiment"
+            )
+        for scale in wanted:
             print(f"the report is {report.write_report(ROOT, results, scale)}", file=sys.stderr)
         if DOCUMENTS.value:
             report.update_documents(ROOT, results)

@@ -258,7 +258,12 @@ def with_blocks(document: str, text: str, root: Path, results: Path) -> str:
 
 
 def update_documents(root: Path, results: Path) -> None:
-    """Writes the generated blocks of all documents between their marks. Raises UserError if a mark is not there."""
+    """Writes the generated blocks of all documents between their marks.
+
+    Raises UserError if there are no results at all, which would empty the blocks, or if a mark is not there.
+    """
+    if not any(results.glob("*/*.json")):
+        raise UserError(f"there are no results in {results}; correct --results")
     for document in dict.fromkeys(document for document, _ in BLOCKS.values()):
         path = root / document
         text = with_blocks(document, path.read_text(), root, results)

@@ -124,8 +124,6 @@ def intervals(config: Config, num_train: int) -> Intervals:
         steps = in_steps(duration, epoch)
         if isinstance(duration, str):
             steps = max(1, round(steps / unit)) * unit
-        if steps < 1:
-            raise UserError(f"config.{key} is {duration!r}; it must be at least 1")
         if steps % unit:
             raise UserError(
                 f"config.{key} {steps} is not a multiple of config.steps_per_dispatch {unit}; change one of the two"

@@ -21,7 +21,7 @@ from resnet_jax.data.normalization import AnyNormalization, PerPixelMean
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.models.zoo import all_fields
-from resnet_jax.parts import Count, Duration, Fraction, NonNegativeInt, Part
+from resnet_jax.parts import Count, Duration, Fraction, NonNegativeInt, Part, PositiveDuration
 from resnet_jax.tasks import AnyTask
 from resnet_jax.tasks.classification import Classification
 from resnet_jax.train.finetune import FineTune
@@ -33,15 +33,16 @@ from resnet_jax.train.schedules import AnySchedule, Step
 class Model(Part):
     """A network by name, and what of it is changed; a key that is left out is the named network's own.
 
-    They are fields of ``resnet_jax.create_model``, which says what they mean, but not all of them: ``attention``,
-    ``antialias``, ``cardinality``, ``norm``, ... are those of the named network. A network with others of these is a
-    row of ``_variants`` in ``resnet_jax/models/zoo.py``.
+    They are fields of ``resnet_jax.create_model``, which says what they mean, but not all of them: ``antialias``,
+    ``cardinality``, ``norm``, ... are those of the named network. A network with others of these is a row of
+    ``_others`` in ``resnet_jax/models/zoo.py``.
     """
 
     name: str = "resnet20"
     shortcut: Literal["A", "B", "C", "none", "gated"] | None = None
     stride_placement: Literal["v1", "v1.5"] | None = None
     stem: Literal["imagenet", "cifar"] | None = None
+    attention: str | None = None  # One of ``resnet_jax.models.attention.ATTENTION``.
     width: Count | None = None
     stage_sizes: tuple[Count, ...] | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -65,14 +66,14 @@ class Config(Part):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # ``jax.random.key`` would drop the bits beyond.
     data_dir: str | None = None  # Prepared data sets or photographs; default $TFDS_DATA_DIR, then TFDS's own.
-    steps: Duration = 64_000
+    steps: PositiveDuration = 64_000
     batch_size: Count = 128  # Over all devices.
     accumulate_steps: Count = 1  # Gradients are averaged over this many parts of a batch, one after the other.
     eval_batch_size: Count = 500
     steps_per_dispatch: Count = 1  # Steps in one call; more hide the host's latency on an accelerator.
-    log_every: Duration = 100  # Like the next two a multiple of steps_per_dispatch.
-    eval_every: Duration = 1_000
-    checkpoint_every: Duration = 1_000
+    log_every: PositiveDuration = 100  # Like the next two a multiple of steps_per_dispatch.
+    eval_every: PositiveDuration = 1_000
+    checkpoint_every: PositiveDuration = 1_000
     keep_checkpoints: Count = 2  # The latest ones, besides the best.
     on_nonfinite: Literal["stop", "skip"] = "stop"  # Skip: a step that is not finite changes nothing and is counted.
     ema_decay: Fraction = 0.0  # Of a moving average of the variables, which evaluations then use; 0: off.
@@ -308,13 +309,15 @@ def _change_part(values: dict[str, Any], sections: list[str], pick: str) -> None
 def explain(error: ValidationError, values: Any = None) -> str:
     """The first fault in a line that names the key, and the values it may have."""
     fault = error.errors()[0]
-    path, place, picked = [], values, ""
+    path, place, picked, tagged = [], values, "", False
     for step in fault["loc"]:
         if isinstance(place, Mapping):
-            if step not in place and fault["type"] != "missing":  # Which part of a union it is.
-                picked = str(step)
+            # Which part of a union it is; one may be called as a key is.
+            of_union = step in (place.get("name"), place.get("kind")) and not tagged
+            if of_union or (step not in place and fault["type"] != "missing"):
+                picked, tagged = str(step), True
                 continue
-            place, picked = place.get(step), picked if step == fault["loc"][-1] else ""
+            place, picked, tagged = place.get(step), picked if step == fault["loc"][-1] else "", False
         elif values is not None:
             break
         path.append(str(step))
@@ -367,7 +370,8 @@ def unknown_key(key: str, picked: str = "") -> str:
     if section == "model" and field in all_fields():
         own = "the named network's own; name a network that has it, or add one to resnet_jax/models/zoo.py"
         return f"config.{key} is no key: {field} is {'that of the data' if field == 'num_classes' else own}"
-    close = difflib.get_close_matches(key, _all_keys(), n=1)
+    fields = [f"model.{name}" for name in all_fields()] if section == "model" else []
+    close = difflib.get_close_matches(key, [*_all_keys(), *fields], n=1)
     hint = f"did you mean config.{close[0]}?" if close else "resnet_jax/config.py lists every key"
     return f"unknown config key config.{key}; {hint}"
 

@@ -7,7 +7,9 @@ dump of its stacks. All functions do nothing, or the obvious, in a job of one pr
 
 import ctypes
 import json
+import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -69,6 +71,10 @@ def start(
     global _job
     given = (coordinator, num_processes, process_id)
     coordinator, num_processes, process_id = _addresses(*given)
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise UserError(f"the coordinator's address is {coordinator!r}; give HOST:PORT of process 0")
+    if not math.isfinite(start_timeout + lost_after):
+        raise UserError(f"start_timeout {start_timeout} and lost_after {lost_after} must be finite numbers of seconds")
     overdue = threading.Timer(start_timeout, _overdue, (start_timeout,))
     overdue.daemon = True
     overdue.start()

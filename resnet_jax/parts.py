@@ -31,6 +31,16 @@ def _checked_duration(value: Any) -> Any:
 Duration = Annotated[int | str, AfterValidator(_checked_duration)]
 """A number of steps, or of passes over the training set as in "90 epochs"."""
 
+
+def _not_none(value: int | str) -> int | str:
+    if in_steps(value, 10**9) < 1:
+        raise ValueError("it must be at least 1")
+    return value
+
+
+PositiveDuration = Annotated[Duration, AfterValidator(_not_none)]
+"""One that is not 0; at least a step, however short the epochs are."""
+
 Count = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]

@@ -82,9 +82,11 @@ def test_a_batch_of_more_than_all_images_is_refused_with_one_that_fits():
 
 
 @pytest.mark.parametrize("key", ["steps", "log_every", "eval_every", "checkpoint_every"])
-def test_an_interval_of_nothing_is_refused(key):
-    with pytest.raises(UserError, match=rf"config\.{key} is 0; it must be at least 1"):
-        build.intervals(override(Config(), {key: 0}), 50_000)
+@pytest.mark.parametrize("nothing", [0, "0 epochs", "0.0 epochs"])
+def test_an_interval_of_nothing_is_refused(key, nothing):
+    with pytest.raises(UserError, match=rf"config\.{key} is '?{nothing}'?; it must be at least 1"):
+        override(Config(), {key: nothing})
+    assert build.intervals(override(Config(), {key: "0.0001 epochs"}), 50_000)._asdict()[key] == 1
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,18 @@ def refusal(values):
 
 @pytest.mark.parametrize(
     ("key", "nearest"),
-    [("step", "steps"), ("optimizer.learning_rat", "optimizer.learning_rate"), ("model.widht", "model.width")],
+    [
+        ("step", "steps"),
+        ("optimizer.learning_rat", "optimizer.learning_rate"),
+        ("model.widht", "model.width"),
+        ("model.atention", "model.attention"),
+    ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_one(key, nearest):
     assert refusal({key: 1}) == f"unknown config key config.{key}; did you mean config.{nearest}?"
 
 
-@pytest.mark.parametrize("field", ["attention", "antialias", "cardinality", "norm", "activation"])
+@pytest.mark.parametrize("field", ["antialias", "cardinality", "norm", "activation"])
 def test_a_field_of_networks_that_is_no_key_is_said_to_be_the_named_network_s(field):
     message = refusal({f"model.{field}": "se"})
     assert message.startswith(f"config.model.{field} is no key: {field} is the named network's own; name a network")
@@ -145,6 +150,7 @@ def test_a_choice_that_there_is_not_is_named_with_those_there_are(key, value):
         ({"data.crop_size": 32}, "data.crop_size", "resident"),
         ({**PHOTOGRAPHS, "data.holdout": 10}, "data.holdout", "photographs"),
         ({**PHOTOGRAPHS, "data.crop.area": (0.5, 1.0)}, "data.crop.area", "scale_jitter"),
+        ({**PHOTOGRAPHS, "data.name": "repeats", "data.holdout": 10}, "data.holdout", "photographs"),
     ],
 )
 def test_a_key_that_the_chosen_part_does_not_have_is_named_with_the_part(values, key, picked):

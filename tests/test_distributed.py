@@ -213,6 +213,14 @@ def test_half_given_addresses_are_an_error(arguments, missing):
         distributed.start(*arguments)
 
 
+def test_addresses_without_a_port_and_endless_times_are_an_error():
+    with pytest.raises(UserError, match="address is 'nohost'; give HOST:PORT"):
+        distributed.start("nohost", 2, 1)
+    for times in ({"start_timeout": float("inf")}, {"lost_after": float("nan")}):
+        with pytest.raises(UserError, match="must be finite numbers of seconds"):
+            distributed.start("localhost:1", 2, 1, **times)
+
+
 def test_half_given_variables_are_an_error(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     with pytest.raises(UserError, match="not JAX_NUM_PROCESSES, JAX_PROCESS_ID"):

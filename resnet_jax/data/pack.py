@@ -7,6 +7,7 @@ import argparse
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from collections import deque
@@ -31,7 +32,8 @@ _SAMPLE = 64  # Photographs whose mean size tells what the pack will need.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback.
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", help='"folder", "csv", "jsonl", "huggingface", or a data set of TensorFlow Datasets')
     parser.add_argument("--data_dir", help="where it is; default TFDS_DATA_DIR or ~/tensorflow_datasets")
     parser.add_argument("--out", required=True, type=Path, help="the folder of the pack")

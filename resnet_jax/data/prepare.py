@@ -5,6 +5,7 @@ it wrote does not need it.
 """
 
 import argparse
+import signal
 import sys
 
 from resnet_jax.data.sources.tfds import resolve_data_dir
@@ -12,7 +13,8 @@ from resnet_jax.errors import one_line
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback.
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", help="a data set of TensorFlow Datasets: cifar10, cifar100, ...")
     parser.add_argument("--data_dir", help="where to put it; default TFDS_DATA_DIR or ~/tensorflow_datasets")
     arguments = parser.parse_args()

@@ -1,5 +1,7 @@
 """The best classes of any photographs: what predict.py prints and draws."""
 
+import hashlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain, count
@@ -20,6 +22,7 @@ from resnet_jax.files import replace_atomically
 from resnet_jax.models import Model
 
 BATCH_SIZE = 16
+_LONGEST_NAME = 200  # Bytes of a file's name, of the 255 that file systems allow; it gets a number and a suffix.
 
 
 class Prediction(NamedTuple):
@@ -106,10 +109,18 @@ def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
     """
     names: dict[Path, str] = {}
     for path in dict.fromkeys(paths):
-        plain = "_".join(part for part in path.parts if part not in (path.anchor, ".."))
+        plain = _short("_".join(part for part in path.parts if part not in (path.anchor, "..")))
         candidates = (f"{plain}{number}.png" for number in chain([""], (f"-{number}" for number in count(2))))
         names[path] = next(name for name in candidates if name not in names.values())
     return names
+
+
+def _short(name: str) -> str:
+    """The name of a file that every file system takes: a long one by its end, and a digest of all of it."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST_NAME:
+        return name
+    return f"{hashlib.sha256(encoded).hexdigest()[:12]}_{encoded[-_LONGEST_NAME:].decode(errors='ignore')}"
 
 
 def draw(prediction: Prediction, path: Path) -> None:
@@ -124,10 +135,10 @@ def draw(prediction: Prediction, path: Path) -> None:
     photograph, bars = figure.subplots(1, 2, width_ratios=(1, 1))
     photograph.imshow(image)
     photograph.set_axis_off()
-    photograph.set_title(prediction.path.name, fontsize=9, parse_math=False)
+    photograph.set_title(_printable(prediction.path.name), fontsize=9, parse_math=False)
     places = np.arange(len(prediction.classes))
     bars.barh(places, prediction.probabilities, color="#4c72b0", height=0.7)
-    bars.set_yticks(places, [_short(name) for name in prediction.classes], parse_math=False)
+    bars.set_yticks(places, [_printable(_first(name)) for name in prediction.classes], parse_math=False)
     bars.invert_yaxis()
     bars.set_xlim(0, 1)
     bars.set_xlabel("probability")
@@ -140,6 +151,11 @@ def draw(prediction: Prediction, path: Path) -> None:
         figure.savefig(file, format="png", dpi=120)
 
 
-def _short(name: str) -> str:
+def _first(name: str) -> str:
     """The first of the names that ImageNet gives a class."""
     return name.split(",")[0]
+
+
+def _printable(name: str) -> str:
+    """Of a file or class whose name may be any bytes, as text that can be drawn."""
+    return os.fsencode(name).decode(errors="replace")

@@ -8,7 +8,9 @@ from resnet_jax.analysis.curves import plot_errors
 from resnet_jax.config import Config, refuse_change, to_json
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
+from resnet_jax.errors import UserError
 from resnet_jax.experiment.agreement import agree
+from resnet_jax.experiment.exported import is_exported
 from resnet_jax.experiment.initial import RANDOM, check_start, read_start
 from resnet_jax.train import checkpoint, loop
 from resnet_jax.train.state import TrainState
@@ -36,6 +38,12 @@ def train(
     """
     workdir, mesh = Path(workdir), parallel.data_mesh()
     build.check(config, mesh.size)
+    checkpoint.check_path(workdir / "checkpoints")
+    if is_exported(workdir):
+        raise UserError(
+            f"{workdir} is an exported network; name another --workdir, and start from it by "
+            f"--config.init.path={workdir}"
+        )
     # A run that resumes has its weights, whose file may be gone, in its checkpoints.
     begun = distributed.from_process_0("begun", partial(checkpoint.exists, workdir / "checkpoints"))
     if not begun:

@@ -86,8 +86,9 @@ def run(
             )
             if not (config and jobs) and (joining or _LOCAL_PROCESSES.value is not None):
                 raise UserError("this program is for one process; leave --distributed and the like out")
-            if _LOCAL_PROCESSES.value is not None:
-                launch(_LOCAL_PROCESSES.value, _without_flag(sys.orig_argv, "local_processes"))
+            # Those that it starts have the flag, too, maybe out of a --flagfile, and a number of their own.
+            if _LOCAL_PROCESSES.value is not None and _PROCESS_ID.value is None:
+                launch(_LOCAL_PROCESSES.value, sys.orig_argv)
             if positional and len(argv) == 1:
                 raise UserError(f"{positional} is missing; name at least one after the flags")
             if not positional and len(argv) > 1:
@@ -125,6 +126,9 @@ def run(
             distributed.fail(f"it crashed ({one_line(error)}), see its own messages", 1, traceback.print_exc)
             _leave(1)
 
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # The shell closed it.
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     sys.unraisablehook = _report
     if {"--help", "-help", "--helpshort", "-h"} & set(sys.argv[1:]):
         print(f"{(sys.modules[module].__doc__ or '').strip()}\n\nFlags:\n{flags.FLAGS.module_help(module)}")
@@ -143,13 +147,13 @@ def _chosen_config() -> Config | None:
 def _installed(path: str) -> str:
     """The file of this name among the installed recipes, where there is none at ``path``."""
     file, colon, member = path.partition(":")
-    if not Path(file).is_file():
+    if not os.path.isfile(file):  # Unlike pathlib's it raises nothing for names that no file can have.
         for name in (Path(file).name, f"{Path(file).name}.py"):
             try:
                 found = resources.files("resnet_jax.configs") / name
             except ModuleNotFoundError:
                 break
-            if found.is_file():
+            if os.path.isfile(str(found)):
                 return f"{found}{colon}{member}"
     return path
 
@@ -180,7 +184,7 @@ def _explain(argv: list[str], error: Exception) -> str:
     while root.__cause__ or root.__context__:  # absl and ml_collections wrap what the file raised.
         root = root.__cause__ or root.__context__ or root
     trace = traceback.extract_tb(root.__traceback__)
-    lines = [frame.lineno for frame in trace if Path(frame.filename).resolve() == path.resolve()]
+    lines = [frame.lineno for frame in trace if os.path.realpath(frame.filename) == os.path.realpath(path)]
     if lines:
         if isinstance(root, ValidationError):
             said = schema.explain(root)
@@ -197,7 +201,7 @@ def _explain(argv: list[str], error: Exception) -> str:
             return schema.unknown_key(key)
     if not paths and any(flag.startswith("config.") for flag, _ in given):
         return "--config is missing, whose keys --config.key=value sets; give a file of configs/"
-    if paths and not path.is_file() and not isinstance(error, flags.UnrecognizedFlagError):
+    if paths and not os.path.isfile(path) and not isinstance(error, flags.UnrecognizedFlagError):
         return f"there is no config file {path}; the recipes are in configs/"
     if isinstance(error, flags.Error) or not paths:
         return one_line(error)
@@ -211,16 +215,6 @@ def _report(unraisable: Any) -> None:
     """
     if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(unraisable)
-
-
-def _without_flag(command: list[str], name: str) -> list[str]:
-    kept, skip = [], False
-    for word in command:
-        flag, equals, _ = word.lstrip("-").partition("=")
-        if not skip and not (word.startswith("-") and flag == name):
-            kept.append(word)
-        skip = word.startswith("-") and flag == name and not equals
-    return kept
 
 
 def _fail(message: str) -> NoReturn:

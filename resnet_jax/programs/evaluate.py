@@ -23,6 +23,7 @@ from resnet_jax.evaluation.protocols import PROTOCOLS
 from resnet_jax.evaluation.records import append_result
 from resnet_jax.experiment.exported import find_run
 from resnet_jax.experiment.scoring import score
+from resnet_jax.files import check_outputs
 from resnet_jax.programs import cli
 from resnet_jax.tasks import detection, localisation
 from resnet_jax.train.writers import to_json
@@ -66,6 +67,15 @@ def run(config: Config | None) -> None:
         raise UserError("--scores_csv is of classes, which --protocol=proposals does not tell apart; leave it out")
     if RESPONSES_CSV.value and not config.task.has_responses:
         raise UserError(f"--responses_csv is not for config.task.name {config.task.name!r}; leave it out")
+    results_csv, scores_csv, responses_csv = (
+        Path(flag.value) if flag.value else None for flag in (RESULTS_CSV, SCORES_CSV, RESPONSES_CSV)
+    )
+    for path in (results_csv, scores_csv, responses_csv):
+        if path and path.suffix == ".png":
+            raise UserError(f"{path} would be a picture; name a table, FILE.csv")
+    picture = responses_csv.with_suffix(".png") if responses_csv else None
+    # Now, and not once hours of scoring are done.
+    check_outputs(*(path for path in (results_csv, scores_csv, responses_csv, picture) if path))
     record, scores, dataset, networks, summary = score(
         config,
         workdirs,
@@ -79,14 +89,12 @@ def run(config: Config | None) -> None:
         return
     print(f"{record['model']} on {record['data']} {record['split']}, {record['protocol']}: {summary}")
     print(to_json(record))
-    if RESULTS_CSV.value:
-        append_result(Path(RESULTS_CSV.value), record)
-    if SCORES_CSV.value:
-        config.task.write_scores(Path(SCORES_CSV.value), scores, dataset, record["split"])
-    if RESPONSES_CSV.value:
+    if scores_csv:
+        config.task.write_scores(scores_csv, scores, dataset, record["split"])
+    if responses_csv and picture:
         from resnet_jax.analysis.responses import layer_responses, plot_responses, write_responses
 
-        path, network = Path(RESPONSES_CSV.value), networks[0]
+        network = networks[0]
         responses = layer_responses(
             network.model,
             network.variables,
@@ -96,8 +104,10 @@ def run(config: Config | None) -> None:
             parallel.data_mesh(),
             config.eval_batch_size,
         )
-        write_responses(path, responses)
-        plot_responses(path.with_suffix(".png"), {record["model"]: responses})
+        write_responses(responses_csv, responses)
+        plot_responses(picture, {record["model"]: responses})
+    if results_csv:  # Last, because it is refused where the table has other columns.
+        append_result(results_csv, record)
 
 
 def _config_of_run(workdirs: list[Path]) -> Config:

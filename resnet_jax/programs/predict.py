@@ -4,6 +4,7 @@ An IMAGE is a file or a folder. Prints the five best classes and their probabili
 y2) in pixels with theirs; --save_dir draws them, too.
 """
 
+import codecs
 import io
 import signal
 import sys
@@ -27,9 +28,18 @@ CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Whic
 SAVE_DIR = flags.DEFINE_string("save_dir", None, "Write a picture of each photograph with what is in it here.")
 
 
+def _any_name(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Prints bytes that are not UTF-8 as they are, and what the terminal's encoding lacks by its number."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
 def run(config: Config | None, images: list[str]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # For files whose names are not UTF-8.
+        codecs.register_error("any name", _any_name)
+        sys.stdout.reconfigure(errors="any name")
     paths = find_images([Path(image) for image in images])
     network = load_network(config, WORKDIR.value, TORCH_WEIGHTS.value, CHECKPOINT.value)
     member = Member(network.model, network.normalize, network.variables)

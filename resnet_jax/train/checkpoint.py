@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 import sys
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +78,8 @@ def open_checkpoints(directory: Path, keep: int, best: str, read_only: bool = Fa
     def error(metrics: dict[str, float]) -> float:
         return metrics[best]
 
-    options = ocp.CheckpointManagerOptions(
+    options = partial(
+        ocp.CheckpointManagerOptions,
         best_fn=error,
         best_mode="min",
         save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),  # The training loop decides when.
@@ -98,9 +102,42 @@ def open_checkpoints(directory: Path, keep: int, best: str, read_only: bool = Fa
         parallel.wait_for_all("finish replacing")
         _set_aside_damaged_metrics(directory, best)
     handlers = {"state": ocp.StandardCheckpointHandler(), "checksums": _ChecksumHandler()}
-    manager = Checkpoints(directory.absolute(), item_handlers=handlers, options=options)
+    with _no_warnings() if read_only else nullcontext():  # Orbax warns that what is read only is read only.
+        manager = Checkpoints(directory.absolute(), item_handlers=handlers, options=options())
     manager.best_figure = best
     return manager
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Keeps Orbax's warnings, which it gives through absl's logger, from a program that reads a run."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def check_path(directory: Path) -> None:
+    """Raises UserError where what is saved in ``directory`` could not be read again, because of characters of its path.
+
+    Orbax searches the folder that it writes by a pattern that begins with its path, and its path must be UTF-8.
+    """
+    path = str(directory.absolute())
+    special = [character for character in "*?[\\" if character in path]
+    if special or not _is_utf8(path):
+        what = f"has {' and '.join(special)} in it" if special else "is not UTF-8"
+        raise UserError(f"checkpoints cannot be kept in {path!r}, which {what}; use another path")
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def exists(directory: Path) -> bool:

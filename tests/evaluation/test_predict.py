@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import jax
@@ -175,13 +176,22 @@ def test_pictures_of_other_photographs_have_other_names():
     assert list(picture_names(paths).values()) == ["a_b.jpg.png", "a_b.jpg-2.png", "a_b.jpg-3.png", "c.jpg.png"]
 
 
+def test_long_names_are_cut_to_what_file_systems_take_and_stay_apart():
+    paths = [Path("/photographs") / f"{first}{'é' * 120}.jpg" for first in "abc"] + [Path("x" * 300) / "d.jpg"]
+    names = list(picture_names(paths).values())
+    assert len(set(names)) == 4
+    for path, name in zip(paths, names, strict=True):
+        assert name.endswith(f"{path.name[-8:]}.png") or name.endswith("_d.jpg.png")
+        assert len(os.fsencode(name)) <= 220
+
+
 def pixels(path):
     with PIL.Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB"))
 
 
-@pytest.mark.parametrize("name", ["plain.png", "upright.jpg", "costs $5 or $6_.png", "a^{b}$x_$.png"])
+@pytest.mark.parametrize("name", ["plain.png", "upright.jpg", "costs $5 or $6_.png", "a^{b}$x_$.png", "caf\udce9.png"])
 def test_a_picture_shows_the_photograph_and_a_bar_for_each_class(tmp_path, name):
     (path,) = write(tmp_path, name)
     PIL.Image.fromarray(np.full((50, 30, 3), (255, 0, 255), np.uint8)).save(path, quality=100)

@@ -96,6 +96,17 @@ def test_other_classes_are_refused(trained):
         train(config, workdir, data=data)
 
 
+def test_what_was_exported_is_not_trained_on_and_a_path_for_checkpoints_is_checked_first(trained, tmp_path):
+    _, config, _ = trained
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"exported is an exported network; name another --workdir.*init\.path="):
+        train(config, tmp_path / "exported")
+    with pytest.raises(UserError, match="which has \\[ in it; use another path"):
+        train(config, tmp_path / "[run]")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["exported", "weights.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [

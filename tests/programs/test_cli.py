@@ -9,7 +9,9 @@ import sys
 import jax
 import pytest
 
+from resnet_jax import distributed
 from resnet_jax.experiment.training import train
+from resnet_jax.programs import cli
 from resnet_jax.train.signals import Stopped
 from tests.programs.program_calls import QUICKSTART, ROOT, snapshot, the_error
 
@@ -103,6 +105,30 @@ def test_a_broken_config_file_is_named_with_its_fault(refuse, tmp_path, text, fa
     path.write_text(text)
     error = refuse(never, "--config", str(path))
     assert "broken.py" in error and fault in error
+
+
+def test_a_path_that_no_file_can_have_is_named(refuse, tmp_path_factory):
+    loop = tmp_path_factory.mktemp("configs") / "loop.py"
+    loop.symlink_to(loop)
+    for path in ("a" * 300 + ".py", str(loop)):
+        assert f"there is no config file {path}" in refuse(never, "--config", path)
+
+
+def test_a_process_that_was_started_as_one_of_several_starts_none(run_here, monkeypatch, tmp_path):
+    (tmp_path / "flags").write_text("--local_processes=3\n")
+    started, joined = [], []
+    monkeypatch.setattr(cli, "launch", lambda count, command: started.append(count))
+    monkeypatch.setattr(distributed, "start", lambda *job: joined.append(job[:3]))
+    given = ["--config", QUICKSTART, f"--flagfile={tmp_path / 'flags'}"]
+    run_here(lambda config: None, *given)
+    assert (started, joined) == ([3], [])
+    run_here(lambda config: None, *given, "--coordinator_address=h:1", "--num_processes=3", "--process_id=0")
+    assert (started, joined) == ([3], [("h:1", 3, 0)])
+
+
+def test_closed_streams_are_no_fault(run_here, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    run_here(lambda config: print(sys.stderr.isatty(), file=sys.stderr), "--config", QUICKSTART)
 
 
 def test_a_broken_config_file_is_named_with_its_line_also_by_a_relative_path(refuse, tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
+import io
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,18 @@ def test_a_name_that_is_not_utf_8_is_printed_as_it_is(run_here, load_main, tiny_
     os.rename(photographs[0], named)
     run_here(load_main("predict"), "--workdir", tiny_run, named)
     assert capsysbinary.readouterr().out.splitlines()[0] == b"pets/caf\xe9.jpg"
+
+
+def test_what_the_terminal_cannot_show_is_printed_by_its_number(
+    run_here, load_main, tiny_run, photographs, monkeypatch
+):
+    named = "pets/\u732b.jpg"
+    os.rename(photographs[0], named)
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    run_here(load_main("predict"), "--workdir", tiny_run, named)
+    sys.stdout.flush()
+    assert written.getvalue().splitlines()[0] == b"pets/\\u732b.jpg"
 
 
 def test_predict_takes_the_config_from_the_workdir_alone(run_here, load_main, tiny_run, photographs, capsys):

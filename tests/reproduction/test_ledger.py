@@ -87,7 +87,9 @@ def test_the_input_suite_has_its_speeds_a_level_further_down():
     assert found["streaming_train"]["trainer_share"] == 0.98
 
 
-@pytest.mark.parametrize("printed", [{}, {"images_per_second": {}, "smoke": True}], ids=str)
+@pytest.mark.parametrize(
+    "printed", [{}, {"images_per_second": {}, "smoke": True}, {"step": 5, "images_per_second": 99.5}, 5, [1]], ids=str
+)
 def test_nothing_else_becomes_a_record(printed):
     with pytest.raises(UserError):
         imported("x", printed, "c", "", None, "1")

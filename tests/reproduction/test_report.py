@@ -159,3 +159,10 @@ def test_every_record_of_the_ledger_is_sound_and_of_today_s_settings(capsys):
         if "scale" in record:
             assert path.stem in report._ledger(ROOT, ROOT / "results", record["scale"])
     assert "left out" not in capsys.readouterr().err
+
+
+def test_without_any_results_no_document_is_changed(tmp_path):
+    (tmp_path / "README.md").write_text(empty("README.md"))
+    with pytest.raises(UserError, match=r"there are no results in .*nowhere; correct --results"):
+        report.update_documents(tmp_path, tmp_path / "nowhere")
+    assert (tmp_path / "README.md").read_text() == empty("README.md")

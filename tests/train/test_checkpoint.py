@@ -168,3 +168,18 @@ def test_in_a_job_process_0_tells_all_which_metrics_are_damaged(tmp_path, one_de
     monkeypatch.setattr(parallel, "wait_for_all", waited.append)
     checkpoint._set_aside_damaged_metrics(tmp_path, "top1_error")
     assert waited == ["set aside"] and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*", "what?", "a\\b", "caf\udce9"])
+def test_a_path_in_which_nothing_saved_could_be_read_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"checkpoints cannot be kept in .*; use another path"):
+        checkpoint.check_path(tmp_path / name / "checkpoints")
+    checkpoint.check_path(tmp_path / "$a b#c%{d}é" / "checkpoints")
+
+
+def test_reading_warns_of_nothing(tmp_path, one_device, caplog):
+    manager = checkpoint.open_checkpoints(tmp_path, keep=1, best="top1_error")
+    manager.close()
+    caplog.clear()
+    checkpoint.open_checkpoints(tmp_path, keep=1, best="top1_error", read_only=True).close()
+    assert not caplog.records
