@@ -48,7 +48,8 @@ class Resident(Part):
     def load(self, data_dir: str | None = None) -> "ResidentDataset":
         """Loads it into host memory. Raises UserError where it is not found, or of another kind."""
         images = load_images(self.name, data_dir)
-        splits = _hold_out(self.name, images.splits, self.holdout) if self.holdout else images.splits
+        splits = _checked(self.name, images.splits, images.class_names)
+        splits = _hold_out(self.name, splits, self.holdout) if self.holdout else splits
         return ResidentDataset(self.name, splits, images.class_names, self.repeats)
 
 
@@ -99,17 +100,10 @@ class ResidentDataset:
 
         Classes without names are called by their numbers. Raises UserError for other arrays.
         """
-        labels = np.concatenate([np.ravel(train_labels), np.ravel(test_labels)])
-        if not (np.issubdtype(labels.dtype, np.integer) and len(labels) and labels.min() >= 0):
-            raise UserError(f"the labels of {name} must be integers from 0, one for each image")
-        names = list(class_names or map(str, range(int(labels.max()) + 1)))
-        if labels.max() >= len(names):
-            raise UserError(f"label {labels.max()} of {name} has no class name; there are {len(names)}")
-        splits = {
-            "train": _checked_split(f"{name} train", train_images, train_labels),
-            "test": _checked_split(f"{name} test", test_images, test_labels),
-        }
-        return cls(name, splits, names)
+        given = {"train": Split(train_images, train_labels), "test": Split(test_images, test_labels)}
+        splits = _checked(name, given, class_names)
+        classes = max(int(split.labels.max()) for split in splits.values()) + 1
+        return cls(name, splits, list(class_names or map(str, range(classes))))
 
     def hold_out(self, count: int) -> "ResidentDataset":
         """The same with ``count`` training examples as "validation": a fixed random draw, the same for every seed.
@@ -220,7 +214,12 @@ def _hold_out(name: str, splits: Mapping[str, Split], count: int) -> dict[str, S
     }
 
 
-def _checked_split(name: str, images: np.ndarray, labels: np.ndarray) -> Split:
+def _checked(name: str, splits: Mapping[str, Split], class_names: Sequence[str] | None) -> dict[str, Split]:
+    """What a source or a caller gives, as (N, H, W, C) uint8 and (N,) int32. Raises UserError where it is neither."""
+    return {split: _checked_split(f"{name} {split}", *arrays, class_names) for split, arrays in splits.items()}
+
+
+def _checked_split(name: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None) -> Split:
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(
@@ -231,6 +230,10 @@ def _checked_split(name: str, images: np.ndarray, labels: np.ndarray) -> Split:
         raise UserError(f"there are no images of {name}; give at least one")
     if labels.shape != (len(images),):
         raise UserError(f"labels of {name} have the shape {labels.shape}; they must be ({len(images)},), one an image")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise UserError(f"the labels of {name} must be integers from 0, one for each image")
+    if class_names and labels.max() >= len(class_names):
+        raise UserError(f"label {labels.max()} of {name} has no class name; there are {len(class_names)}")
     return Split(images[..., None] if images.ndim == 3 else images, labels.astype(np.int32))
 
 

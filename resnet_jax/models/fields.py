@@ -54,6 +54,7 @@ def make_model(model: Any, fields: Mapping[str, Any], kernels: Kernels = PLAIN) 
     if isinstance(fields.get("stem"), str) and f"{fields['stem']}{PREACTIVATION}" in STEMS and _preactivates(model):
         fields = {**fields, "stem": f"{fields['stem']}{PREACTIVATION}"}
     checked = {field: _CHECKS[field](field, value) if field in _CHECKS else value for field, value in fields.items()}
+    checked = {field: _same(_by_default(checked, field, value)) for field, value in checked.items()}
     own = {field: value for field, value in checked.items() if field in _names(model)}
     of_block = {field: checked[field] for field in _fields_of_block(checked) if field in checked}
     if of_block:
@@ -108,9 +109,19 @@ def definition(model: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def partial(part: Callable[..., Any], **fields: Any) -> Callable[..., Any]:
+def partial(part: Callable[..., Any], *arguments: Any, **fields: Any) -> Callable[..., Any]:
     """The same object for the same arguments, so that models of equal fields are equal."""
-    return functools.partial(part, **fields)
+    return functools.partial(part, *arguments, **fields)
+
+
+def _same(value: Any) -> Any:
+    """A caller's ``functools.partial`` as ``partial`` gives it, if its arguments can be compared."""
+    if not isinstance(value, functools.partial):
+        return value
+    try:
+        return partial(value.func, *value.args, **value.keywords)
+    except TypeError:  # An argument without a hash.
+        return value
 
 
 # Values: a check returns what the value stands for, and raises UserError.
@@ -157,9 +168,13 @@ def _one_of(choices: Mapping[str, Any], others: Callable[[Any], bool] = _no_part
 
 def _optional_part(choices: Mapping[str, Any]) -> Callable[[str, Any], Any]:
     """A part by its name, another part of that kind, or None for none."""
+    named = _one_of(choices)
+    other = _of_kind(_factory, f"{' or '.join(map(repr, choices))}, or a module class or a functools.partial of one")
 
     def check(field: str, value: Any) -> Any:
-        return None if value is None else _one_of(choices, _factory)(field, value)
+        if value is None:
+            return None
+        return named(field, value) if isinstance(value, str) and value in choices else other(field, value)
 
     return check
 
@@ -183,6 +198,12 @@ def _as_integer(value: Any) -> int | None:
         return None
 
 
+def _number(field: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"model field {field} is {value!r}; it must be a number")
+    return value
+
+
 def _fraction(field: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise UserError(f"model field {field} is {value!r}; it must be a number from 0 to below 1")
@@ -193,6 +214,17 @@ def _boolean(field: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"model field {field} is {value!r}; it must be True or False")
     return value
+
+
+_BY_DEFAULT: dict[type, Callable[[str, Any], Any]] = {bool: _boolean, int: _integer(0), float: _number}
+
+
+def _by_default(fields: Mapping[str, Any], field: str, value: Any) -> Any:
+    """The value; of a block's own field that has no other check, checked by the type of the field's default."""
+    if field in _CHECKS or field not in _fields_of_block(fields):
+        return value
+    (default,) = (own.default for own in dataclasses.fields(class_of(fields["block"])) if own.name == field)
+    return _BY_DEFAULT.get(type(default), lambda field, value: value)(field, value)
 
 
 def _stage_sizes(field: str, value: Any) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ class Variant(NamedTuple):
     model: Any
     depth: int
     fields: Mapping[str, Any]
-    in_paper: bool = True
+    in_paper: bool = False
 
     @property
     def family(self) -> str:
@@ -133,8 +133,8 @@ def _variants() -> dict[str, Variant]:
             variants[f"{prefix}{layers}"] = residual._replace(fields={**residual.fields, "shortcut": shortcut})
     for layers, sizes in _VGG_STAGES.items():
         variants[f"vgg{layers}"] = Variant(VGG, layers, {"stage_sizes": sizes, "num_classes": 1000})
-    later = _relatives() | _preactivation() | _relatives_on_cifar()
-    return variants | {name: row._replace(in_paper=False) for name, row in later.items()}
+    of_paper = {name: row._replace(in_paper=True) for name, row in variants.items()}
+    return of_paper | _relatives() | _preactivation() | _relatives_on_cifar() | _others()
 
 
 # Table 1: layers -> (blocks per stage, block).
@@ -319,6 +319,11 @@ def _relatives_on_cifar() -> dict[str, Variant]:
     for depth in (110, 1202):  # Huang et al., arXiv 1603.09382, section 4: the last block is kept with probability 0.5.
         variants[f"resnet{depth}_sd"] = _cifar(depth, drop_path=0.5)
     return variants
+
+
+def _others() -> dict[str, Variant]:
+    """Networks that are neither the paper's nor timm's: the place for new ones."""
+    return {}
 
 
 def _imagenet(depth: int, stage_sizes: tuple[int, ...], **fields: Any) -> Variant:

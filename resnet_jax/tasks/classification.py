@@ -221,23 +221,25 @@ class ClassificationTask:
         logits, updated = self.model.apply(
             variables, batch["image"], train=True, mutable=["batch_stats"], rngs=_streams(key)
         )
-        if self.loss_kind == "bce" or "target" in batch or self.label_smoothing:
-            targets = batch["target"] if "target" in batch else jax.nn.one_hot(batch["label"], logits.shape[-1])
-            if self.label_smoothing:
-                targets = optax.smooth_labels(targets, self.label_smoothing)
-            loss = self._soft_loss(logits, targets)
-        else:
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
         error = jnp.mean(jnp.argmax(logits, axis=-1) != batch["label"])
-        return loss, ({"error": error}, self._moving(updated.get("batch_stats", {})))
+        return self.criterion(logits, batch), ({"error": error}, self._moving(updated.get("batch_stats", {})))
 
-    def _soft_loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    def criterion(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """What is minimised, a scalar, of logits (B, num_classes); a subclass may have another."""
+        if self.loss_kind == "softmax" and "target" not in batch and not self.label_smoothing:
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+        targets = self.targets(logits, batch)
         if self.loss_kind == "softmax":
             return optax.softmax_cross_entropy(logits, targets).mean()
         if self.target_threshold is not None:
             targets = (targets > self.target_threshold).astype(logits.dtype)
         losses = optax.sigmoid_binary_cross_entropy(logits, targets)
         return losses.sum(axis=-1).mean() if self.sum_classes else losses.mean()
+
+    def targets(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """The probabilities of the classes (B, num_classes) that are to be learned, smoothed."""
+        targets = batch["target"] if "target" in batch else jax.nn.one_hot(batch["label"], logits.shape[-1])
+        return optax.smooth_labels(targets, self.label_smoothing) if self.label_smoothing else targets
 
     def statistics(self, variables: Variables, batch: Batch, key: jax.Array) -> Any:
         # The running statistics of such a network are those of the last batch, all of it: statistics of groups leave

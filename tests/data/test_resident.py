@@ -49,9 +49,9 @@ def test_classes_may_have_names_and_more_than_occur():
         ({"test_images": np.zeros((6, 4), np.uint8)}, "images of pets test are uint8 of shape"),
         ({"test_images": np.zeros((6, 5, 4, 3), np.uint8)}, "images of pets test have the shape"),
         ({"train_labels": np.zeros(19, int)}, r"labels of pets train have the shape \(19,\)"),
-        ({"train_labels": np.zeros(20)}, "labels of pets must be integers from 0"),
-        ({"train_labels": np.full(20, -1)}, "labels of pets must be integers from 0"),
-        ({"class_names": ["ant", "bee"]}, "label 2 of pets has no class name; there are 2"),
+        ({"train_labels": np.zeros(20)}, "labels of pets train must be integers from 0"),
+        ({"train_labels": np.full(20, -1)}, "labels of pets train must be integers from 0"),
+        ({"class_names": ["ant", "bee"]}, "label 2 of pets train has no class name; there are 2"),
         ({"test_images": np.zeros((0, 4, 5, 3), np.uint8), "test_labels": np.zeros(0, int)}, "no images of pets test"),
     ],
 )
@@ -119,6 +119,22 @@ def test_a_data_set_of_a_training_split_alone_gets_the_other_by_a_holdout(monkey
     assert (held.num_train, held.count("validation"), held.test_split) == (15, 5, "validation")
     with pytest.raises(UserError, match=r"config\.data\.holdout makes one of a part of train"):
         Resident(name="some").load()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((6, 4, 5, 3), np.float32), np.zeros(6, int), "images of digits test are float32"),
+        (np.zeros((6, 4, 5, 3), np.uint8), np.full(6, -1), "labels of digits test must be integers from 0"),
+        (np.zeros((6, 4, 5, 3), np.uint8), np.zeros(5, int), "labels of digits test have the shape"),
+        (np.zeros((6, 4, 5, 3), np.uint8), np.full(6, 3), "label 3 of digits test has no class name; there are 3"),
+    ],
+)
+def test_what_a_source_gives_is_checked_as_arrays_are(monkeypatch, images, labels, message):
+    splits = {"train": Split(*arrays(20)), "test": Split(images, labels)}
+    monkeypatch.setattr(resident, "load_images", lambda name, data_dir: Images(splits, ["a", "b", "c"]))
+    with pytest.raises(UserError, match=message):
+        Resident(name="digits").load()
 
 
 def test_photographs_are_seen_as_squares_only():

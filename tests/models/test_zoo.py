@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -9,9 +10,10 @@ from flax import linen
 from resnet_jax.analysis.complexity import count_parameters
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import PLAIN, fast_kernels
-from resnet_jax.models import create_model, list_models, variant
+from resnet_jax.models import create_model, list_models, variant, zoo
+from resnet_jax.models.attention import SqueezeExcitation
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
-from resnet_jax.models.fields import definition
+from resnet_jax.models.fields import definition, make_model
 from resnet_jax.models.layers import BatchNorm
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.resnet import ResNet
@@ -19,7 +21,7 @@ from resnet_jax.models.shortcuts import SHORTCUTS, gated, none, projection
 from resnet_jax.models.stems import STEMS
 
 OF_PAPER = [name for name in list_models() if variant(name).in_paper]
-LATER = [name for name in list_models() if not variant(name).in_paper]
+LATER = [name for name in list_models() if not variant(name).in_paper and name not in zoo._others()]
 
 
 @pytest.mark.parametrize("name", OF_PAPER)
@@ -103,6 +105,39 @@ def test_a_network_s_definition_is_what_it_computes_and_not_how_or_how_it_is_tra
     for fields in others:
         assert definition(create_model("resnet50", **fields)) != definition(create_model("resnet50"))
     assert definition(create_model("vgg16", hidden=8)) != definition(create_model("vgg16"))
+
+
+def test_models_of_equal_partials_are_equal():
+    def model(ratio):
+        return create_model("resnet50", attention=functools.partial(SqueezeExcitation, ratio=ratio))
+
+    assert model(0.25) == model(0.25) != model(0.5)
+    assert hash(model(0.25)) == hash(model(0.25)) and definition(model(0.25)) == definition(model(0.25))
+    unhashable = functools.partial(SqueezeExcitation, dtype=[])
+    assert create_model("resnet50", attention=unhashable).attention is unhashable
+
+
+class ScaledBlock(BasicBlock):
+    """With fields of its own."""
+
+    scale: float = 1.0
+    branches: int = 1
+    wide: bool = False
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"branches": 2.0}, "branches is 2.0; it must be an integer of at least 0"),
+        ({"scale": "x"}, "scale is 'x'; it must be a number"),
+        ({"wide": 1}, "wide is 1; it must be True or False"),
+    ],
+)
+def test_fields_of_a_new_block_are_of_the_type_of_their_defaults(fields, fault):
+    row = variant("resnet20").fields | {"block": ScaledBlock}
+    assert make_model(ResNet, row | {"scale": 2, "branches": np.int64(3)}).block.keywords == {"scale": 2, "branches": 3}
+    with pytest.raises(UserError, match=fault):
+        make_model(ResNet, row | fields)
 
 
 def test_names_stand_for_parts_and_parts_may_be_given():
@@ -216,6 +251,11 @@ def test_frozen_stages_are_a_network_s_own():
         ("resnet20", {"stem": ["cifar"]}, "stem is .'cifar'.; it must be 'imagenet' or"),
         ("resnet20", {"antialias": ["mean"]}, "antialias is .'mean'.; it must be 'none' or"),
         ("resnet20", {"attention": 3}, "attention is 3; it must be 'none' or"),
+        (
+            "resnet20",
+            {"attention": SqueezeExcitation()},
+            "attention is Squeeze.*; it must be 'none' or 'se' or 'eca', or a module class or a func",
+        ),
         ("resnet20", {"kernels": "fast"}, "kernels is 'fast'; it must be a resnet_jax.kernels.Kernels"),
         (
             "resnet50",

@@ -109,6 +109,21 @@ def test_what_only_binary_cross_entropy_reads_is_refused_with_softmax(values):
     Classification(loss="bce", **values)
 
 
+def test_another_criterion_is_what_is_minimised_of_labels_and_of_targets(model, variables):
+    class Brier(ClassificationTask):
+        def criterion(self, logits, batch):
+            return jnp.mean((jax.nn.softmax(logits) - self.targets(logits, batch)) ** 2)
+
+    task = Brier(model, label_smoothing=0.1)
+    images = np.random.default_rng(0).normal(size=(6, 32, 32, 3)).astype(np.float32)
+    labels = np.arange(6)
+    logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    for targets in ({}, {"target": np.eye(model.num_classes, dtype=np.float32)[(labels + 1) % 6]}):
+        smooth = 0.9 * targets.get("target", np.eye(model.num_classes)[labels]) + 0.1 / model.num_classes
+        loss, _ = task.loss(variables, {"image": images, "label": labels, **targets}, jax.random.key(0))
+        np.testing.assert_allclose(loss, np.mean((jax.nn.softmax(logits) - smooth) ** 2), rtol=1e-4)
+
+
 def test_one_hot_targets_are_the_labels(model, variables):
     batch = random_batch()
     soft = batch | {"target": np.eye(10, dtype=np.float32)[batch["label"]]}

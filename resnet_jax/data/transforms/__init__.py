@@ -23,7 +23,7 @@ from resnet_jax.parts import Part
 class Transforms(Part):
     """The transforms, in the order in which they are applied; each is off by default.
 
-    Those on uint8 images come first, whatever their place: rand_augment, trivial_augment and color_jitter.
+    Those on uint8 images come first, whatever their place: the ones with ``before_normalization``.
     """
 
     rand_augment: RandAugment = RandAugment()
@@ -47,16 +47,25 @@ class Transforms(Part):
     def apply(self, key: jax.Array, batch: Batch, normalization: Normalization, num_classes: int) -> Batch:
         """Normalises a batch with uint8 images (B, H, W, C) and applies the transforms that are on; traced.
 
-        A function of ``key`` and the batch. See ``Transform`` for what a batch holds.
+        A function of ``key`` and the batch. See ``Transform`` for what a batch holds. Raises TypeError for a transform
+        that gives images of another shape or type than it was given.
         """
         on = {name: transform for name, transform in self._all().items() if transform.on}
+
+        def applied(name: str, batch: Batch) -> Batch:
+            changed = on[name](stream(key, name), batch, normalization, num_classes)
+            was, now = (f"{images.dtype} {images.shape}" for images in (batch["image"], changed["image"]))
+            if was != now:
+                raise TypeError(f"transform {name} gives images of {now} for {was}; it must keep both")
+            return changed
+
         for name, transform in on.items():
             if transform.before_normalization:
-                batch = transform(stream(key, name), batch, normalization, num_classes)
+                batch = applied(name, batch)
         batch = batch | {"image": normalization(batch["image"])}
         for name, transform in on.items():
             if not transform.before_normalization:
-                batch = transform(stream(key, name), batch, normalization, num_classes)
+                batch = applied(name, batch)
         return batch
 
     def _all(self) -> dict[str, Transform]:

@@ -269,3 +269,16 @@ def test_colour_shifts_are_refused_where_images_are_not_rgb():
     transforms = Transforms(pca_color=PcaColor(std=0.1))
     with pytest.raises(UserError, match=r"config\.transforms\.pca_color is for RGB, and the images have 1 channels"):
         transforms.apply(jax.random.key(0), grey, Normalization(np.zeros(1), np.ones(1)), 10)
+
+
+def test_a_transform_that_changes_the_type_or_shape_of_images_is_named():
+    class Wrong(Flip):
+        before_normalization = True
+
+        def __call__(self, key, batch, normalization, num_classes):
+            return batch | {"image": batch["image"].astype(jnp.int32)}
+
+    transforms = Transforms().model_copy(update={"flip": Wrong(probability=0.5)})
+    batch = {"image": np.zeros((2, 8, 8, 3), np.uint8), "label": np.zeros(2, np.int32)}
+    with pytest.raises(TypeError, match=r"transform flip gives images of int32 \(2, 8, 8, 3\) for uint8"):
+        transforms.apply(jax.random.key(0), batch, NORMALIZATION, 10)
