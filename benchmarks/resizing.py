@@ -13,7 +13,7 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -39,11 +39,11 @@ CROPS: dict[str, ChooseBox] = {
     "scale_jitter": partial(ScaleJitter().box, crop_size=SIZE),
     "random_resized": partial(RandomResized().box, crop_size=SIZE),
 }
-FILTERS: dict[str, tuple[Interpolation, bool]] = {  # And whether it is ``fast``.
-    "area, as evaluation": ("area", False),
-    "area, as training": ("area", True),
-    "bilinear": ("bilinear", False),
-    "bicubic": ("bicubic", False),
+# And whether it is ``fast``, as in training: Pillow's filters then do not see beyond the box.
+FILTERS: dict[str, tuple[Interpolation, bool]] = {
+    f"{interpolation}, as {'training' if fast else 'evaluation'}": (interpolation, fast)
+    for interpolation in get_args(Interpolation)
+    for fast in (False, True)
 }
 REFERENCE = "area, as evaluation"
 
@@ -109,7 +109,7 @@ def scores(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--split", default="validation", choices=["train", "validation"])
     parser.add_argument("--network", help="a repository of timm; default EfficientNet-Lite0")

@@ -9,6 +9,7 @@ optimizer, schedule, compiled step and exact evaluation. It runs on all devices 
 
 import argparse
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()
     try:
-        teacher = load_run(arguments.teacher)
+        teacher, data = load_run(arguments.teacher), Resident(name="digits").load()
+        if (teacher.image_shape, teacher.class_names) != (data.image_shape, data.class_names):
+            raise UserError(f"{arguments.teacher} was not trained on the digits; name a run that was")
         model = create_model("resnet20", num_classes=10, width=arguments.width, stage_sizes=(1, 1, 1))
     except UserError as error:
         sys.exit(f"error: {error}")
 
-    mesh, data = parallel.data_mesh(), Resident(name="digits").load()
+    mesh = parallel.data_mesh()
     evaluate = make_evaluator(model, teacher.normalize, data, data.evaluation_split, mesh, batch_size=360)
     transforms = Transforms(random_crop=RandomCrop(pad=2))
     task = Distillation(
@@ -89,4 +92,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback.
     main()

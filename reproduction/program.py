@@ -70,8 +70,8 @@ def run(arguments: list[str]) -> None:
         wanted = [SCALE.value] if SCALE.value else found
         if not set(wanted) <= set(found) or not (found or DOCUMENTS.value):
             raise UserError(
-                f"there are no results of {SCALE.value or 'any'} scale in {results}; correct --results, or run an "
-                f"experiment"
+                f"there are no results of the paper's experiments at {SCALE.value or 'any'} scale in {results}; "
+                f"correct --results, or run an experiment"
             )
         for scale in wanted:
             print(f"the report is {report.write_report(ROOT, results, scale)}", file=sys.stderr)

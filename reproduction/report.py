@@ -262,7 +262,8 @@ def update_documents(root: Path, results: Path) -> None:
 
     Raises UserError if there are no results at all, which would empty the blocks, or if a mark is not there.
     """
-    if not any(results.glob("*/*.json")):
+    folders = (*SCALES, *FOLDERS.values())
+    if not any(read_ledger(results, folder, lambda record: True) for folder in folders):
         raise UserError(f"there are no results in {results}; correct --results")
     for document in dict.fromkeys(document for document, _ in BLOCKS.values()):
         path = root / document

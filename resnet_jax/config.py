@@ -310,14 +310,16 @@ def explain(error: ValidationError, values: Any = None) -> str:
     """The first fault in a line that names the key, and the values it may have."""
     fault = error.errors()[0]
     path, place, picked, tagged = [], values, "", False
+    parts: list[type[Part]] = [Config]
     for step in fault["loc"]:
         if isinstance(place, Mapping):
             # Which part of a union it is; one may be called as a key is.
-            of_union = step in (place.get("name"), place.get("kind")) and not tagged
+            of_union = len(parts) > 1 and not tagged and step in (place.get("name"), place.get("kind"))
             if of_union or (step not in place and fault["type"] != "missing"):
                 picked, tagged = str(step), True
                 continue
             place, picked, tagged = place.get(step), picked if step == fault["loc"][-1] else "", False
+            parts = _fields(parts)[step][0] if step in _fields(parts) else []
         elif values is not None:
             break
         path.append(str(step))

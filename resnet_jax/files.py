@@ -1,6 +1,8 @@
 """Files that are written, and whether they can be."""
 
 import os
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,35 +14,55 @@ from resnet_jax.errors import UserError
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that replaces ``path`` atomically when the block ends, flushed to disk and readable by all.
+    """A binary file that replaces ``path`` atomically when the block ends, flushed to disk.
 
-    When the block fails or the process is killed, the previous file stays. A symbolic link stays, and what it points to
-    is replaced; a pipe or a device, such as /dev/stdout, is written to.
+    It is readable by all, or has the permissions of the file that it replaces. When the block fails or the process is
+    killed, the previous file stays. A symbolic link stays, and what it points to is replaced; a pipe, a device and what
+    this program prints to, such as /dev/stdout, are written to.
     """
+    descriptor = _printed_to(path)
+    if descriptor is not None:
+        sys.stdout.flush()
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            yield file
+        return
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
             yield file
         return
     path = Path(os.path.realpath(path))
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644  # Temporary files are the owner's alone.
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name[:20]}.", suffix=".tmp", delete=False) as file:
         try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # Temporary files are the owner's alone.
+            os.chmod(file.name, mode)
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)
             raise
 
 
-def check_outputs(*paths: Path) -> None:
-    """Raises UserError where these files cannot be written, or are not different ones. Nothing is written."""
-    for number, path in enumerate(paths):
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; name a file")
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UserError(f"{path} cannot be written, because {folder} is no folder that can be written to")
-        if os.path.realpath(path) in map(os.path.realpath, paths[:number]):
-            raise UserError(f"{path} is given twice; name two files")
+def _printed_to(path: Path) -> int | None:
+    """The descriptor of the standard output or error, if ``path`` is where that goes."""
+    for descriptor in (1, 2):
+        try:
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+        except OSError:  # It is closed.
+            continue
+    return None
+
+
+def check_output(path: Path, appends: bool = False) -> None:
+    """Raises UserError where a file cannot be written; with ``appends``, where it cannot be appended to."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    place = path
+    if not path.exists() or (path.is_file() and not appends):  # It comes, or is replaced, in its folder.
+        place = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
+        if not place.is_dir():
+            raise UserError(f"{path} cannot be written, because {place} is no folder; name another file")
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{path} cannot be written, because you may not write to {place}; name another file")

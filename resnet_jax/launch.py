@@ -8,6 +8,8 @@ import sys
 import time
 from typing import NoReturn
 
+LAUNCHED = "RESNET_JAX_LAUNCHED"  # Set in the environment of the processes that are started.
+
 
 def launch(count: int, command: list[str]) -> NoReturn:
     """Runs ``command`` ``count`` times as one job on this host, each on its own device of an accelerator, and exits.
@@ -32,7 +34,7 @@ def launch(count: int, command: list[str]) -> NoReturn:
             signal.signal(signum, forward)
     for index in range(count):
         own = [f"--coordinator_address={address}", f"--num_processes={count}", f"--process_id={index}"]
-        environment = os.environ | {"JAX_LOCAL_DEVICE_IDS": str(index)}
+        environment = os.environ | {"JAX_LOCAL_DEVICE_IDS": str(index), LAUNCHED: "1"}
         # A session of their own: Ctrl-C comes to them once, from here.
         process = subprocess.Popen([*command, *own], env=environment, start_new_session=True)
         processes.append(process)

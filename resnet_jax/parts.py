@@ -17,7 +17,7 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-_EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")
+_EPOCHS = re.compile(r"(\d{1,9}(?:\.\d+)?) epochs?")
 
 
 def _checked_duration(value: Any) -> Any:

@@ -181,6 +181,13 @@ def test_a_section_is_not_a_value():
     assert "config.model is a section" in refusal({"model": "resnet20"})
 
 
+def test_a_part_of_one_kind_may_be_called_as_a_key_is():
+    assert refusal({"model.name": "width", "model.width": 0}).startswith(
+        "config.model.width is 0; it must be at least 1"
+    )
+    assert "number of steps, or of epochs" in refusal({"steps": f"{'1' * 400} epochs"})
+
+
 def test_configs_cannot_be_changed_and_a_wrong_one_cannot_be_made():
     with pytest.raises(ValidationError):
         Config().steps = 3

@@ -1,11 +1,17 @@
 """Files that are whole or absent."""
 
 import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.files import check_outputs, replace_atomically
+from resnet_jax.files import check_output, replace_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_content_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -58,15 +64,58 @@ def test_the_longest_name_can_be_written(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_files_that_could_not_be_written_are_found_before_the_work(tmp_path):
+def test_what_this_program_prints_to_is_not_replaced(tmp_path):
+    code = (
+        "from pathlib import Path\nfrom resnet_jax.files import replace_atomically\nprint('first')\n"
+        "with replace_atomically(Path('/dev/stdout')) as file:\n    file.write(b'second\\n')\nprint('third')"
+    )
+    with (tmp_path / "log").open("w") as log:
+        print("before", file=log, flush=True)
+        subprocess.run([sys.executable, "-c", code], stdout=log, check=True, cwd=ROOT)
+    assert (tmp_path / "log").read_text() == "before\nfirst\nsecond\nthird\n"
+
+
+def test_a_file_keeps_its_permissions(tmp_path):
+    path = tmp_path / "private"
+    path.touch(mode=0o600)
+    with replace_atomically(path) as file:
+        file.write(b"text")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_could_not_be_written_is_found_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("text")
-    (tmp_path / "link").symlink_to(tmp_path / "a.csv")
-    check_outputs(tmp_path / "new" / "a.csv", tmp_path / "file")
-    for paths, fault in (
-        ((tmp_path,), "is a folder; name a file"),
-        ((tmp_path / "file" / "a.csv",), "cannot be written, because .*file is no folder"),
-        ((tmp_path / "a.csv", tmp_path / "link"), "link is given twice; name two files"),
+    (tmp_path / "dangling").symlink_to(tmp_path / "file" / "a.csv")
+    for path in (tmp_path / "new" / "a.csv", tmp_path / "file", Path("/dev/null")):
+        check_output(path)
+    check_output(tmp_path / "file", appends=True)
+    for path, fault in (
+        (tmp_path, "is a folder; name a file"),
+        (Path("/"), "is a folder; name a file"),
+        (tmp_path / "file" / "a.csv", "cannot be written, because .*file is no folder"),
+        (tmp_path / "dangling", "cannot be written, because .*file is no folder"),
     ):
         with pytest.raises(UserError, match=fault):
-            check_outputs(*paths)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+            check_output(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file"]
+
+
+# As a user who is not root sees it: to root all is writable.
+@pytest.mark.parametrize(
+    ("path", "appends", "closed", "refused"),
+    [
+        ("file", False, "", True),
+        ("file", False, "file", False),
+        ("file", True, "", False),
+        ("file", True, "file", True),
+        ("new", True, "", True),
+        ("/dev/null", False, "/dev", False),
+    ],
+)
+def test_what_is_replaced_needs_its_folder_and_what_is_appended_to_itself(
+    tmp_path, monkeypatch, path, appends, closed, refused
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != tmp_path / closed)
+    with pytest.raises(UserError, match="you may not write to") if refused else nullcontext():
+        check_output(tmp_path / path, appends)

@@ -32,7 +32,6 @@ _SAMPLE = 64  # Photographs whose mean size tells what the pack will need.
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback.
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", help='"folder", "csv", "jsonl", "huggingface", or a data set of TensorFlow Datasets')
     parser.add_argument("--data_dir", help="where it is; default TFDS_DATA_DIR or ~/tensorflow_datasets")
@@ -183,4 +182,5 @@ def _check_space(source: Source, folder: Path, shorter_side: int) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback.
     main()

@@ -5,7 +5,6 @@ it wrote does not need it.
 """
 
 import argparse
-import signal
 import sys
 
 from resnet_jax.data.sources.tfds import resolve_data_dir
@@ -13,7 +12,6 @@ from resnet_jax.errors import one_line
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback.
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", help="a data set of TensorFlow Datasets: cifar10, cifar100, ...")
     parser.add_argument("--data_dir", help="where to put it; default TFDS_DATA_DIR or ~/tensorflow_datasets")
@@ -25,6 +23,8 @@ def main() -> None:
             arguments.name, data_dir=resolve_data_dir(arguments.data_dir), file_format="array_record"
         )
         builder.download_and_prepare()
+    except KeyboardInterrupt:  # TFDS has removed what it had begun.
+        sys.exit("\nerror: stopped; run the same command again")
     except Exception as error:  # A download can fail in any of many libraries' ways.
         sys.exit(f"error: could not prepare {arguments.name!r}: {type(error).__name__}: {one_line(error)}")
     print(f"{arguments.name} is ready in {builder.data_path}")

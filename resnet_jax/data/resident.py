@@ -101,7 +101,7 @@ class ResidentDataset:
         Classes without names are called by their numbers. Raises UserError for other arrays.
         """
         given = {"train": Split(train_images, train_labels), "test": Split(test_images, test_labels)}
-        splits = _checked(name, given, class_names)
+        splits = _checked(name, given, class_names or None)
         classes = max(int(split.labels.max()) for split in splits.values()) + 1
         return cls(name, splits, list(class_names or map(str, range(classes))))
 
@@ -215,11 +215,20 @@ def _hold_out(name: str, splits: Mapping[str, Split], count: int) -> dict[str, S
 
 
 def _checked(name: str, splits: Mapping[str, Split], class_names: Sequence[str] | None) -> dict[str, Split]:
-    """What a source or a caller gives, as (N, H, W, C) uint8 and (N,) int32. Raises UserError where it is neither."""
-    return {split: _checked_split(f"{name} {split}", *arrays, class_names) for split, arrays in splits.items()}
+    """What a source or a caller gives, as (N, H, W, C) uint8 and (N,) int32. Raises UserError where it is neither.
+
+    A test split beside a validation split may be without labels: -1.
+    """
+    unlabelled = {"test"} if "validation" in splits else set()
+    return {
+        split: _checked_split(f"{name} {split}", *arrays, class_names, least=-1 if split in unlabelled else 0)
+        for split, arrays in splits.items()
+    }
 
 
-def _checked_split(name: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None) -> Split:
+def _checked_split(
+    name: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, least: int
+) -> Split:
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(
@@ -230,9 +239,9 @@ def _checked_split(name: str, images: np.ndarray, labels: np.ndarray, class_name
         raise UserError(f"there are no images of {name}; give at least one")
     if labels.shape != (len(images),):
         raise UserError(f"labels of {name} have the shape {labels.shape}; they must be ({len(images)},), one an image")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < least:
         raise UserError(f"the labels of {name} must be integers from 0, one for each image")
-    if class_names and labels.max() >= len(class_names):
+    if class_names is not None and labels.max() >= len(class_names):
         raise UserError(f"label {labels.max()} of {name} has no class name; there are {len(class_names)}")
     return Split(images[..., None] if images.ndim == 3 else images, labels.astype(np.int32))
 

@@ -19,7 +19,7 @@ class Targets(NamedTuple):
 def check_targets(images: jax.Array, image_hw: jax.Array, targets: Targets) -> None:
     """Raises UserError unless the shapes of a batch belong together: (B, H, W, 3), (B, 2), and those of ``Targets``."""
     if not isinstance(targets, Targets):
-        raise UserError(f"targets are a {type(targets).__name__}; give a targets.Targets(boxes, labels, valid)")
+        raise UserError(f"targets are a {type(targets).__name__}; give a resnet_jax.detection.targets.Targets")
     given = {"images": images, "image_hw": image_hw, **targets._asdict()}
     shapes = {name: jnp.shape(value) for name, value in given.items()}
     sizes = {"B": shapes["images"][:1], "G": shapes["labels"][1:2], "2": (2,), "3": (3,), "4": (4,)}

@@ -158,4 +158,4 @@ def _first(name: str) -> str:
 
 def _printable(name: str) -> str:
     """Of a file or class whose name may be any bytes, as text that can be drawn."""
-    return os.fsencode(name).decode(errors="replace")
+    return name.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,26 @@ from resnet_jax.evaluation.classify import TOP, Scores
 from resnet_jax.files import replace_atomically
 
 _ENCODING: Any = {"encoding": "utf-8", "errors": "surrogateescape"}  # Names of files may be any bytes.
+
+
+_ALWAYS = ("model", "data", "split", "protocol", "weights")  # Columns of every table of results.
+
+
+def check_table(path: Path) -> None:
+    """Raises UserError for a file that is no table of results."""
+    if path.is_file() and path.stat().st_size:
+        _check_columns(path, _columns(path), _ALWAYS)
+
+
+def _columns(path: Path) -> list[str]:
+    with path.open(newline="", **_ENCODING) as file:
+        return next(csv.reader(file))
+
+
+def _check_columns(path: Path, columns: Sequence[str], needed: Iterable[str]) -> None:
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise UserError(f"{path} has the columns {', '.join(columns)}, not {', '.join(missing)}; use another file")
 
 
 def append_result(path: Path, record: dict[str, Any]) -> None:
@@ -30,11 +50,8 @@ def append_result(path: Path, record: dict[str, Any]) -> None:
         with path.open("rb") as end:
             end.seek(-1, os.SEEK_END)
             ended = end.read() == b"\n"
-        with path.open(newline="", **_ENCODING) as file:
-            columns = next(csv.reader(file))
-        missing = [name for name in record if name not in columns]
-        if missing:
-            raise UserError(f"{path} has the columns {', '.join(columns)}, not {', '.join(missing)}; use another file")
+        columns = _columns(path)
+        _check_columns(path, columns, record)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
     if not ended:  # As an editor may leave it.

@@ -39,7 +39,7 @@ def find_run(run: str | Path) -> Path:
 
 def is_exported(folder: Path) -> bool:
     """Whether the folder holds weights alone, and not the checkpoints of a run."""
-    return (folder / _WEIGHTS).is_file()
+    return (folder / _WEIGHTS).is_file() and not (folder / "checkpoints").is_dir()
 
 
 def read_weights(folder: Path, config: Config, model: Any, channels: int) -> tuple[dict[str, Any], int]:

@@ -5,6 +5,7 @@ A field is one of the model, of its block where that has some of its own, or of 
 
 import dataclasses
 import functools
+import numbers
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -54,7 +55,7 @@ def make_model(model: Any, fields: Mapping[str, Any], kernels: Kernels = PLAIN) 
     if isinstance(fields.get("stem"), str) and f"{fields['stem']}{PREACTIVATION}" in STEMS and _preactivates(model):
         fields = {**fields, "stem": f"{fields['stem']}{PREACTIVATION}"}
     checked = {field: _CHECKS[field](field, value) if field in _CHECKS else value for field, value in fields.items()}
-    checked = {field: _same(_by_default(checked, field, value)) for field, value in checked.items()}
+    checked = {field: _same(_by_annotation(checked, field, value)) for field, value in checked.items()}
     own = {field: value for field, value in checked.items() if field in _names(model)}
     of_block = {field: checked[field] for field in _fields_of_block(checked) if field in checked}
     if of_block:
@@ -108,7 +109,7 @@ def definition(model: Any) -> dict[str, Any]:
     return found
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None, typed=True)
 def partial(part: Callable[..., Any], *arguments: Any, **fields: Any) -> Callable[..., Any]:
     """The same object for the same arguments, so that models of equal fields are equal."""
     return functools.partial(part, *arguments, **fields)
@@ -198,8 +199,8 @@ def _as_integer(value: Any) -> int | None:
         return None
 
 
-def _number(field: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _number(field: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UserError(f"model field {field} is {value!r}; it must be a number")
     return value
 
@@ -216,15 +217,22 @@ def _boolean(field: str, value: Any) -> bool:
     return value
 
 
-_BY_DEFAULT: dict[type, Callable[[str, Any], Any]] = {bool: _boolean, int: _integer(0), float: _number}
+def _whole_number(field: str, value: Any) -> int:
+    integer = _as_integer(value)
+    if integer is None:
+        raise UserError(f"model field {field} is {value!r}; it must be a whole number")
+    return integer
 
 
-def _by_default(fields: Mapping[str, Any], field: str, value: Any) -> Any:
-    """The value; of a block's own field that has no other check, checked by the type of the field's default."""
+_BY_ANNOTATION: dict[Any, Callable[[str, Any], Any]] = {bool: _boolean, int: _whole_number, float: _number}
+
+
+def _by_annotation(fields: Mapping[str, Any], field: str, value: Any) -> Any:
+    """The value; of a block's own field without another check, one that its annotation allows, if that is plain."""
     if field in _CHECKS or field not in _fields_of_block(fields):
         return value
-    (default,) = (own.default for own in dataclasses.fields(class_of(fields["block"])) if own.name == field)
-    return _BY_DEFAULT.get(type(default), lambda field, value: value)(field, value)
+    (kind,) = (own.type for own in dataclasses.fields(class_of(fields["block"])) if own.name == field)
+    return _BY_ANNOTATION.get(kind, lambda field, value: value)(field, value)
 
 
 def _stage_sizes(field: str, value: Any) -> tuple[int, ...]:

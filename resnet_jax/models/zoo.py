@@ -1,10 +1,10 @@
 """Networks by name: those of the paper, those that it compares them with, and their relatives of timm and torchvision.
 
-A new network is a row of ``_variants``. Its fields are those of its model, and of its block where that has some of its
+A new network is a row of ``_others``. Its fields are those of its model, and of its block where that has some of its
 own; they are also what ``create_model`` may override.
 
-The names of the paper, resnet18 to resnet152 and those of CIFAR, are the paper's networks. All others are what timm and
-torchvision have under the name, so that their weights fit as they are: above all, bottlenecks stride in their 3x3
+The names of the paper, resnet18 to resnet152 and those of CIFAR, are the paper's networks. Its relatives are what timm
+and torchvision have under the name, so that their weights fit as they are: above all, bottlenecks stride in their 3x3
 convolution there ("v1.5").
 """
 
@@ -34,7 +34,7 @@ class Variant(NamedTuple):
     depth: its layers with weights, as the paper counts them: those on the longest path. Where the name is timm's, what
         it says: a stem of three convolutions is counted as one there.
     fields: what defines it, as ``create_model`` takes it.
-    in_paper: whether the paper has it, or compares with it; otherwise it is a later relative.
+    in_paper: whether the paper has it, or compares with it.
     """
 
     model: Any
@@ -76,8 +76,8 @@ def variant(name: str) -> Variant:
         hint = f"did you mean {close[0]!r}? " if close else ""
         of_paper = ", ".join(known for known, row in variants.items() if row.in_paper)
         raise UserError(
-            f"unknown model {name!r}; {hint}The models are {of_paper}, and timm's that resnet_jax.list_models() names; "
-            f"others through stage_sizes"
+            f"unknown model {name!r}; {hint}The models are {of_paper}, and those of timm and others that "
+            f"resnet_jax.list_models() names; others through stage_sizes"
         )
     return variants[name]
 

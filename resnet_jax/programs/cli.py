@@ -19,7 +19,7 @@ from resnet_jax.config import Config
 from resnet_jax.data.cache import cache_dir
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.host_memory import keep_freed_memory
-from resnet_jax.launch import launch
+from resnet_jax.launch import LAUNCHED, launch
 from resnet_jax.train.signals import Stopped
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -86,8 +86,10 @@ def run(
             )
             if not (config and jobs) and (joining or _LOCAL_PROCESSES.value is not None):
                 raise UserError("this program is for one process; leave --distributed and the like out")
-            # Those that it starts have the flag, too, maybe out of a --flagfile, and a number of their own.
-            if _LOCAL_PROCESSES.value is not None and _PROCESS_ID.value is None:
+            # Those that it starts have the flag, too, maybe out of a --flagfile.
+            if _LOCAL_PROCESSES.value is not None and LAUNCHED not in os.environ:
+                if any(flag.value is not None for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)):
+                    raise UserError("--local_processes starts a job of its own; leave the other job's address out")
                 launch(_LOCAL_PROCESSES.value, sys.orig_argv)
             if positional and len(argv) == 1:
                 raise UserError(f"{positional} is missing; name at least one after the flags")
@@ -128,7 +130,7 @@ def run(
 
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # The shell closed it.
-            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", errors="replace"))
     sys.unraisablehook = _report
     if {"--help", "-help", "--helpshort", "-h"} & set(sys.argv[1:]):
         print(f"{(sys.modules[module].__doc__ or '').strip()}\n\nFlags:\n{flags.FLAGS.module_help(module)}")

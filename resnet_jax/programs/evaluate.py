@@ -13,17 +13,20 @@ from resnet_jax.programs.quiet import quiet_runtime
 quiet_runtime()
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from resnet_jax import parallel
 from resnet_jax.config import Config, read_config
+from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.protocols import PROTOCOLS
-from resnet_jax.evaluation.records import append_result
+from resnet_jax.evaluation.records import append_result, check_table
 from resnet_jax.experiment.exported import find_run
+from resnet_jax.experiment.networks import Network
 from resnet_jax.experiment.scoring import score
-from resnet_jax.files import check_outputs
+from resnet_jax.files import check_output
 from resnet_jax.programs import cli
 from resnet_jax.tasks import detection, localisation
 from resnet_jax.train.writers import to_json
@@ -70,12 +73,8 @@ def run(config: Config | None) -> None:
     results_csv, scores_csv, responses_csv = (
         Path(flag.value) if flag.value else None for flag in (RESULTS_CSV, SCORES_CSV, RESPONSES_CSV)
     )
-    for path in (results_csv, scores_csv, responses_csv):
-        if path and path.suffix == ".png":
-            raise UserError(f"{path} would be a picture; name a table, FILE.csv")
-    picture = responses_csv.with_suffix(".png") if responses_csv else None
-    # Now, and not once hours of scoring are done.
-    check_outputs(*(path for path in (results_csv, scores_csv, responses_csv, picture) if path))
+    if parallel.is_main_process():  # Now, and not once hours of scoring are done.
+        _check_outputs(results_csv, scores_csv, responses_csv)
     record, scores, dataset, networks, summary = score(
         config,
         workdirs,
@@ -85,29 +84,48 @@ def run(config: Config | None) -> None:
         PROTOCOL.value,
         ALLOW_CONFIG_CHANGE.value,
     )
-    if not parallel.is_main_process():
-        return
-    print(f"{record['model']} on {record['data']} {record['split']}, {record['protocol']}: {summary}")
-    print(to_json(record))
-    if scores_csv:
-        config.task.write_scores(scores_csv, scores, dataset, record["split"])
-    if responses_csv and picture:
-        from resnet_jax.analysis.responses import layer_responses, plot_responses, write_responses
+    if parallel.is_main_process():
+        print(f"{record['model']} on {record['data']} {record['split']}, {record['protocol']}: {summary}")
+        print(to_json(record))
+        if scores_csv:
+            config.task.write_scores(scores_csv, scores, dataset, record["split"])
+        if results_csv:
+            append_result(results_csv, record)
+    if responses_csv:
+        _measure_responses(config, networks[0], dataset, record, responses_csv)
 
-        network = networks[0]
-        responses = layer_responses(
-            network.model,
-            network.variables,
-            network.normalize,
-            dataset,
-            record["split"],
-            parallel.data_mesh(),
-            config.eval_batch_size,
-        )
-        write_responses(responses_csv, responses)
-        plot_responses(picture, {record["model"]: responses})
-    if results_csv:  # Last, because it is refused where the table has other columns.
-        append_result(results_csv, record)
+
+def _measure_responses(config: Config, network: Network, dataset: Dataset, record: dict[str, Any], path: Path) -> None:
+    from resnet_jax.analysis.responses import layer_responses, plot_responses, write_responses
+
+    responses = layer_responses(  # Every process has its share of the batches.
+        network.model,
+        network.variables,
+        network.normalize,
+        dataset,
+        record["split"],
+        parallel.data_mesh(),
+        config.eval_batch_size,
+    )
+    if parallel.is_main_process():
+        write_responses(path, responses)
+        plot_responses(path.with_suffix(".png"), {record["model"]: responses})
+
+
+def _check_outputs(results_csv: Path | None, scores_csv: Path | None, responses_csv: Path | None) -> None:
+    tables = [path for path in (results_csv, scores_csv, responses_csv) if path]
+    for path in tables:
+        check_output(path, appends=path == results_csv)
+        if path.suffix == ".png":
+            raise UserError(f"{path} would be a picture; name a table, FILE.csv")
+        if path.is_file() and any(path.samefile(other) for other in tables if other is not path and other.is_file()):
+            raise UserError(f"{path} is named twice; name two files")
+    if len(set(tables)) < len(tables):
+        raise UserError(f"{', '.join(map(str, tables))} are not different files; name each another one")
+    if results_csv:
+        check_table(results_csv)
+    if responses_csv:
+        check_output(responses_csv.with_suffix(".png"))
 
 
 def _config_of_run(workdirs: list[Path]) -> Config:

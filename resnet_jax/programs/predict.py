@@ -30,10 +30,12 @@ SAVE_DIR = flags.DEFINE_string("save_dir", None, "Write a picture of each photog
 
 def _any_name(error: UnicodeError) -> tuple[str | bytes, int]:
     """Prints bytes that are not UTF-8 as they are, and what the terminal's encoding lacks by its number."""
-    try:
-        return codecs.lookup_error("surrogateescape")(error)
-    except UnicodeEncodeError:
-        return codecs.lookup_error("backslashreplace")(error)
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    # One character at a time: each is of one of the two kinds.
+    error = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
+    byte = 0xDC80 <= ord(error.object[error.start]) <= 0xDCFF
+    return codecs.lookup_error("surrogateescape" if byte else "backslashreplace")(error)
 
 
 def run(config: Config | None, images: list[str]) -> None:

@@ -113,7 +113,7 @@ def _no_warnings() -> Iterator[None]:
     """Keeps Orbax's warnings, which it gives through absl's logger, from a program that reads a run."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(max(level, logging.ERROR))
     try:
         yield
     finally:

@@ -137,6 +137,20 @@ def test_what_a_source_gives_is_checked_as_arrays_are(monkeypatch, images, label
         Resident(name="digits").load()
 
 
+def test_a_test_split_beside_a_validation_split_may_have_no_labels(monkeypatch):
+    images, labels = arrays(20)
+    splits = {
+        "train": Split(images, labels),
+        "validation": Split(images, labels),
+        "test": Split(images, labels * 0 - 1),
+    }
+    monkeypatch.setattr(resident, "load_images", lambda name, data_dir: Images(splits, ["a", "b", "c"]))
+    assert Resident(name="some").load().evaluation_split == "validation"
+    monkeypatch.setattr(resident, "load_images", lambda name, data_dir: Images(splits, []))
+    with pytest.raises(UserError, match="has no class name; there are 0"):
+        Resident(name="some").load()
+
+
 def test_photographs_are_seen_as_squares_only():
     assert Resident().look((28, 28, 1)).resized(60, 80) == (28, 28)
     with pytest.raises(UserError, match="the network's images are 28 x 40; photographs are only predicted as squares"):

@@ -255,6 +255,6 @@ def test_targets_that_do_not_fit_the_images_are_refused():
     )
     error(r"valid has shape \(2, 4, 1\)", images, hw, targets._replace(valid=targets.valid[..., None]))
     error(r"images has shape \(64, 64, 3\)", images[0], hw, targets)
-    error("targets are a dict; give a targets.Targets", images, hw, targets._asdict())
-    error("targets are a tuple; give a targets.Targets", images, hw, tuple(targets))
+    error("targets are a dict; give a resnet_jax.detection.targets.Targets", images, hw, targets._asdict())
+    error("targets are a tuple; give a resnet_jax.detection.targets.Targets", images, hw, tuple(targets))
     error("trains is 'box'; it must be 'joint' or 'rpn' or 'detector'", images, hw, targets, trains="box")

@@ -14,7 +14,7 @@ from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.errors import UserError
 from resnet_jax.experiment import exported
-from resnet_jax.experiment.exported import export, find_run
+from resnet_jax.experiment.exported import export, find_run, is_exported
 from resnet_jax.experiment.networks import load_run
 from resnet_jax.experiment.scoring import score
 
@@ -149,3 +149,10 @@ def test_a_detector_is_refused_and_leaves_no_folder(tmp_path):
     grey = Normalization(np.zeros(3, np.float32), np.ones(3, np.float32))
     refused = the_error(export, tmp_path / "out", model, {}, config, NAMES, grey, (64, 64, 3), {"step": 1})
     assert "detector" in refused and not (tmp_path / "out").exists()
+
+
+def test_a_run_with_weights_beside_its_checkpoints_is_a_run(tmp_path):
+    (tmp_path / "weights.safetensors").touch()
+    assert is_exported(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    assert not is_exported(tmp_path)

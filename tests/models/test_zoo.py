@@ -113,6 +113,9 @@ def test_models_of_equal_partials_are_equal():
 
     assert model(0.25) == model(0.25) != model(0.5)
     assert hash(model(0.25)) == hash(model(0.25)) and definition(model(0.25)) == definition(model(0.25))
+    of_float = create_model("resnet50", norm=functools.partial(GroupNorm, groups=32.0)).norm
+    assert type(of_float.keywords["groups"]) is float
+    assert type(create_model("resnet50", norm=functools.partial(GroupNorm, groups=32)).norm.keywords["groups"]) is int
     unhashable = functools.partial(SqueezeExcitation, dtype=[])
     assert create_model("resnet50", attention=unhashable).attention is unhashable
 
@@ -120,22 +123,23 @@ def test_models_of_equal_partials_are_equal():
 class ScaledBlock(BasicBlock):
     """With fields of its own."""
 
-    scale: float = 1.0
-    branches: int = 1
+    scale: float = 1
+    branches: int = -1
     wide: bool = False
 
 
 @pytest.mark.parametrize(
     ("fields", "fault"),
     [
-        ({"branches": 2.0}, "branches is 2.0; it must be an integer of at least 0"),
+        ({"branches": 2.0}, "branches is 2.0; it must be a whole number"),
         ({"scale": "x"}, "scale is 'x'; it must be a number"),
         ({"wide": 1}, "wide is 1; it must be True or False"),
     ],
 )
 def test_fields_of_a_new_block_are_of_the_type_of_their_defaults(fields, fault):
     row = variant("resnet20").fields | {"block": ScaledBlock}
-    assert make_model(ResNet, row | {"scale": 2, "branches": np.int64(3)}).block.keywords == {"scale": 2, "branches": 3}
+    given = {"scale": np.float32(0.5), "branches": np.int64(-3)}
+    assert make_model(ResNet, row | given).block.keywords == {"scale": 0.5, "branches": -3}
     with pytest.raises(UserError, match=fault):
         make_model(ResNet, row | fields)
 

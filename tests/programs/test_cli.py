@@ -114,7 +114,7 @@ def test_a_path_that_no_file_can_have_is_named(refuse, tmp_path_factory):
         assert f"there is no config file {path}" in refuse(never, "--config", path)
 
 
-def test_a_process_that_was_started_as_one_of_several_starts_none(run_here, monkeypatch, tmp_path):
+def test_a_process_that_was_started_as_one_of_several_starts_none(run_here, refuse, monkeypatch, tmp_path):
     (tmp_path / "flags").write_text("--local_processes=3\n")
     started, joined = [], []
     monkeypatch.setattr(cli, "launch", lambda count, command: started.append(count))
@@ -122,7 +122,10 @@ def test_a_process_that_was_started_as_one_of_several_starts_none(run_here, monk
     given = ["--config", QUICKSTART, f"--flagfile={tmp_path / 'flags'}"]
     run_here(lambda config: None, *given)
     assert (started, joined) == ([3], [])
-    run_here(lambda config: None, *given, "--coordinator_address=h:1", "--num_processes=3", "--process_id=0")
+    job = ["--coordinator_address=h:1", "--num_processes=3", "--process_id=0"]
+    assert "--local_processes starts a job of its own" in refuse(never, *given, *job)
+    monkeypatch.setenv("RESNET_JAX_LAUNCHED", "1")
+    run_here(lambda config: None, *given, *job)
     assert (started, joined) == ([3], [("h:1", 3, 0)])
 
 

@@ -59,7 +59,8 @@ def test_eval_measures_the_layer_responses_of_any_weights(run_here, load_main, w
             "give one --workdir or --torch_weights",
         ),
         (["--torch_weights={weights}", "--responses_csv=r.png"], "r.png would be a picture; name a table, FILE.csv"),
-        (["--torch_weights={weights}", "--results_csv=r", "--scores_csv=r"], "r is given twice"),
+        (["--torch_weights={weights}", "--responses_csv=."], ". is a folder; name a file"),
+        (["--torch_weights={weights}", "--results_csv=r", "--scores_csv=r"], "r, r are not different files"),
         (["--torch_weights={weights}", "stray.jpg"], "unexpected argument 'stray.jpg'"),
     ],
 )
@@ -68,15 +69,11 @@ def test_eval_names_what_is_wrong(refuse, load_main, weights, arguments, fault):
     assert fault in refuse(load_main("evaluate"), *TINY, *given)
 
 
-def test_a_table_of_other_columns_is_refused_once_the_rest_is_written(run_here, load_main, weights, tmp_path, capsys):
+def test_a_table_of_other_columns_is_refused_before_anything_is_scored(refuse, load_main, weights, tmp_path):
     (tmp_path / "results.csv").write_text("keep,this\n1,2\n")
     outputs = [f"--{kind}_csv={tmp_path / kind}.csv" for kind in ("results", "scores", "responses")]
-    with pytest.raises(SystemExit, match="2"):
-        run_here(load_main("evaluate"), *TINY, f"--torch_weights={weights[0]}", *outputs)
-    assert "results.csv has the columns keep, this" in capsys.readouterr().err
-    assert (tmp_path / "results.csv").read_text() == "keep,this\n1,2\n"
-    for kind in ("scores", "responses"):
-        assert len((tmp_path / f"{kind}.csv").read_text().splitlines()) > 2
+    error = refuse(load_main("evaluate"), *TINY, f"--torch_weights={weights[0]}", *outputs)
+    assert "results.csv has the columns keep, this, not model, data, split, protocol, weights; use another" in error
 
 
 def test_eval_takes_the_config_from_the_workdir_alone(run_here, load_main, tiny_run, capsys):

@@ -73,13 +73,13 @@ def test_a_name_that_is_not_utf_8_is_printed_as_it_is(run_here, load_main, tiny_
 def test_what_the_terminal_cannot_show_is_printed_by_its_number(
     run_here, load_main, tiny_run, photographs, monkeypatch
 ):
-    named = "pets/\u732b.jpg"
+    named = os.fsdecode("pets/\u732b".encode() + b"\xe9.jpg")
     os.rename(photographs[0], named)
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     run_here(load_main("predict"), "--workdir", tiny_run, named)
     sys.stdout.flush()
-    assert written.getvalue().splitlines()[0] == b"pets/\\u732b.jpg"
+    assert written.getvalue().splitlines()[0] == b"pets/\\u732b\xe9.jpg"
 
 
 def test_predict_takes_the_config_from_the_workdir_alone(run_here, load_main, tiny_run, photographs, capsys):

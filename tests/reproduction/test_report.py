@@ -165,4 +165,8 @@ def test_without_any_results_no_document_is_changed(tmp_path):
     (tmp_path / "README.md").write_text(empty("README.md"))
     with pytest.raises(UserError, match=r"there are no results in .*nowhere; correct --results"):
         report.update_documents(tmp_path, tmp_path / "nowhere")
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "config.json").write_text("{}")  # As a folder of workdirs has them.
+    with pytest.raises(UserError, match="there are no results"):
+        report.update_documents(tmp_path, tmp_path)
     assert (tmp_path / "README.md").read_text() == empty("README.md")

@@ -1,3 +1,4 @@
+import logging
 import shutil
 from functools import partial
 from pathlib import Path
@@ -175,6 +176,15 @@ def test_a_path_in_which_nothing_saved_could_be_read_is_refused(tmp_path, name):
     with pytest.raises(UserError, match=r"checkpoints cannot be kept in .*; use another path"):
         checkpoint.check_path(tmp_path / name / "checkpoints")
     checkpoint.check_path(tmp_path / "$a b#c%{d}é" / "checkpoints")
+
+
+def test_opening_to_read_lets_through_no_more_than_the_program_does(monkeypatch):
+    logger = logging.getLogger("absl")
+    for level, inside in ((logging.CRITICAL, logging.CRITICAL), (logging.WARNING, logging.ERROR)):
+        monkeypatch.setattr(logger, "level", level)
+        with checkpoint._no_warnings():
+            assert logger.level == inside
+        assert logger.level == level
 
 
 def test_reading_warns_of_nothing(tmp_path, one_device, caplog):
