@@ -151,9 +151,9 @@ def _smoke(config: Config) -> dict[str, Any]:
 
 
 def _every(steps: int, logs: int, evaluations: int) -> dict[str, Any]:
-    evaluate_every = steps // evaluations
+    evaluate_every = max(1, steps // evaluations)
     intervals = {"eval_every": evaluate_every, "checkpoint_every": evaluate_every}
-    return {"steps": steps, "log_every": steps // logs, **intervals}
+    return {"steps": steps, "log_every": max(1, steps // logs), **intervals}
 
 
 SCALES = {
