@@ -4,6 +4,7 @@ Several --workdir and --torch_weights make an ensemble. Without --config the dat
 --workdir. Prints a line to read and, last, a line of JSON. Errors are in percent.
 """
 
+import os
 import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback from some import.
@@ -13,7 +14,6 @@ from resnet_jax.programs.quiet import quiet_runtime
 quiet_runtime()
 
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -92,10 +92,12 @@ def run(config: Config | None) -> None:
         if results_csv:
             append_result(results_csv, record)
     if responses_csv:
-        _measure_responses(config, networks[0], dataset, record, responses_csv)
+        _measure_responses(
+            networks[0], dataset, record["split"], config.eval_batch_size, responses_csv, record["model"]
+        )
 
 
-def _measure_responses(config: Config, network: Network, dataset: Dataset, record: dict[str, Any], path: Path) -> None:
+def _measure_responses(network: Network, dataset: Dataset, split: str, batch_size: int, path: Path, name: str) -> None:
     from resnet_jax.analysis.responses import layer_responses, plot_responses, write_responses
 
     responses = layer_responses(  # Every process has its share of the batches.
@@ -103,13 +105,13 @@ def _measure_responses(config: Config, network: Network, dataset: Dataset, recor
         network.variables,
         network.normalize,
         dataset,
-        record["split"],
+        split,
         parallel.data_mesh(),
-        config.eval_batch_size,
+        batch_size,
     )
     if parallel.is_main_process():
         write_responses(path, responses)
-        plot_responses(path.with_suffix(".png"), {record["model"]: responses})
+        plot_responses(path.with_suffix(".png"), {name: responses})
 
 
 def _check_outputs(results_csv: Path | None, scores_csv: Path | None, responses_csv: Path | None) -> None:
@@ -118,9 +120,8 @@ def _check_outputs(results_csv: Path | None, scores_csv: Path | None, responses_
         check_output(path, appends=path == results_csv)
         if path.suffix == ".png":
             raise UserError(f"{path} would be a picture; name a table, FILE.csv")
-        if path.is_file() and any(path.samefile(other) for other in tables if other is not path and other.is_file()):
-            raise UserError(f"{path} is named twice; name two files")
-    if len(set(tables)) < len(tables):
+    places = [os.path.realpath(path) for path in tables if path.is_file() or not path.exists()]  # No pipes or devices.
+    if len(set(places)) < len(places):
         raise UserError(f"{', '.join(map(str, tables))} are not different files; name each another one")
     if results_csv:
         check_table(results_csv)
