@@ -14,7 +14,7 @@ from resnet_jax.experiment.exported import is_exported
 from resnet_jax.experiment.initial import RANDOM, check_start, read_start
 from resnet_jax.train import checkpoint, loop
 from resnet_jax.train.state import TrainState
-from resnet_jax.train.workdir import initial_record, prepare_workdir, refuse_other_classes
+from resnet_jax.train.workdir import check_path, initial_record, prepare_workdir, refuse_other_classes
 
 
 def train(
@@ -38,7 +38,7 @@ def train(
     """
     workdir, mesh = Path(workdir), parallel.data_mesh()
     build.check(config, mesh.size)
-    checkpoint.check_path(workdir / "checkpoints")
+    check_path(workdir)
     if is_exported(workdir):
         raise UserError(
             f"{workdir} is an exported network; name another --workdir, and start from it by "

@@ -120,26 +120,6 @@ def _no_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def check_path(directory: Path) -> None:
-    """Raises UserError where what is saved in ``directory`` could not be read again, because of characters of its path.
-
-    Orbax searches the folder that it writes by a pattern that begins with its path, and its path must be UTF-8.
-    """
-    path = str(directory.absolute())
-    special = [character for character in "*?[\\" if character in path]
-    if special or not _is_utf8(path):
-        what = f"has {' and '.join(special)} in it" if special else "is not UTF-8"
-        raise UserError(f"checkpoints cannot be kept in {path!r}, which {what}; use another path")
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def exists(directory: Path) -> bool:
     """Whether any checkpoint was saved there, readable or not, or as a kill inside ``replace`` leaves it."""
     return any(path.name.removesuffix(_REPLACED).isdigit() for path in directory.glob("*"))

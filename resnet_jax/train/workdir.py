@@ -118,6 +118,26 @@ def read_image_shape(workdir: Path) -> tuple[int, int, int]:
     return height, width, channels
 
 
+def check_path(workdir: Path) -> None:
+    """Raises UserError where checkpoints in ``workdir`` could not be read again, because of its path.
+
+    Orbax searches the folder that it writes by a pattern that begins with its path, and its path must be UTF-8.
+    """
+    path = str(workdir.absolute())
+    special = [character for character in "*?[\\" if character in path]
+    if special or not _is_utf8(path):
+        what = f"has {' and '.join(special)} in it" if special else "is not UTF-8"
+        raise UserError(f"checkpoints cannot be kept in {path!r}, which {what}; use another path")
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Holds the folder, which it makes if need be, for this process; the lock ends with the process, however it ends.

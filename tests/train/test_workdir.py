@@ -8,7 +8,14 @@ import jax
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.train.workdir import initial_record, locked, prepare_workdir, read_class_names, refuse_other_classes
+from resnet_jax.train.workdir import (
+    check_path,
+    initial_record,
+    locked,
+    prepare_workdir,
+    read_class_names,
+    refuse_other_classes,
+)
 
 
 def prepare(workdir, config, class_names=("cat", "dog"), start=None):
@@ -95,3 +102,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         locked(tmp_path / "file"),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*", "what?", "a\\b", "caf\udce9"])
+def test_a_path_in_which_nothing_saved_could_be_read_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"checkpoints cannot be kept in .*; use another path"):
+        check_path(tmp_path / name)
+    check_path(tmp_path / "$a b#c%{d}é")
