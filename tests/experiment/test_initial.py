@@ -65,10 +65,9 @@ def test_a_new_head_is_that_of_the_run_s_own_seed(workdir, digits_config, tmp_pa
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (32, 32, 32, 3), dtype=np.uint8), np.arange(32) % 4
     data = resnet_jax.ResidentDataset.from_arrays(images, labels, images[:8], labels[:8])
-    config = tuned(digits_config, workdir[0], steps=0, batch_size=16)
-    # No step is done with a rate of 0 that changes a parameter.
-    still = {"steps": 1, "optimizer.learning_rate": 0.0, "schedule.name": "constant", "optimizer.weight_decay": 0.0}
-    config = override(config, still)
+    # The one step, with a rate of 0, changes no parameter.
+    still = {"optimizer.learning_rate": 0.0, "schedule.name": "constant", "optimizer.weight_decay": 0.0}
+    config = tuned(digits_config, workdir[0], steps=1, batch_size=16, **still)
     after = jax.device_get(train(config, tmp_path / "tuned", data=data).params)
     fresh = jax.device_get(train(override(config, {"init.name": "none"}), tmp_path / "fresh", data=data).params)
     assert_equal(after["head"], fresh["head"])
