@@ -74,7 +74,7 @@ def run(config: Config | None) -> None:
         Path(flag.value) if flag.value else None for flag in (RESULTS_CSV, SCORES_CSV, RESPONSES_CSV)
     )
     if parallel.is_main_process():  # Now, and not once hours of scoring are done.
-        _check_outputs(results_csv, scores_csv, responses_csv)
+        _check_outputs(results_csv, scores_csv, responses_csv, config.task.draws_scores)
     record, scores, dataset, networks, summary = score(
         config,
         workdirs,
@@ -114,7 +114,9 @@ def _measure_responses(network: Network, dataset: Dataset, split: str, batch_siz
         plot_responses(path.with_suffix(".png"), {name: responses})
 
 
-def _check_outputs(results_csv: Path | None, scores_csv: Path | None, responses_csv: Path | None) -> None:
+def _check_outputs(
+    results_csv: Path | None, scores_csv: Path | None, responses_csv: Path | None, draws_scores: bool
+) -> None:
     tables = [path for path in (results_csv, scores_csv, responses_csv) if path]
     for path in tables:
         check_output(path, appends=path == results_csv)
@@ -125,8 +127,9 @@ def _check_outputs(results_csv: Path | None, scores_csv: Path | None, responses_
         raise UserError(f"{', '.join(map(str, tables))} are not different files; name each another one")
     if results_csv:
         check_table(results_csv)
-    if responses_csv:
-        check_output(responses_csv.with_suffix(".png"))
+    for drawn in (responses_csv, scores_csv if draws_scores else None):
+        if drawn:
+            check_output(drawn.with_suffix(".png"))
 
 
 def _config_of_run(workdirs: list[Path]) -> Config:

@@ -38,6 +38,7 @@ class ClassificationPart(Part):
 
     data_kinds: ClassVar[tuple[str, ...]] = ("resident", "photographs")
     has_responses: ClassVar[bool] = True
+    draws_scores: ClassVar[bool] = False
 
     def network(self, create: Callable[[int], Model], num_classes: int) -> Model:
         """The network itself."""

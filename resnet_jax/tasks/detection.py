@@ -89,6 +89,7 @@ class Detection(Part):
 
     data_kinds: ClassVar[tuple[str, ...]] = ("detection",)
     has_responses: ClassVar[bool] = False
+    draws_scores: ClassVar[bool] = True
 
     # Building.
 

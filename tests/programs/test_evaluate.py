@@ -69,6 +69,12 @@ def test_eval_names_what_is_wrong(refuse, load_main, weights, arguments, fault):
     assert fault in refuse(load_main("evaluate"), *TINY, *given)
 
 
+def test_a_detector_s_curves_must_have_a_place_before_anything_is_scored(refuse, load_main, tmp_path):
+    (tmp_path / "scores.png").mkdir()
+    arguments = ["--config=configs/detection_quickstart.py", f"--scores_csv={tmp_path / 'scores.csv'}"]
+    assert "scores.png is a folder; name a file" in refuse(load_main("evaluate"), *arguments, "--torch_weights=no.pth")
+
+
 def test_a_table_of_other_columns_is_refused_before_anything_is_scored(refuse, load_main, weights, tmp_path):
     (tmp_path / "results.csv").write_text("keep,this\n1,2\n")
     outputs = [f"--{kind}_csv={tmp_path / kind}.csv" for kind in ("results", "scores", "responses")]
