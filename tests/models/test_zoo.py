@@ -136,7 +136,7 @@ class ScaledBlock(BasicBlock):
         ({"wide": 1}, "wide is 1; it must be True or False"),
     ],
 )
-def test_fields_of_a_new_block_are_of_the_type_of_their_defaults(fields, fault):
+def test_fields_of_a_new_block_are_of_the_types_of_their_annotations(fields, fault):
     row = variant("resnet20").fields | {"block": ScaledBlock}
     given = {"scale": np.float32(0.5), "branches": np.int64(-3)}
     assert make_model(ResNet, row | given).block.keywords == {"scale": 0.5, "branches": -3}
