@@ -214,6 +214,11 @@ def _models() -> list[str]:
     return [name for name in list_models() if variant(name).in_paper]
 
 
+def without(comparison: Comparison, sides: list[str]) -> Comparison:
+    """The comparison without the sides of these names."""
+    return comparison._replace(sides={name: make for name, make in comparison.sides.items() if name not in sides})
+
+
 def measure(comparison: Comparison, rounds: int, smoke: bool) -> dict[str, list[float]]:
     """Images/s of each side in each round; without those that cannot run here, which are named on stderr.
 
@@ -322,6 +327,7 @@ def main() -> None:
     )
     parser.add_argument("--data_dir", help="of the input suite: ImageNet, or a sample of it, as TFDS prepares it")
     parser.add_argument("--only", default="", help="comparisons with this in their title")
+    parser.add_argument("--without", default=[], action="append", help="a side that is left out; may be repeated")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="toy size: proves that it runs")
     parser.add_argument("--default_allocator", action="store_true", help="without host_memory.keep_freed_memory")
@@ -354,6 +360,7 @@ def main() -> None:
         suite = {"cpu": cpu_suite, "gpu": gpu_suite, "detection": detection_suite}[arguments.suite]
         for comparison in suite(arguments.smoke):
             if arguments.only in comparison.title:
+                comparison = without(comparison, arguments.without)
                 speeds = measure(comparison, 1 if arguments.smoke else arguments.rounds, arguments.smoke)
                 parts = {name: speeds.pop(name) for name in comparison.parts if name in speeds}
                 record["images_per_second"][comparison.title] = speeds

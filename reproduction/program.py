@@ -44,6 +44,9 @@ JOBS = flags.DEFINE_integer(
 RUNS = flags.DEFINE_string("runs", "runs", "Folder of the workdirs: RUNS/SCALE/NETWORK-seedSEED.")
 RESULTS = flags.DEFINE_string("results", "results", "Folder of the ledger and the report: RESULTS/SCALE.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Prepared data sets; default $TFDS_DATA_DIR, then TFDS's own.")
+STEPS_PER_DISPATCH = flags.DEFINE_integer(
+    "steps_per_dispatch", None, "Steps in one call of the compiled step; more hide the host's latency on a GPU.", 1
+)
 DOCUMENTS = flags.DEFINE_bool(
     "documents", False, "Write the generated blocks of README.md and docs/, between their marks."
 )
@@ -86,10 +89,14 @@ def _experiment(name: str, results: Path) -> None:
     if not scale:
         raise UserError(f"--scale is missing; give one of {', '.join(experiments.SCALES)}")
     detects = name in detection.TABLES
-    if detects and (SEEDS.value or NETWORKS.value or DRY_RUN.value):
-        raise UserError(f"{name} has rows, not networks, and no plan; leave --seeds, --networks and --dry_run out")
+    if detects and (SEEDS.value or NETWORKS.value or DRY_RUN.value or STEPS_PER_DISPATCH.value):
+        raise UserError(
+            f"{name} has rows, not networks, no plan and no loop of steps; leave --seeds, --networks, --dry_run and "
+            "--steps_per_dispatch out"
+        )
     runs = [] if detects else experiments.runs(name, scale, SEEDS.value, NETWORKS.value)
-    places = running.Places(ROOT, Path(RUNS.value), results, Path(DATA_DIR.value) if DATA_DIR.value else None)
+    data_dir = Path(DATA_DIR.value) if DATA_DIR.value else None
+    places = running.Places(ROOT, Path(RUNS.value), results, data_dir, STEPS_PER_DISPATCH.value)
     if DRY_RUN.value:
         print(cost.plan(name, scale, runs, places))
         return

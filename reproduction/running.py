@@ -39,18 +39,22 @@ from resnet_jax.train.signals import STOP_SIGNALS, Stopped
 from resnet_jax.train.workdir import read_class_names
 from resnet_jax.train.writers import read_metrics
 
-# Where data lie, and how fast they are read, does not change a run.
-_NOT_OF_THE_RUN = ("data_dir", "data.threads", "data.workers")
+# Where data lie, how fast they are read and how many steps are in a call do not change a run.
+_NOT_OF_THE_RUN = ("data_dir", "data.threads", "data.workers", "steps_per_dispatch")
 _CODE = "numerics.txt"  # In a workdir: the hashes of the code that has trained there, a line each.
 
 
 class Places(NamedTuple):
-    """Folders: the checkout with train.py and configs/, the workdirs, the ledger, and the prepared data sets."""
+    """Folders: the checkout with train.py and configs/, the workdirs, the ledger, and the prepared data sets.
+
+    steps_per_dispatch: of the trainings here; None: each config's own.
+    """
 
     root: Path
     workdirs: Path
     results: Path
     data_dir: Path | None
+    steps_per_dispatch: int | None = None
 
 
 Call: TypeAlias = Callable[[list[str]], str]  # Runs a program of these arguments; returns what it printed on stdout.
@@ -166,7 +170,8 @@ def _one_run(call: Call, heading: str, experiment: Experiment, scale: str, run: 
         print(f"{heading}: done before", file=sys.stderr)
         return
     folder, settings = workdir(places, scale, run), overrides(places.root, run, scale)
-    training = command("train.py", run, [folder], settings)
+    dispatched = {"steps_per_dispatch": places.steps_per_dispatch} if places.steps_per_dispatch else {}
+    training = command("train.py", run, [folder], settings | dispatched)
     if to_do == "train and score":
         print(f"{heading}: training in {folder}", file=sys.stderr)
         note_code(places.root, folder)
