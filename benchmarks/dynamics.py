@@ -1,8 +1,9 @@
-"""The first steps of ResNet-20's training beside PyTorch's: the same start, images, order and augmentation for both.
+"""The first steps of a residual network's training beside PyTorch's: the same start, images, order and augmentation.
 
     python -m benchmarks.dynamics --data_dir DIR --steps 200 --out docs/dynamics.svg
+    python -m benchmarks.dynamics --data_dir DIR --steps 160 --network resnet56
 
-Our own training step gets the batches of configs/cifar10.py:resnet20, and so does PyTorch: the images are augmented and
+Our own training step gets the batches of configs/cifar10.py:NETWORK, and so does PyTorch: the images are augmented and
 normalised by our transforms, once. PyTorch trains in float32 and in float64. How far these two drift apart is what
 rounding does to this training, and ours should not drift further. Needs PyTorch.
 """
@@ -100,8 +101,8 @@ def torch_twin(model: Any, variables: Any, dtype: torch.dtype) -> nn.Module:
 
 
 def summary(found: dict[str, np.ndarray]) -> dict[str, float]:
-    """How far the losses are apart: the largest difference in the first 10 steps, and the mean of all."""
-    figures: dict[str, float] = {}
+    """Means of the losses, and how far they are apart: the largest difference in the first 10 steps, and the mean."""
+    figures = {f"{name}, mean loss": float(values.mean()) for name, values in found.items()}
     for name, other in (("ours and PyTorch", "ours"), ("PyTorch in float64 and float32", "PyTorch, float64")):
         apart = np.abs(found[other] - found["PyTorch"])
         figures |= {f"{name}, first 10": float(apart[:10].max()), f"{name}, mean": float(apart.mean())}
@@ -131,11 +132,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", help="of TensorFlow Datasets; default as for train.py")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--network", default="resnet20", choices=["resnet20", "resnet32", "resnet44", "resnet56"])
     parser.add_argument("--out", type=Path, help="an .svg or .png file")
     arguments = parser.parse_args()
     # The recipe's batch statistics are those of each half of a batch, as on two GPUs; PyTorch's are of all of it.
     changes = {"data_dir": arguments.data_dir, "model.bn_group_size": None}
-    config = override(load_config(f"{_RECIPE}:resnet20"), changes)
+    config = override(load_config(f"{_RECIPE}:{arguments.network}"), changes)
     try:
         found = losses(config, build.make_dataset(config), arguments.steps)
     except UserError as error:

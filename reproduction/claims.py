@@ -18,6 +18,9 @@ MARGIN = 2 * math.sqrt(2) * 0.16
 """Percentage points of error below which two runs are not told apart: two standard deviations of the difference of two
 runs, each of which has 0.16 (the paper's five runs of ResNet-110, Table 6)."""
 
+BEGUN = 50.0
+"""Percent of training error below which a network of ten or more classes has begun to learn."""
+
 
 class Finding(NamedTuple):
     """What can be said: sentences, or why nothing can be (``told`` is False)."""
@@ -71,6 +74,8 @@ def degradation(name: str, scale: str, ledger: Mapping[str, Record]) -> Finding:
             f"{signed(train)} and the {evaluated(found)} error by {signed(test)} points "
             f"({'one run each, ' if len(seeds) == 1 else ''}{named(seeds)})."
         )
+        if kind == "residual" and verdict != "seen":
+            sentences[-1] += _starts([shallow[seed] for seed in seeds], [deep[seed] for seed in seeds], depths)
     if not costs:
         return Finding(False, ["No seed has been run of both the shallow and the deep network of a pair."])
     common = costs.get("plain", {}).keys() & costs.get("residual", {}).keys()
@@ -82,6 +87,25 @@ def degradation(name: str, scale: str, ledger: Mapping[str, Record]) -> Finding:
         less = all(statistics.mean(points) > MARGIN for points in zip(*saved, strict=True))
         sentences.append(f"With shortcuts depth costs {'less' if less else 'no less'} than without.")
     return Finding(True, sentences)
+
+
+def _starts(shallow: list[Record], deep: list[Record], depths: list[int]) -> str:
+    """After how many steps the networks have begun to learn, on average, if the deep one begins later; else empty."""
+    begun = [[_first_below(run) for run in runs] for runs in (shallow, deep)]
+    if any(step is None for steps in begun for step in steps):
+        return ""
+    first, last = (statistics.mean(step for step in steps if step) for steps in begun)
+    if last <= first:
+        return ""
+    return (
+        f" The training error first came below {BEGUN:g} % after {first:,.0f} of {deep[0]['steps']:,} steps with "
+        f"{depths[0]} layers, and after {last:,.0f} with {depths[-1]}."
+    )
+
+
+def _first_below(run: Record) -> int | None:
+    """The first logged step at which the training error is below ``BEGUN``."""
+    return next((step for step, error in run["curves"]["train"] if error < BEGUN), None)
 
 
 def _too_short(families: Mapping[str, Mapping[int, tuple[str, list[Record]]]], depth: int, protocol: str) -> str | None:

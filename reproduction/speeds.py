@@ -81,7 +81,9 @@ def _source(record: Record, comparison: Record) -> str:
     """Where the numbers are from."""
     environment = record["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
-    where = ", ".join(filter(None, [environment.get("processor"), versions]))
+    device = environment.get("device", "")
+    accelerator = None if device.endswith(" x cpu") else device
+    where = ", ".join(filter(None, [accelerator, environment.get("processor"), versions]))
     note = f" {record['note']}" if record.get("note") else ""
     return (
         f"Medians of {comparison['rounds']} rounds in which the sides take turns; ratios, medians of each round's, are "

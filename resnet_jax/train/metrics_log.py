@@ -1,7 +1,9 @@
 """Metrics on their way from the device to the record."""
 
+import threading
 import time
 from collections.abc import Set
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -22,7 +24,7 @@ class MetricsLog:
         self._writer = writer
         self._batch_size = batch_size
         self._percentages = {f"train_{name}" for name in percentages}
-        self._pending: tuple[int, Metrics] | None = None
+        self._pending: tuple[int, Metrics, Future[float]] | None = None
         self._lap_step = start
         self.restart_clock()
 
@@ -32,7 +34,7 @@ class MetricsLog:
 
     def hold(self, step: int, metrics: Metrics) -> None:
         """Keeps the metrics of ``step`` for the next ``fetch``."""
-        self._pending = (step, metrics)
+        self._pending = (step, metrics, _time_of(metrics))
 
     def fetch(self) -> dict[str, Any]:
         """Waits for the metrics that are kept: {"step", "train_loss", ..., "learning_rate"}; {} if there are none.
@@ -41,10 +43,10 @@ class MetricsLog:
         """
         if self._pending is None:
             return {}
-        step, metrics = self._pending
+        step, metrics, ready = self._pending
         self._pending = None
         check_finite(metrics)
-        now = time.perf_counter()
+        now = ready.result()
         images = (step - self._lap_step) * self._batch_size
         record: dict[str, Any] = {"step": step}
         others = sorted(metrics.keys() - {"train_loss", "learning_rate", "nonfinite_step"})
@@ -62,6 +64,25 @@ class MetricsLog:
         """Writes a record durably; an empty one not at all."""
         if self._writer and record:
             self._writer.write(record)
+
+
+def _time_of(metrics: Metrics) -> Future[float]:
+    """When the device has computed the metrics.
+
+    A thread waits for them, because a call of many steps can take the host as long as the device: the steps may have
+    been done long before the main thread comes to ask.
+    """
+    found: Future[float] = Future()
+
+    def wait() -> None:
+        try:
+            jax.block_until_ready(metrics)
+            found.set_result(time.perf_counter())
+        except Exception as error:  # Of the device; whoever asks for the time gets it.
+            found.set_exception(error)
+
+    threading.Thread(target=wait, daemon=True).start()  # Not waited for where another process of the job is lost.
+    return found
 
 
 def check_finite(metrics: Metrics) -> None:

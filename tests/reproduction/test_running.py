@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reproduction import running
-from reproduction.experiments import runs
+from reproduction.experiments import EXPERIMENTS, runs
 from reproduction.ledger import read_ledger, read_record, record_path, write_record
 from reproduction.numerics import numerics_hash
 from resnet_jax.train.signals import Stopped
@@ -232,6 +232,16 @@ def test_several_runs_at_a_time_give_the_same_records(checkout):
     assert running.perform("fig6", "smoke", chosen, checkout.places, jobs=3) == {}
     assert sorted(ledger(checkout)) == sorted(run.name for run in chosen)
     assert len(checkout.called()) == 2 * len(chosen)
+
+
+def test_more_steps_in_a_call_are_the_same_run(checkout):
+    places = checkout.places._replace(steps_per_dispatch=2)
+    (chosen,) = runs("fig1", "smoke", networks=["plain20"])
+    assert running.perform("fig1", "smoke", [chosen], places) == {}
+    record = ledger(checkout)["plain20-seed0"]
+    assert "--config.steps_per_dispatch=2" in record["commands"]["training"]
+    assert "steps_per_dispatch" not in record["commands"]["single"] and "steps_per_dispatch" not in record["values"]
+    assert running.lacking(EXPERIMENTS["fig1"], "smoke", chosen, checkout.places) == ("nothing", record)
 
 
 def test_a_program_that_somebody_else_stopped_ends_the_experiment_too(checkout):

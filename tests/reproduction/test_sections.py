@@ -157,6 +157,19 @@ def test_degradation_is_said_as_it_was_measured(tmp_path, make_record):
     assert both == "With shortcuts depth costs less than without."
 
 
+def test_a_deep_network_that_begins_to_learn_later_is_said_to(tmp_path, make_record):
+    write_all(tmp_path, make_record, {"plain20": (9, 10), "plain56": (30, 29), "resnet20": (8, 9)})
+    late = {"train": [[10, 80.0], [20, 50.0], [30, 49.9], [40, 30.0]], "test": [[40, 28.0]]}
+    write(tmp_path, make_record("resnet56", top1=28, curves=late))
+    assert strong(tmp_path, "fig6")[1].endswith(
+        "(one run each, seed 0). The training error first came below 50 % after 10 of 60 steps with 20 layers, and "
+        "after 30 with 56."
+    )
+    never = {"train": [[40, 60.0]], "test": [[40, 58.0]]}
+    write(tmp_path, make_record("resnet56", top1=58, curves=never))
+    assert strong(tmp_path, "fig6")[1].endswith("(one run each, seed 0).")
+
+
 def test_networks_far_from_their_published_error_show_nothing(tmp_path, make_record):
     errors = {"plain20": (9, 10), "plain56": (30, 29), "resnet20": (8, 10.76), "resnet56": (7, 9)}
     write_all(tmp_path, make_record, errors)

@@ -3,8 +3,9 @@ from reproduction.document import Table, to_markdown
 from reproduction.ledger import imported
 
 
-def benchmark(suite, comparisons):
-    printed = {"suite": suite, "environment": {"processor": "2 cores of X", "versions": {"jax": "1.2"}}}
+def benchmark(suite, comparisons, device="1 x cpu"):
+    environment = {"device": device, "processor": "2 cores of X", "versions": {"jax": "1.2"}}
+    printed = {"suite": suite, "environment": environment}
     return imported(suite, printed | {"images_per_second": comparisons}, "python -m b", "", "0123456789", "1")
 
 
@@ -12,6 +13,7 @@ def test_steps_are_a_table_and_what_it_shows():
     sides = {
         "ours": [20.0, 20.0],
         "PyTorch": [10.0, 10.0],
+        "PyTorch, compiled": [9.0, 9.0],
         "naive Flax": [8.0, 8.0],
         "ours, whole trainer": [19.0, 19.0],
     }
@@ -24,8 +26,16 @@ def test_steps_are_a_table_and_what_it_shows():
         "Ours trains resnet20 at 2.00 times the speed of the fastest PyTorch as installed, 2.50 times the speed of "
         "naive Flax; the whole trainer runs at 0.95 of the bare step." in text
     )
-    assert "Medians of 2 rounds" in text and "2 cores of X, jax 1.2; commit 0123456: `python -m b`" in text
+    assert "Medians of 2 rounds" in text and "PyTorch. 2 cores of X, jax 1.2; commit 0123456: `python -m b`" in text
     assert speeds.steps([]) == []
+
+
+def test_steps_on_an_accelerator_say_on_which_and_that_a_side_was_left_out():
+    sides = {"ours": [30.0], "PyTorch": [20.0]}
+    record = benchmark("gpu", {"training, resnet50, bfloat16": sides}, device="1 x GPU Y")
+    text = to_markdown(speeds.steps([record]))
+    assert "1.50 times the speed of PyTorch, which was not compiled." in text
+    assert "PyTorch. 1 x GPU Y, 2 cores of X, jax 1.2; commit" in text
 
 
 def test_input_is_decoding_and_the_trainer():
