@@ -8,8 +8,8 @@ from typing import NamedTuple
 from reproduction import paper
 from reproduction.experiments import SCALES, network
 from reproduction.ledger import Record
-from reproduction.numbers import final_test_error, final_training_error, named, signed
-from reproduction.runs import evaluated, found_runs, title
+from reproduction.numbers import final_test_error, final_training_error, mean_and_deviation, named, signed
+from reproduction.runs import by_network, evaluated, found_runs, title
 
 DISTANCE = 2.0
 """Percentage points of test error within which the shallow network of a pair must be of the published error."""
@@ -27,6 +27,26 @@ class Finding(NamedTuple):
 
     told: bool
     sentences: list[str]
+
+
+def whole_recipes(ledger: Mapping[str, Record]) -> list[str]:
+    """What networks that were trained by a whole recipe show beside their published errors, a sentence each."""
+    sentences = []
+    for member, records in by_network(ledger).items():
+        for protocol in dict.fromkeys(protocol for run in records for protocol in run["results"]):
+            runs = [run for run in records if protocol in run["results"] and run["steps"] == run["recipe_steps"]]
+            published = paper.top1(protocol).get(member)
+            if not runs or published is None:
+                continue
+            errors = [run["results"][protocol]["top1_error"] for run in runs]
+            apart = statistics.mean(errors) - published
+            verdict = "more" if apart > MARGIN else "less" if apart < -MARGIN else "the same within the spread of runs"
+            error = f"{mean_and_deviation(errors)} % {evaluated({member: runs})} error"
+            sentences.append(
+                f"{title(runs[0])} has {error} after the whole recipe ({named([run['seed'] for run in runs])}), the "
+                f"paper's {published:.2f} %: {verdict}."
+            )
+    return sentences
 
 
 def degradation(name: str, scale: str, ledger: Mapping[str, Record]) -> Finding:

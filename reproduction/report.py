@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from reproduction import detection, paper, running, speeds
-from reproduction.claims import DISTANCE, MARGIN, degradation
+from reproduction.claims import DISTANCE, MARGIN, degradation, whole_recipes
 from reproduction.document import (
     Block,
     Commands,
@@ -80,7 +80,7 @@ def _blocks(root: Path, folder: Path, scale: str, ledger: Mapping[str, Record]) 
     names = [name for name, each in EXPERIMENTS.items() if each.of_paper and (name != "table1" or scale != "smoke")]
     sections = {name: section(name, scale, folder, ledger) for name in names}
     first = next((name for name in _FINDINGS if sections[name]), None)
-    found = degradation(first, scale, ledger).sentences if first else []
+    found = whole_recipes(ledger) + (degradation(first, scale, ledger).sentences if first else [])
     statement = SCALES[scale].statement
     blocks: list[Block] = [Heading(f"Deep Residual Learning, reproduced at {scale} scale", 1)]
     blocks += [Paragraph(sentence, strong=True) for sentence in found or [statement]]
@@ -179,7 +179,8 @@ def _results(root: Path, results: Path) -> list[Block]:
                         ", ".join(dict.fromkeys(short(run["environment"]["commit"]) for run in scored)),
                     ]
                 )
-        found = [sentence for name in _FINDINGS for sentence in degradation(name, scale, ledger).sentences]
+        found = whole_recipes(ledger)
+        found += [sentence for name in _FINDINGS for sentence in degradation(name, scale, ledger).sentences]
         sentences += [f"At {scale} scale: {sentence}" for sentence in found]
         if by_network(ledger):
             sentences.append(f"[The report of the {scale} runs](results/{scale}/report.md) has the curves and more.")

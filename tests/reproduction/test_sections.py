@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from reproduction import numbers, report, sections
+from reproduction.claims import whole_recipes
 from reproduction.document import Paragraph, Table, to_markdown
 from reproduction.ledger import record_path, write_record
 
@@ -155,6 +156,17 @@ def test_degradation_is_said_as_it_was_measured(tmp_path, make_record):
         "the test error by +1.00 points (one run each, seed 0)."
     )
     assert both == "With shortcuts depth costs less than without."
+
+
+def test_a_whole_recipe_is_said_to_agree_with_the_paper_or_not(make_record):
+    errors = [("resnet20", 0, 9.1), ("resnet20", 1, 8.9), ("resnet56", 0, 7.5), ("plain20", 0, 9.5)]
+    records = [make_record(network, seed, top1=top1, steps=1200) for network, seed, top1 in errors]
+    records.append(make_record("resnet32", top1=7.51))  # A part of its recipe.
+    assert whole_recipes({record["run"]: record for record in records}) == [
+        "ResNet-20 has 9.00 ± 0.14 % test error after the whole recipe (seeds 0, 1), the paper's 8.75 %: the same "
+        "within the spread of runs.",
+        "ResNet-56 has 7.50 % test error after the whole recipe (seed 0), the paper's 6.97 %: more.",
+    ]
 
 
 def test_a_deep_network_that_begins_to_learn_later_is_said_to(tmp_path, make_record):
