@@ -215,7 +215,11 @@ def _models() -> list[str]:
 
 
 def without(comparison: Comparison, sides: list[str]) -> Comparison:
-    """The comparison without the sides of these names."""
+    """The comparison without the sides of these names. Raises ValueError for those that it does not have, or needs."""
+    for name in sides:
+        if name not in comparison.sides or name == comparison.reference:
+            others = ", ".join(repr(side) for side in comparison.sides if side != comparison.reference)
+            raise ValueError(f"--without {name!r}: sides of {comparison.title!r} that can be left out are {others}")
     return comparison._replace(sides={name: make for name, make in comparison.sides.items() if name not in sides})
 
 
@@ -333,6 +337,8 @@ def main() -> None:
     parser.add_argument("--default_allocator", action="store_true", help="without host_memory.keep_freed_memory")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     arguments = parser.parse_args()
+    if arguments.without and arguments.suite not in ("cpu", "gpu", "detection"):
+        parser.error(f"the {arguments.suite} suite takes no --without")
     memory_kept = not arguments.default_allocator and keep_freed_memory()  # Before JAX's threads start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some of the GPU's memory.
     record: dict[str, Any] = {"suite": arguments.suite, "smoke": arguments.smoke, "environment": environment()}
@@ -360,7 +366,10 @@ def main() -> None:
         suite = {"cpu": cpu_suite, "gpu": gpu_suite, "detection": detection_suite}[arguments.suite]
         for comparison in suite(arguments.smoke):
             if arguments.only in comparison.title:
-                comparison = without(comparison, arguments.without)
+                try:
+                    comparison = without(comparison, arguments.without)
+                except ValueError as error:
+                    parser.error(str(error))
                 speeds = measure(comparison, 1 if arguments.smoke else arguments.rounds, arguments.smoke)
                 parts = {name: speeds.pop(name) for name in comparison.parts if name in speeds}
                 record["images_per_second"][comparison.title] = speeds

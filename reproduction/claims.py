@@ -8,18 +8,20 @@ from typing import NamedTuple
 from reproduction import paper
 from reproduction.experiments import SCALES, network
 from reproduction.ledger import Record
-from reproduction.numbers import final_test_error, final_training_error, mean_and_deviation, named, signed
+from reproduction.numbers import final_test_error, final_training_error, hardware, mean_and_deviation, named, signed
 from reproduction.runs import by_network, evaluated, found_runs, title
 
 DISTANCE = 2.0
 """Percentage points of test error within which the shallow network of a pair must be of the published error."""
 
-MARGIN = 2 * math.sqrt(2) * 0.16
-"""Percentage points of error below which two runs are not told apart: two standard deviations of the difference of two
-runs, each of which has 0.16 (the paper's five runs of ResNet-110, Table 6)."""
+DEVIATION = 0.16
+"""Standard deviation of a run's error, in percentage points: that of the paper's five runs of ResNet-110 (Table 6)."""
+
+MARGIN = 2 * math.sqrt(2) * DEVIATION
+"""Percentage points of error below which two runs are not told apart: two standard deviations of their difference."""
 
 BEGUN = 50.0
-"""Percent of training error below which a network of ten or more classes has begun to learn."""
+"""Percent of training error on CIFAR-10 by which it is said how soon networks begin to learn."""
 
 
 class Finding(NamedTuple):
@@ -30,21 +32,27 @@ class Finding(NamedTuple):
 
 
 def whole_recipes(ledger: Mapping[str, Record]) -> list[str]:
-    """What networks that were trained by a whole recipe show beside their published errors, a sentence each."""
+    """What networks that were trained by a whole recipe show beside their published errors, a sentence each.
+
+    Of a network that the paper trained several times, its mean is what ours is compared with.
+    """
     sentences = []
     for member, records in by_network(ledger).items():
         for protocol in dict.fromkeys(protocol for run in records for protocol in run["results"]):
-            runs = [run for run in records if protocol in run["results"] and run["steps"] == run["recipe_steps"]]
-            published = paper.top1(protocol).get(member)
+            published, split = paper.compared(protocol).get(member, (None, ""))
+            whole = [run for run in records if protocol in run["results"] and run["steps"] == run["recipe_steps"]]
+            runs = [run for run in whole if run["results"][protocol]["split"] == split]
             if not runs or published is None:
                 continue
             errors = [run["results"][protocol]["top1_error"] for run in runs]
             apart = statistics.mean(errors) - published
-            verdict = "more" if apart > MARGIN else "less" if apart < -MARGIN else "the same within the spread of runs"
-            error = f"{mean_and_deviation(errors)} % {evaluated({member: runs})} error"
+            margin = 2 * DEVIATION * math.sqrt(1 + 1 / len(runs))
+            views = "" if protocol == "single" else f" under {protocol}"
             sentences.append(
-                f"{title(runs[0])} has {error} after the whole recipe ({named([run['seed'] for run in runs])}), the "
-                f"paper's {published:.2f} %: {verdict}."
+                f"{title(runs[0])} has {mean_and_deviation(errors)} % {split} error{views} after the whole recipe "
+                f"({named([run['seed'] for run in runs])}), {abs(apart):.2f} points {'more' if apart > 0 else 'less'} "
+                f"than the paper's {published:.2f} %: {'within' if abs(apart) <= margin else 'beyond'} the "
+                f"{margin:.2f} that are put down to chance."
             )
     return sentences
 
@@ -92,9 +100,9 @@ def degradation(name: str, scale: str, ledger: Mapping[str, Record]) -> Finding:
         sentences.append(
             f"{claim}: {verdict}. From {depths[0]} to {depths[-1]} layers the training error changes by "
             f"{signed(train)} and the {evaluated(found)} error by {signed(test)} points "
-            f"({'one run each, ' if len(seeds) == 1 else ''}{named(seeds)})."
+            f"({'one run each, ' if len(seeds) == 1 else ''}{named(seeds)}{_machines(shallow, deep, seeds)})."
         )
-        if kind == "residual" and verdict != "seen":
+        if evaluated(found) == "test":
             sentences[-1] += _starts([shallow[seed] for seed in seeds], [deep[seed] for seed in seeds], depths)
     if not costs:
         return Finding(False, ["No seed has been run of both the shallow and the deep network of a pair."])
@@ -109,17 +117,23 @@ def degradation(name: str, scale: str, ledger: Mapping[str, Record]) -> Finding:
     return Finding(True, sentences)
 
 
+def _machines(shallow: Mapping[int, Record], deep: Mapping[int, Record], seeds: list[int]) -> str:
+    """ ", on different hardware" where the runs of a pair were."""
+    return "" if all(hardware(shallow[seed]) == hardware(deep[seed]) for seed in seeds) else ", on different hardware"
+
+
 def _starts(shallow: list[Record], deep: list[Record], depths: list[int]) -> str:
-    """After how many steps the networks have begun to learn, on average, if the deep one begins later; else empty."""
+    """By which logged step the networks were below ``BEGUN``, if the deep one was later; empty if one never was."""
     begun = [[_first_below(run) for run in runs] for runs in (shallow, deep)]
     if any(step is None for steps in begun for step in steps):
         return ""
     first, last = (statistics.mean(step for step in steps if step) for steps in begun)
     if last <= first:
         return ""
+    average = ", on average," if len(deep) > 1 else ""
     return (
-        f" The training error first came below {BEGUN:g} % after {first:,.0f} of {deep[0]['steps']:,} steps with "
-        f"{depths[0]} layers, and after {last:,.0f} with {depths[-1]}."
+        f" The training error was below {BEGUN:g} %{average} by step {first:,.0f} of {deep[0]['steps']:,} with "
+        f"{depths[0]} layers and by step {last:,.0f} with {depths[-1]}."
     )
 
 

@@ -97,11 +97,11 @@ def imported(
     speeds = printed["images_per_second"]
     if printed.get("suite") == "input":  # Of each program its last line, where the speeds are a level further down.
         speeds = {program: figures["images_per_second"] for program, figures in speeds.items()}
-    comparisons = {comparison: _summary(sides) for comparison, sides in speeds.items()}
+    comparisons = {comparison: _summary(comparison, sides) for comparison, sides in speeds.items()}
     return {"kind": "benchmark", **common, "environment": printed.get("environment", {}), "comparisons": comparisons}
 
 
-def _summary(sides: Mapping[str, list[float]]) -> Record:
+def _summary(title: str, sides: Mapping[str, list[float]]) -> Record:
     """Medians and ranges of sides that were measured in turn, round after round, and what ours is beside others.
 
     "ratio" (to the reference) and "beside" are medians of each round's ratios.
@@ -114,7 +114,7 @@ def _summary(sides: Mapping[str, list[float]]) -> Record:
     if "ours" in sides:
         found["beside"] = {
             other: _ratio(sides["ours"], list(map(max, zip(*(sides[name] for name in names), strict=True))))
-            for other, names in _others(list(sides)).items()
+            for other, names in _others(title, list(sides)).items()
         }
     if {"bare step", "bare loader", "whole trainer"} <= sides.keys():
         slower = list(map(min, zip(sides["bare step"], sides["bare loader"], strict=True)))
@@ -122,12 +122,12 @@ def _summary(sides: Mapping[str, list[float]]) -> Record:
     return found
 
 
-def _others(sides: list[str]) -> dict[str, list[str]]:
+def _others(title: str, sides: list[str]) -> dict[str, list[str]]:
     """What ours is compared with, in words, and of which sides that is the fastest in each round."""
     torch = [name for name in sides if name.startswith("PyTorch")]
     installed = [name for name in torch if "memory kept" not in name]
-    compiled = any("compiled" in name for name in installed)
-    found = {"the fastest PyTorch as installed" if compiled else "PyTorch, which was not compiled": installed}
+    eager = title.startswith("training, ") and not any("compiled" in name for name in installed)
+    found = {"PyTorch, which was not compiled" if eager else "the fastest PyTorch as installed": installed}
     if torch != installed:
         found["the fastest PyTorch given the same malloc setting"] = torch
     found["naive Flax"] = [name for name in sides if name == "naive Flax"]

@@ -144,6 +144,13 @@ class Repeated(NamedTuple):
     deviation: float
 
 
+def compared(protocol: str) -> dict[str, tuple[float, str]]:
+    """What runs under a protocol of ours are compared with, and its split: ``top1``, or the mean of repeated runs."""
+    splits = {member: TABLES[table].split for table in _PROTOCOLS[protocol] for member in TABLES[table].errors}
+    means = {member: repeated.mean for member, repeated in REPEATED.items()}
+    return {member: (means.get(member, error), splits[member]) for member, error in top1(protocol).items()}
+
+
 # Table 6: five runs, of which 6.43 is the best.
 REPEATED = {"resnet110": Repeated(6.61, 0.16)}
 # Section 4.2, in the text. No table or text has an error of the other plain networks on CIFAR-10.

@@ -91,8 +91,8 @@ def _experiment(name: str, results: Path) -> None:
     detects = name in detection.TABLES
     if detects and (SEEDS.value or NETWORKS.value or DRY_RUN.value or STEPS_PER_DISPATCH.value):
         raise UserError(
-            f"{name} has rows, not networks, no plan and no loop of steps; leave --seeds, --networks, --dry_run and "
-            "--steps_per_dispatch out"
+            f"{name} has rows instead of networks, and neither a plan nor several steps in a call; leave --seeds, "
+            "--networks, --dry_run and --steps_per_dispatch out"
         )
     runs = [] if detects else experiments.runs(name, scale, SEEDS.value, NETWORKS.value)
     data_dir = Path(DATA_DIR.value) if DATA_DIR.value else None

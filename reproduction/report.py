@@ -25,7 +25,7 @@ from reproduction.sections import section
 from resnet_jax.errors import UserError
 from resnet_jax.files import replace_atomically
 
-_FINDINGS = ("fig6", "fig4")  # What a report opens with: the first that has been run.
+_FINDINGS = ("fig6", "fig4")  # Whose picture a report opens with, and what they say of depth: the first that was run.
 
 
 def write_report(root: Path, results: Path, scale: str) -> Path:
@@ -158,7 +158,7 @@ def _runs(root: Path, ledger: Mapping[str, Record]) -> list[Block]:
 def _results(root: Path, results: Path) -> list[Block]:
     """The networks trained at a length that can show something, beside the paper's error on the same views.
 
-    Below stands what they say of degradation, and how given weights score.
+    Below stands what whole recipes show, what the runs say of degradation, and how given weights score.
     """
     rows, sentences = [], []
     for scale in (scale for scale in SCALES if SCALES[scale].verdicts):

@@ -4,6 +4,7 @@ Each has a process of its own so that one which fails, in whatever way, loses no
 """
 
 import json
+import math
 import os
 import shlex
 import signal
@@ -39,7 +40,7 @@ from resnet_jax.train.signals import STOP_SIGNALS, Stopped
 from resnet_jax.train.workdir import read_class_names
 from resnet_jax.train.writers import read_metrics
 
-# Where data lie, how fast they are read and how many steps are in a call do not change a run.
+# Where data lie and how fast they are read does not change a run; how many steps are in a call, no more than rounding.
 _NOT_OF_THE_RUN = ("data_dir", "data.threads", "data.workers", "steps_per_dispatch")
 _CODE = "numerics.txt"  # In a workdir: the hashes of the code that has trained there, a line each.
 
@@ -76,6 +77,7 @@ def perform(name: str, scale: str, runs: list[Run], places: Places, jobs: int = 
     runs under way saved; the same call then resumes there.
     """
     experiment = EXPERIMENTS[name]
+    _check_dispatch(scale, runs, places)
     failures: dict[str, str] = {}
     photographs = _photographs(places, scale)
     if photographs and any("data.crop_size" in values(places.root, scale, run) for run in runs):
@@ -105,6 +107,19 @@ def perform(name: str, scale: str, runs: list[Run], places: Places, jobs: int = 
             except UserError as error:
                 failures[ensemble_name(name)] = str(error)
     return failures
+
+
+def _check_dispatch(scale: str, runs: list[Run], places: Places) -> None:
+    """Raises UserError unless places.steps_per_dispatch divides all intervals of the runs."""
+    for run in runs if places.steps_per_dispatch else ():
+        config = scaled(places.root, run, scale)
+        intervals = (config.steps, config.log_every, config.eval_every, config.checkpoint_every)
+        most = math.gcd(*(interval for interval in intervals if isinstance(interval, int)))
+        if most % (places.steps_per_dispatch or 1):
+            raise UserError(
+                f"--steps_per_dispatch={places.steps_per_dispatch} does not divide all intervals of {run.name} at "
+                f"{scale} scale; give {most}, or a divisor of it"
+            )
 
 
 def ensemble_name(experiment: str) -> str:

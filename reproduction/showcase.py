@@ -1,6 +1,6 @@
 """One picture of a network trained on CIFAR-10: how it learned, what it confuses, and some of its predictions.
 
-    python -m reproduction.showcase resnet20-cifar10 --record results/medium/resnet20-seed0.json --data_dir DIR \\
+    python -m reproduction.showcase resnet20-cifar10 --record results/paper/resnet20-seed0.json --data_dir DIR \\
         --out results/resnet20-cifar10.png
 
 The predictions are those of the first images of the test set, as they come, and of those that the network was surest

@@ -92,6 +92,7 @@ class Config(Part):
     finetune: FineTune = FineTune()
 
 
+_OF_THE_MACHINE = ("data_dir", "steps_per_dispatch")
 _PICKS = ("name", "kind")  # The keys that pick a section's part.
 
 
@@ -140,11 +141,12 @@ def refuse_change(config: Config, stored: Path, sections: tuple[str, ...] = ("",
     """Raises UserError, naming the keys, if ``config`` differs from the one stored in a workdir.
 
     ``sections`` limits the comparison to keys with one of these prefixes. Where nothing is stored, nothing is refused.
+    Where the data lie and how many steps are in a call may change, as the machine may.
     """
     if not stored.exists():
         return
     was, now = flatten(read_config(stored)), flatten(config)
-    keys = [key for key in dict.fromkeys([*now, *was]) if key.startswith(sections) and key != "data_dir"]
+    keys = [key for key in dict.fromkeys([*now, *was]) if key.startswith(sections) and key not in _OF_THE_MACHINE]
     changes = [
         f"config.{key} (was {was.get(key, 'unset')!r}, now {now.get(key, 'unset')!r})"
         for key in keys

@@ -274,8 +274,8 @@ def test_a_config_of_another_version_is_named(tmp_path):
         read_config(path)
 
 
-def test_where_the_data_lie_is_no_change(stored):
-    refuse_change(changed({"data_dir": "elsewhere"}), stored(Config()))
+def test_where_the_data_lie_and_how_many_steps_are_in_a_call_is_no_change(stored):
+    refuse_change(changed({"data_dir": "elsewhere", "steps_per_dispatch": 100}), stored(Config()))
 
 
 def test_sections_limit_the_comparison(stored):

@@ -12,6 +12,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.train.step import Metrics
 from resnet_jax.train.writers import MetricsWriter
 
+_POLL = 0.002
+
 
 class MetricsLog:
     """Keeps a logged step's metrics on the device until the next step is under way, so that it never waits for them.
@@ -67,21 +69,21 @@ class MetricsLog:
 
 
 def _time_of(metrics: Metrics) -> Future[float]:
-    """When the device has computed the metrics.
+    """When the device has computed the metrics, to ``_POLL`` seconds.
 
-    A thread waits for them, because a call of many steps can take the host as long as the device: the steps may have
-    been done long before the main thread comes to ask.
+    A thread looks, because a call of many steps can take the host as long as the device: the steps may have been done
+    long before the main thread comes to ask.
     """
     found: Future[float] = Future()
+    values: list[Any] = list(metrics.values())  # jax.Array does not declare is_ready.
 
-    def wait() -> None:
-        try:
-            jax.block_until_ready(metrics)
-            found.set_result(time.perf_counter())
-        except Exception as error:  # Of the device; whoever asks for the time gets it.
-            found.set_exception(error)
+    def look() -> None:
+        # Not block_until_ready: a thread that waits outside of Python when the program exits would abort it.
+        while not all(value.is_ready() for value in values):
+            time.sleep(_POLL)
+        found.set_result(time.perf_counter())
 
-    threading.Thread(target=wait, daemon=True).start()  # Not waited for where another process of the job is lost.
+    threading.Thread(target=look, daemon=True).start()  # The program does not wait for it where it fails.
     return found
 
 

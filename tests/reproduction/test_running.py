@@ -14,6 +14,7 @@ from reproduction import running
 from reproduction.experiments import EXPERIMENTS, runs
 from reproduction.ledger import read_ledger, read_record, record_path, write_record
 from reproduction.numerics import numerics_hash
+from resnet_jax.errors import UserError
 from resnet_jax.train.signals import Stopped
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -242,6 +243,13 @@ def test_more_steps_in_a_call_are_the_same_run(checkout):
     assert "--config.steps_per_dispatch=2" in record["commands"]["training"]
     assert "steps_per_dispatch" not in record["commands"]["single"] and "steps_per_dispatch" not in record["values"]
     assert running.lacking(EXPERIMENTS["fig1"], "smoke", chosen, checkout.places) == ("nothing", record)
+
+
+def test_steps_in_a_call_that_no_run_of_the_scale_can_have_are_refused_beforehand(checkout):
+    places = checkout.places._replace(steps_per_dispatch=3)
+    with pytest.raises(UserError, match="=3 does not divide all intervals of plain20-seed0 at smoke scale; give 2, or"):
+        running.perform("fig1", "smoke", runs("fig1", "smoke"), places)
+    assert checkout.called() == []
 
 
 def test_a_program_that_somebody_else_stopped_ends_the_experiment_too(checkout):
