@@ -153,7 +153,7 @@ def _run_steps(
             state = step_plateau(plateau, state, evaluation[task.best], mesh)
         return state, evaluation, record
 
-    with stop_signals() as told:
+    with stop_signals() as told, log:
         due = start > 0 and (start % settings.eval_every == 0 or start >= settings.steps)
         if due and not checkpoint.evaluated(checkpoints, start):  # A signal cut its evaluation short.
             try:

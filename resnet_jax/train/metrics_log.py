@@ -20,6 +20,8 @@ class MetricsLog:
 
     Every process fetches, so that all of them notice a loss that is not finite; only the one with a writer writes.
     ``percentages`` are the task's metrics that are recorded in percent.
+
+    A context: it must be left before the program exits.
     """
 
     def __init__(self, writer: MetricsWriter | None, start: int, batch_size: int, percentages: Set[str]) -> None:
@@ -27,8 +29,19 @@ class MetricsLog:
         self._batch_size = batch_size
         self._percentages = {f"train_{name}" for name in percentages}
         self._pending: tuple[int, Metrics, Future[float]] | None = None
+        self._looking: threading.Thread | None = None
+        self._left = threading.Event()
         self._lap_step = start
         self.restart_clock()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the thread, also where a step is still under way: the program would wait for it, or abort in it."""
+        self._left.set()
+        if self._looking:
+            self._looking.join()
 
     def restart_clock(self) -> None:
         """Leaves the time since the last fetch (an evaluation, a save) out of images_per_second."""
@@ -36,7 +49,29 @@ class MetricsLog:
 
     def hold(self, step: int, metrics: Metrics) -> None:
         """Keeps the metrics of ``step`` for the next ``fetch``."""
-        self._pending = (step, metrics, _time_of(metrics))
+        self._pending = (step, metrics, self._time_of(metrics))
+
+    def _time_of(self, metrics: Metrics) -> Future[float]:
+        """When the device has computed the metrics, to ``_POLL`` seconds.
+
+        A thread looks, because a call of many steps can take the host as long as the device: the steps may have been
+        done long before the main thread comes to ask.
+        """
+        found: Future[float] = Future()
+        values: list[Any] = list(metrics.values())  # jax.Array does not declare is_ready.
+
+        def look() -> None:
+            try:
+                while not all(value.is_ready() for value in values):
+                    if self._left.wait(_POLL):
+                        return
+                found.set_result(time.perf_counter())
+            except Exception as error:  # Whoever asks for the time gets it.
+                found.set_exception(error)
+
+        self._looking = threading.Thread(target=look)
+        self._looking.start()
+        return found
 
     def fetch(self) -> dict[str, Any]:
         """Waits for the metrics that are kept: {"step", "train_loss", ..., "learning_rate"}; {} if there are none.
@@ -66,25 +101,6 @@ class MetricsLog:
         """Writes a record durably; an empty one not at all."""
         if self._writer and record:
             self._writer.write(record)
-
-
-def _time_of(metrics: Metrics) -> Future[float]:
-    """When the device has computed the metrics, to ``_POLL`` seconds.
-
-    A thread looks, because a call of many steps can take the host as long as the device: the steps may have been done
-    long before the main thread comes to ask.
-    """
-    found: Future[float] = Future()
-    values: list[Any] = list(metrics.values())  # jax.Array does not declare is_ready.
-
-    def look() -> None:
-        # Not block_until_ready: a thread that waits outside of Python when the program exits would abort it.
-        while not all(value.is_ready() for value in values):
-            time.sleep(_POLL)
-        found.set_result(time.perf_counter())
-
-    threading.Thread(target=look, daemon=True).start()  # The program does not wait for it where it fails.
-    return found
 
 
 def check_finite(metrics: Metrics) -> None:

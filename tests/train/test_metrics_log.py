@@ -49,9 +49,10 @@ from resnet_jax.train.metrics_log import MetricsLog
 
 slow = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda i, x: x @ x / 500, x).sum())
 loss = slow(jnp.ones((500, 500)))
-MetricsLog(None, start=0, batch_size=1, percentages=set()).hold(1, {"train_loss": loss})
-print("under way" if not loss.is_ready() else "done too early", flush=True)
-sys.exit(2)
+with MetricsLog(None, start=0, batch_size=1, percentages=set()) as log:
+    log.hold(1, {"train_loss": loss})
+    print("under way" if not loss.is_ready() else "done too early", flush=True)
+    sys.exit(2)
 """
 
 
