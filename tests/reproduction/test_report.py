@@ -5,7 +5,7 @@ import pytest
 
 from reproduction import report, sections
 from reproduction.document import Heading, to_markdown
-from reproduction.experiments import EXPERIMENTS
+from reproduction.experiments import EXPERIMENTS, SCALES
 from reproduction.ledger import imported, record_path, write_record
 from reproduction.numerics import numerics_hash
 from resnet_jax.errors import UserError
@@ -151,13 +151,14 @@ def test_the_generated_blocks_are_written_into_their_documents(tmp_path):
 
 
 def test_every_record_of_the_ledger_is_sound_and_of_today_s_settings(capsys):
+    ledgers = {scale: report._ledger(ROOT, ROOT / "results", scale) for scale in SCALES}
     for path in (ROOT / "results").glob("*/*.json"):
         record = json.loads(path.read_text())
         assert path.parent.name == record.get(
             "scale", {"score": "scores", "benchmark": "benchmarks"}.get(record["kind"])
         )
         if "scale" in record:
-            assert path.stem in report._ledger(ROOT, ROOT / "results", record["scale"])
+            assert path.stem in ledgers[record["scale"]]
     assert "left out" not in capsys.readouterr().err
 
 
