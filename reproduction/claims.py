@@ -14,7 +14,7 @@ from reproduction.runs import by_network, evaluated, found_runs, title
 DISTANCE = 2.0
 """Percentage points of test error within which the shallow network of a pair must be of the published error."""
 
-DEVIATION = 0.16
+DEVIATION = paper.REPEATED["resnet110"].deviation
 """Standard deviation of a run's error, in percentage points: that of the paper's five runs of ResNet-110 (Table 6)."""
 
 MARGIN = 2 * math.sqrt(2) * DEVIATION

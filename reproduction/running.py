@@ -111,11 +111,13 @@ def perform(name: str, scale: str, runs: list[Run], places: Places, jobs: int = 
 
 def _check_dispatch(scale: str, runs: list[Run], places: Places) -> None:
     """Raises UserError unless places.steps_per_dispatch divides all intervals of the runs."""
-    for run in runs if places.steps_per_dispatch else ():
+    if places.steps_per_dispatch is None:
+        return
+    for run in runs:
         config = scaled(places.root, run, scale)
         intervals = (config.steps, config.log_every, config.eval_every, config.checkpoint_every)
         most = math.gcd(*(interval for interval in intervals if isinstance(interval, int)))
-        if most % (places.steps_per_dispatch or 1):
+        if most % places.steps_per_dispatch:
             raise UserError(
                 f"--steps_per_dispatch={places.steps_per_dispatch} does not divide all intervals of {run.name} at "
                 f"{scale} scale; give {most}, or a divisor of it"

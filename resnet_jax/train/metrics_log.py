@@ -12,7 +12,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.train.step import Metrics
 from resnet_jax.train.writers import MetricsWriter
 
-_POLL = 0.002
+_POLL = 0.002  # Seconds.
 
 
 class MetricsLog:
