@@ -1,7 +1,7 @@
 """The first steps of a residual network's training beside PyTorch's: the same start, images, order and augmentation.
 
     python -m benchmarks.dynamics --data_dir DIR --steps 200 --out docs/dynamics.svg
-    python -m benchmarks.dynamics --data_dir DIR --steps 160 --network resnet56 --without_float64
+    python -m benchmarks.dynamics --data_dir DIR --steps 320 --network resnet56 --sides ours PyTorch --every 160
 
 Our own training step gets the batches of configs/cifar10.py:NETWORK, and so does PyTorch: the images are augmented and
 normalised by our transforms, once. PyTorch trains in float32 and in float64. How far these two drift apart is what
@@ -11,9 +11,9 @@ rounding does to this training, and ours should not drift further. Needs PyTorch
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,52 +36,76 @@ from resnet_jax.train.step import prepare_key, train_step
 
 _RECIPE = Path(__file__).resolve().parent.parent / "configs" / "cifar10.py"
 PRECISIONS = {"PyTorch": torch.float32, "PyTorch, float64": torch.float64}
+SIDES = ("ours", *PRECISIONS)
 
 
-def losses(
-    config: Config, dataset: Dataset, steps: int, precisions: Mapping[str, torch.dtype] = PRECISIONS
-) -> dict[str, np.ndarray]:
-    """The loss of each of the first ``steps`` steps, (steps,), of "ours" and each of ``precisions``.
+class Batch(NamedTuple):
+    """Of one training step: the mean cross-entropy, and the share of wrong predictions in %."""
 
-    ``config`` is of a network of section 4.2 with option A's shortcuts and batch statistics over the whole batch, with
-    SGD and a learning rate that does not change in these steps.
+    loss: float
+    error: float
+
+
+def training(config: Config, dataset: Dataset, steps: int, sides: Sequence[str] = SIDES) -> Iterator[dict[str, Batch]]:
+    """Trains each of ``sides`` and yields their figures after each of the first ``steps`` steps.
+
+    ``config`` is of a network of section 4.2 with option A's shortcuts, with SGD and a learning rate that does not
+    change in these steps.
     """
     mesh = parallel.data_mesh()
     model = build.make_model(config, len(dataset.class_names), mesh)
     task = build.make_task(config, model, dataset, build.make_normalization(config, dataset), mesh)
-    intervals = build.intervals(config, dataset.num_train)
-    optimizer, schedule = build.make_optimizer(config, model), build.make_schedule(config, intervals)
-    settings = build.step_settings(config, intervals)._replace(log_every=1)
+    optimizer = build.make_optimizer(config, model)
     state = init_state(task, optimizer, config.seed, 0.0, 0.0, dataset.image_shape, mesh)
-    networks = {name: torch_twin(model, state.variables, dtype) for name, dtype in precisions.items()}
-    sgd, rate = config.optimizer, float(schedule(jax.numpy.int32(0)))
-    assert isinstance(sgd, SGD), sgd
-    optimizers = {
-        name: torch.optim.SGD(network.parameters(), rate, sgd.momentum, weight_decay=sgd.weight_decay)
-        for name, network in networks.items()
-    }
-
-    @jax.jit
-    def prepare(step: Any, resident: Any, batch: Any) -> Any:
-        first = jax.tree.map(lambda x: x[0], batch)
-        return task.prepare(prepare_key(config.seed, step), dataset.gather(resident, first))
-
-    take = jax.jit(lambda state, batch: train_step(task, optimizer, schedule, settings, state, batch))
-    found: dict[str, list[float]] = {"ours": [], **{name: [] for name in networks}}
+    take = {side: _torch_step(config, model, state.variables, PRECISIONS[side]) for side in sides if side in PRECISIONS}
+    if "ours" in sides:
+        take["ours"] = _our_step(config, dataset, task, optimizer, state)
+    gather = jax.jit(lambda resident, batch: dataset.gather(resident, jax.tree.map(lambda x: x[0], batch)))
+    prepare = jax.jit(lambda step, batch: task.prepare(prepare_key(config.seed, step), batch))
     resident, batches = training_inputs(dataset, config.seed, config.batch_size, 1, 0, steps, mesh)
-    for batch in tqdm(batches, "training", steps, unit="step", delay=1):
-        prepared = prepare(state.step, resident, batch)
-        state, metrics = take(state, prepared)
-        found["ours"].append(float(metrics["train_loss"]))
-        images = torch.from_numpy(np.array(prepared["image"])).permute(0, 3, 1, 2).contiguous()
-        labels = torch.from_numpy(np.array(prepared["label"])).long()
-        for name, network in networks.items():
-            loss = F.cross_entropy(network(images.to(precisions[name])), labels)
-            optimizers[name].zero_grad()
-            loss.backward()
-            optimizers[name].step()
-            found[name].append(loss.item())
-    return {name: np.array(values) for name, values in found.items()}
+    for step, batch in enumerate(batches):
+        prepared = prepare(np.int32(step), gather(resident, batch))
+        yield {side: take[side](prepared) for side in sides}
+
+
+def _our_step(config: Config, dataset: Dataset, task: Any, optimizer: Any, state: Any) -> Callable[[Any], Batch]:
+    intervals = build.intervals(config, dataset.num_train)
+    settings = build.step_settings(config, intervals)._replace(log_every=1)
+    schedule = build.make_schedule(config, intervals)
+    compiled = jax.jit(lambda state, batch: train_step(task, optimizer, schedule, settings, state, batch))
+
+    def take(batch: Any) -> Batch:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return Batch(float(metrics["train_loss"]), 100 * float(metrics["train_error"]))
+
+    return take
+
+
+def _torch_step(config: Config, model: Any, variables: Any, dtype: torch.dtype) -> Callable[[Any], Batch]:
+    """In parts of ``config.model.bn_group_size``, since PyTorch normalises by the statistics of what it gets."""
+    network, settings = torch_twin(model, variables, dtype), config.optimizer
+    assert isinstance(settings, SGD), settings
+    sgd = torch.optim.SGD(
+        network.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
+    )
+
+    def take(batch: Any) -> Batch:
+        images = torch.from_numpy(np.array(batch["image"])).permute(0, 3, 1, 2).to(dtype)
+        labels = torch.from_numpy(np.array(batch["label"])).long()
+        size = config.model.bn_group_size or len(images)
+        loss, wrong = 0.0, 0
+        sgd.zero_grad()
+        for part, answers in zip(images.split(size), labels.split(size), strict=True):
+            logits = network(part)
+            share = F.cross_entropy(logits, answers, reduction="sum") / len(images)
+            share.backward()
+            loss += share.item()
+            wrong += int((logits.argmax(1) != answers).sum())
+        sgd.step()
+        return Batch(loss, 100 * wrong / len(images))
+
+    return take
 
 
 def torch_twin(model: Any, variables: Any, dtype: torch.dtype) -> nn.Module:
@@ -100,32 +124,32 @@ def torch_twin(model: Any, variables: Any, dtype: torch.dtype) -> nn.Module:
         own = {key.rpartition(".")[2]: torch.from_numpy(value) for key, value in state_dict.items() if
                key.rpartition(".")[0] == prefix}  # fmt: skip
         layer.load_state_dict(own)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # The faster order on CPUs.
     return network.to(dtype).train()
 
 
-def summary(found: dict[str, np.ndarray]) -> dict[str, float]:
+def summary(losses: dict[str, np.ndarray]) -> dict[str, float]:
     """Means of the losses, and how far they are apart: the largest difference in the first 10 steps, and the mean."""
-    figures = {f"{name}, mean loss": float(values.mean()) for name, values in found.items()}
+    figures = {f"{side}, mean loss": float(values.mean()) for side, values in losses.items()}
     for name, other in (("ours and PyTorch", "ours"), ("PyTorch in float64 and float32", "PyTorch, float64")):
-        if other not in found:
-            continue
-        apart = np.abs(found[other] - found["PyTorch"])
-        figures |= {f"{name}, first 10": float(apart[:10].max()), f"{name}, mean": float(apart.mean())}
+        if {other, "PyTorch"} <= losses.keys():
+            apart = np.abs(losses[other] - losses["PyTorch"])
+            figures |= {f"{name}, first 10": float(apart[:10].max()), f"{name}, mean": float(apart.mean())}
     return figures
 
 
-def draw(path: Path, found: dict[str, np.ndarray]) -> None:
+def draw(path: Path, losses: dict[str, np.ndarray]) -> None:
     """The losses, and how far they are from those of PyTorch in float32, by step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    steps = np.arange(1, len(found["ours"]) + 1)
-    for (name, values), style in zip(found.items(), ("-", "--", ":"), strict=False):
+    steps = np.arange(1, len(losses["ours"]) + 1)
+    for (name, values), style in zip(losses.items(), ("-", "--", ":"), strict=False):
         left.plot(steps, values, style, label=name, linewidth=1.4)
     left.set(xlabel="step", ylabel="training loss")
-    for name in (name for name in found if name != "PyTorch"):
-        right.semilogy(steps, np.abs(found[name] - found["PyTorch"]), label=name, linewidth=1.2)
+    for name in (name for name in losses if name != "PyTorch"):
+        right.semilogy(steps, np.abs(losses[name] - losses["PyTorch"]), label=name, linewidth=1.2)
     right.set(xlabel="step", ylabel="difference from PyTorch's loss")
     for axes in (left, right):
         axes.legend(frameon=False)
@@ -138,23 +162,34 @@ def main() -> None:
     parser.add_argument("--data_dir", help="of TensorFlow Datasets; default as for train.py")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--network", default="resnet20", choices=["resnet20", "resnet32", "resnet44", "resnet56"])
-    parser.add_argument("--without_float64", action="store_true", help="several times as fast")
-    parser.add_argument("--out", type=Path, help="an .svg or .png file")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES, help="float64 takes most of the time")
+    parser.add_argument("--every", type=int, default=20, help="steps from one printed row to the next")
+    parser.add_argument("--out", type=Path, help="an .svg or .png file, of all sides")
     arguments = parser.parse_args()
-    # The recipe's batch statistics are those of each half of a batch, as on two GPUs; PyTorch's are of all of it.
-    changes = {"data_dir": arguments.data_dir, "model.bn_group_size": None}
-    config = override(load_config(f"{_RECIPE}:{arguments.network}"), changes)
+    if arguments.out and set(arguments.sides) != set(SIDES):
+        parser.error("--out draws all sides; leave --sides out")
+    config = override(
+        load_config(f"{_RECIPE}:{arguments.network}"), {"data_dir": arguments.data_dir, "seed": arguments.seed}
+    )
+    found: dict[str, list[Batch]] = {side: [] for side in arguments.sides}
+    print("Mean loss and error in % of the steps since the row before.\n step" + "".join(f"{s:>24}" for s in found))
+    rows = sorted({1, 2, 10, *range(arguments.every, arguments.steps, arguments.every), arguments.steps})
     try:
-        precisions = {"PyTorch": torch.float32} if arguments.without_float64 else PRECISIONS
-        found = losses(config, build.make_dataset(config), arguments.steps, precisions)
+        steps = training(config, build.make_dataset(config), arguments.steps, arguments.sides)
+        for step, batch in enumerate(tqdm(steps, "training", arguments.steps, unit="step", delay=1), start=1):
+            for side in found:
+                found[side].append(batch[side])
+            if step in rows:
+                since = rows[rows.index(step) - 1] if step > 1 else 0
+                means = [np.mean(values[since:], axis=0) for values in found.values()]
+                tqdm.write(f"{step:5}" + "".join(f"{loss:16.6f}{error:8.2f}" for loss, error in means))
     except UserError as error:
         parser.error(str(error))
-    print("step  " + "  ".join(f"{name:>16}" for name in found))
-    for step in sorted({0, 1, 9, *range(19, arguments.steps, 20), arguments.steps - 1}):
-        print(f"{step + 1:4}  " + "  ".join(f"{values[step]:16.6f}" for values in found.values()))
-    print(json.dumps(summary(found)))
+    losses = {side: np.array([batch.loss for batch in batches]) for side, batches in found.items()}
+    print(json.dumps(summary(losses)))
     if arguments.out:
-        draw(arguments.out, found)
+        draw(arguments.out, losses)
 
 
 if __name__ == "__main__":
