@@ -167,16 +167,18 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="steps from one printed row to the next")
     parser.add_argument("--out", type=Path, help="an .svg or .png file, of all sides")
     arguments = parser.parse_args()
+    if min(arguments.steps, arguments.every) < 1:
+        parser.error("--steps and --every must be at least 1")
     if arguments.out and set(arguments.sides) != set(SIDES):
         parser.error("--out draws all sides; leave --sides out")
     config = override(
         load_config(f"{_RECIPE}:{arguments.network}"), {"data_dir": arguments.data_dir, "seed": arguments.seed}
     )
     found: dict[str, list[Batch]] = {side: [] for side in arguments.sides}
-    print("Mean loss and error in % of the steps since the row before.\n step" + "".join(f"{s:>24}" for s in found))
     rows = sorted({1, 2, 10, *range(arguments.every, arguments.steps, arguments.every), arguments.steps})
     try:
         steps = training(config, build.make_dataset(config), arguments.steps, arguments.sides)
+        print("Mean loss and error in % of the steps since the row before.\n step" + "".join(f"{s:>24}" for s in found))
         for step, batch in enumerate(tqdm(steps, "training", arguments.steps, unit="step", delay=1), start=1):
             for side in found:
                 found[side].append(batch[side])
