@@ -39,14 +39,16 @@ PRECISIONS = {"PyTorch": torch.float32, "PyTorch, float64": torch.float64}
 SIDES = ("ours", *PRECISIONS)
 
 
-class Batch(NamedTuple):
+class Metrics(NamedTuple):
     """Of one training step: the mean cross-entropy, and the share of wrong predictions in %."""
 
     loss: float
     error: float
 
 
-def training(config: Config, dataset: Dataset, steps: int, sides: Sequence[str] = SIDES) -> Iterator[dict[str, Batch]]:
+def training(
+    config: Config, dataset: Dataset, steps: int, sides: Sequence[str] = SIDES
+) -> Iterator[dict[str, Metrics]]:
     """Trains each of ``sides`` and yields their figures after each of the first ``steps`` steps.
 
     ``config`` is of a network of section 4.2 with option A's shortcuts, with SGD and a learning rate that does not
@@ -60,29 +62,33 @@ def training(config: Config, dataset: Dataset, steps: int, sides: Sequence[str] 
     take = {side: _torch_step(config, model, state.variables, PRECISIONS[side]) for side in sides if side in PRECISIONS}
     if "ours" in sides:
         take["ours"] = _our_step(config, dataset, task, optimizer, state)
-    gather = jax.jit(lambda resident, batch: dataset.gather(resident, jax.tree.map(lambda x: x[0], batch)))
-    prepare = jax.jit(lambda step, batch: task.prepare(prepare_key(config.seed, step), batch))
+
+    @jax.jit
+    def prepare(step: Any, resident: Any, batch: Any) -> Any:
+        first = jax.tree.map(lambda x: x[0], batch)
+        return task.prepare(prepare_key(config.seed, step), dataset.gather(resident, first))
+
     resident, batches = training_inputs(dataset, config.seed, config.batch_size, 1, 0, steps, mesh)
     for step, batch in enumerate(batches):
-        prepared = prepare(np.int32(step), gather(resident, batch))
+        prepared = prepare(np.int32(step), resident, batch)
         yield {side: take[side](prepared) for side in sides}
 
 
-def _our_step(config: Config, dataset: Dataset, task: Any, optimizer: Any, state: Any) -> Callable[[Any], Batch]:
+def _our_step(config: Config, dataset: Dataset, task: Any, optimizer: Any, state: Any) -> Callable[[Any], Metrics]:
     intervals = build.intervals(config, dataset.num_train)
     settings = build.step_settings(config, intervals)._replace(log_every=1)
     schedule = build.make_schedule(config, intervals)
     compiled = jax.jit(lambda state, batch: train_step(task, optimizer, schedule, settings, state, batch))
 
-    def take(batch: Any) -> Batch:
+    def take(batch: Any) -> Metrics:
         nonlocal state
         state, metrics = compiled(state, batch)
-        return Batch(float(metrics["train_loss"]), 100 * float(metrics["train_error"]))
+        return Metrics(float(metrics["train_loss"]), 100 * float(metrics["train_error"]))
 
     return take
 
 
-def _torch_step(config: Config, model: Any, variables: Any, dtype: torch.dtype) -> Callable[[Any], Batch]:
+def _torch_step(config: Config, model: Any, variables: Any, dtype: torch.dtype) -> Callable[[Any], Metrics]:
     """In parts of ``config.model.bn_group_size``, since PyTorch normalises by the statistics of what it gets."""
     network, settings = torch_twin(model, variables, dtype), config.optimizer
     assert isinstance(settings, SGD), settings
@@ -90,7 +96,7 @@ def _torch_step(config: Config, model: Any, variables: Any, dtype: torch.dtype) 
         network.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
     )
 
-    def take(batch: Any) -> Batch:
+    def take(batch: Any) -> Metrics:
         images = torch.from_numpy(np.array(batch["image"])).permute(0, 3, 1, 2).to(dtype)
         labels = torch.from_numpy(np.array(batch["label"])).long()
         size = config.model.bn_group_size or len(images)
@@ -103,7 +109,7 @@ def _torch_step(config: Config, model: Any, variables: Any, dtype: torch.dtype) 
             loss += share.item()
             wrong += int((logits.argmax(1) != answers).sum())
         sgd.step()
-        return Batch(loss, 100 * wrong / len(images))
+        return Metrics(loss, 100 * wrong / len(images))
 
     return take
 
@@ -174,7 +180,7 @@ def main() -> None:
     config = override(
         load_config(f"{_RECIPE}:{arguments.network}"), {"data_dir": arguments.data_dir, "seed": arguments.seed}
     )
-    found: dict[str, list[Batch]] = {side: [] for side in arguments.sides}
+    found: dict[str, list[Metrics]] = {side: [] for side in arguments.sides}
     rows = sorted({1, 2, 10, *range(arguments.every, arguments.steps, arguments.every), arguments.steps})
     try:
         steps = training(config, build.make_dataset(config), arguments.steps, arguments.sides)

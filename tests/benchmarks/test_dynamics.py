@@ -22,6 +22,6 @@ def test_the_first_losses_are_pytorch_s_and_rounding_alone_drives_them_apart():
     np.testing.assert_allclose(found["ours"][:5], found["PyTorch, float64"][:5], rtol=2e-5)
     assert found["ours"][-1] < found["ours"][0] - 0.1  # Or there would be nothing to tell apart.
     for batch in batches[:5]:
-        assert batch["ours"].error == batch["PyTorch"].error
+        assert abs(batch["ours"].error - batch["PyTorch"].error) <= 100 / 32  # Rounding may turn one prediction.
     figures = summary(found)
     assert figures["ours and PyTorch, first 10"] < 50 * figures["PyTorch in float64 and float32, first 10"] + 1e-5
