@@ -93,10 +93,7 @@ def load_pretrained(
     num_classes = found.num_classes if num_classes is None else num_classes
     fields = found.fields | overrides
     model = create_model(found.architecture, num_classes, **fields)
-    greyscale = found.preprocessing.input_size[0] == 1
-    variables = load_torch(
-        found.architecture, found.weights, num_classes, new_head=new_head, greyscale=greyscale, **fields
-    )
+    variables = load_torch(found.architecture, found.weights, num_classes, new_head=new_head, **fields)
     return Pretrained(model, variables, found.preprocessing)
 
 

@@ -49,6 +49,7 @@ _PREACTIVATION_MODULES = {
     "head": "head.fc",
 }
 _VGG_CLASSIFIER = {"fc6": "classifier.0", "fc7": "classifier.3", "head": "classifier.6"}
+_TIMM_VGG = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
 HEADS = ("fc", "linear")  # What ResNets call their classifier.
 _FILTER = np.outer([1, 2, 1], [1, 2, 1]) / 16  # Of ``pooling.BlurPool``.
 # Problems of a kind in one message: weights of a wholly different network have hundreds, and a few then tell as much.
@@ -70,6 +71,16 @@ def is_constant(key: str, array: np.ndarray) -> bool:
     """Whether it is the filter of an anti-aliased network, which some programs store and this one need not."""
     filters = array.reshape(-1, 3, 3) if array.shape[1:] == (1, 3, 3) else np.empty((0, 3, 3))
     return key.endswith(".filt") and len(filters) > 0 and np.allclose(filters, _FILTER)
+
+
+def renamed(weights: Mapping[str, np.ndarray], network: Variant) -> dict[str, np.ndarray]:
+    """The weights by the keys that ``torch_keys`` gives, where they have timm's and those are others."""
+    others = _family(network).timm
+    found = {}
+    for key, array in weights.items():
+        module, dot, leaf = key.rpartition(".")
+        found[f"{others.get(module, module)}{dot}{leaf}"] = array
+    return found
 
 
 def heads(network: Model | Variant) -> tuple[str, ...]:
@@ -131,30 +142,35 @@ class _Family(NamedTuple):
     stems: the modules of which a network has one, which reads the images.
     key: of a place.
     pointwise: fully-connected layers that are 1x1 convolutions in PyTorch.
+    timm: modules that it calls otherwise, by its names.
     """
 
     heads: tuple[str, ...]
     stems: tuple[str, ...]
     key: Callable[[Place, Any, str], str]
     pointwise: tuple[str, ...] = ()
+    timm: Mapping[str, str] = {}
 
 
 _FAMILIES = {
     "resnet": _Family(HEADS, ("stem_conv", "stem_conv1"), _resnet_key, ("fc1", "fc2")),
     "preactivation": _Family(("head.fc",), ("stem_conv", "stem_conv1"), _preactivation_key, ("fc1", "fc2", "head")),
-    "vgg": _Family(("classifier.6",), ("conv1_1",), _vgg_key),
+    "vgg": _Family(("classifier.6",), ("conv1_1",), _vgg_key, timm=_TIMM_VGG),
 }
 
 
 def to_flax_layout(array: np.ndarray, place: Place, model: Model) -> np.ndarray:
     """Convolutions from (O, I, h, w) to (h, w, I, O), those along channels likewise, fully-connected layers to (I, O).
 
-    VGG's first one reads a map, of which PyTorch has the channels first and this project last.
+    VGG's first one reads a map, of which PyTorch has the channels first and this project last; in timm it and the
+    second are convolutions.
     """
     if place[-1] != "kernel":
         return array
     if place[-2] in _family(model).pointwise and array.shape[2:] == (1, 1):
         array = array[:, :, 0, 0]
+    if place[-2] in ("fc6", "fc7") and array.ndim == 4:
+        array = array.reshape(len(array), -1)
     if place[-2] == "fc6" and array.ndim == 2 and array.shape[1] % POOLED**2 == 0:
         maps = array.reshape(len(array), -1, POOLED, POOLED)
         return maps.transpose(2, 3, 1, 0).reshape(-1, len(array))

@@ -17,6 +17,7 @@ from resnet_jax.interop.torch_keys import (
     heads,
     is_constant,
     misfits,
+    renamed,
     stem_kernel,
     to_flax_layout,
     to_torch_layout,
@@ -41,7 +42,7 @@ def load_torch(
     num_classes: int | None = None,
     *,
     new_head: bool = False,
-    greyscale: bool = False,
+    channels: int | None = None,
     seed: int = 0,
     **overrides: Any,
 ) -> dict[str, Any]:
@@ -55,15 +56,15 @@ def load_torch(
             The keys are those of torchvision and timm: conv1, bn1,
             layer{1..}.{0..}.conv{1..}, .bn{1..}, .downsample.{0,1}, and "fc" or "linear"; for timm's stems of three
             layers conv1.{0,1,3,4,6}, for attention .se, for networks of pre-activation blocks stem, stages and head.fc;
-            for VGG features.{0..} and classifier.{0,3,6}. A gate of a highway network, which no other project has, is
-            called gate_conv. Filters of anti-aliased networks, which some programs store, are not needed.
+            for VGG features.{0..} and classifier.{0,3,6}, or timm's pre_logits.fc{1,2} and head.fc. A gate of a
+            highway network, which no other project has, is called gate_conv. Filters of anti-aliased networks, which
+            some programs store, are not needed.
         num_classes: default as many as the weights have. With 0 the weights' classifier is left aside.
         new_head: leave the weights' classifier aside and start a new one for ``num_classes``, as the model's own
             initialisation does: normal with standard deviation sqrt(2 / features), biases 0.
-        greyscale: for images of one channel, (N, H, W, 1). The stem's kernel (h, w, 3, width) is summed over its
-            input channels to (h, w, 1, width), which gives what the colour network gives for the grey image as each
-            of R, G and B. The mean and deviation of the normalisation must then be one for all three. A stem of one
-            channel is taken as it is.
+        channels: of the images; default as many as the weights' stem reads. With 1 a stem of three is summed over them,
+            (h, w, 3, width) to (h, w, 1, width), which gives what the colour network gives for the grey image as each
+            of R, G and B. The mean and deviation of the normalisation must then be one for all three.
         seed: of the new classifier.
         **overrides: as for ``create_model``. The weights do not say where a bottleneck strides. resnet50, resnet101 and
             resnet152 are the paper's unless stride_placement="v1.5" makes them torchvision's and timm's; all other
@@ -81,18 +82,20 @@ def load_torch(
     else:
         raise UserError(f"source is {source!r}; it must be the path of a file of weights, or a state dict")
     weights = {key: array for key, array in weights.items() if not is_constant(key, array)}
-    names = heads(variant(name))
+    weights, names = renamed(weights, variant(name)), heads(variant(name))
     head = next((head for head in names if f"{head}.weight" in weights), names[0])
     if num_classes is None and f"{head}.weight" in weights:
         num_classes = max(1, len(np.atleast_1d(weights[f"{head}.weight"])))
     model = create_model(name, num_classes, **overrides)
-    shapes = variable_shapes(model.unrolled(), channels=1 if greyscale else 3)
-    key_of = torch_keys(model, head)
-    head, stem_key = (key_of(place).removesuffix(".weight") for place in (HEAD_KERNEL, stem_kernel(model, shapes)))
+    shapes, key_of = variable_shapes(model.unrolled(), channels=channels or 3), torch_keys(model, head)
+    stem = stem_kernel(model, shapes)
+    head, stem_key = (key_of(place).removesuffix(".weight") for place in (HEAD_KERNEL, stem))
 
-    stem = weights.get(f"{stem_key}.weight", np.empty(0))
-    if greyscale and stem.shape[1:2] == (3,):
-        weights[f"{stem_key}.weight"] = stem.sum(axis=1, keepdims=True)
+    kernel = weights.get(f"{stem_key}.weight", np.empty(0))
+    if channels is None and kernel.ndim == 4:
+        shapes[stem] = (*shapes[stem][:2], kernel.shape[1], shapes[stem][3])
+    elif channels == 1 and kernel.shape[1:2] == (3,):
+        weights[f"{stem_key}.weight"] = kernel.sum(axis=1, keepdims=True)
     if not model.num_classes:
         weights = {key: array for key, array in weights.items() if not key.startswith(f"{head}.")}
     elif new_head:
@@ -109,8 +112,8 @@ def load_torch(
         fix = "use the model that it was saved from"
         if all(problem.startswith(f"{head}.") for problem in problems):
             fix += ", or new_head=True for a new classifier"
-        elif all(problem.startswith(f"{stem_key}.") for problem in problems) and stem.shape[1:2] == (1,):
-            fix += ", or greyscale=True for images of one channel"
+        elif all(problem.startswith(f"{stem_key}.") for problem in problems):
+            fix += ", or images of as many channels"
         raise UserError(f"{origin} does not fit {name}: {'; '.join(problems)}; {fix}")
     variables = {place: jnp.asarray(arrays[key]) for key, place in places.items()}
     loaded = flax.traverse_util.unflatten_dict(variables)

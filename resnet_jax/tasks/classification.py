@@ -39,6 +39,7 @@ class ClassificationPart(Part):
     data_kinds: ClassVar[tuple[str, ...]] = ("resident", "photographs")
     has_responses: ClassVar[bool] = True
     draws_scores: ClassVar[bool] = False
+    any_size: ClassVar[bool] = False
 
     def network(self, create: Callable[[int], Model], num_classes: int) -> Model:
         """The network itself."""
@@ -78,7 +79,7 @@ class ClassificationPart(Part):
         self, name: str, path: Path, model: Model, overrides: Mapping[str, Any], channels: int = 3
     ) -> Variables:
         """Variables of the network ``name`` from PyTorch weights. Raises UserError."""
-        return load_torch(name, source=path, num_classes=model.num_classes, greyscale=channels == 1, **overrides)
+        return load_torch(name, source=path, num_classes=model.num_classes, channels=channels, **overrides)
 
     def save_torch(self, path: Path, model: Model, variables: Mapping[str, Any]) -> None:
         """Writes PyTorch weights. Raises UserError."""

@@ -105,7 +105,7 @@ def test_a_new_head_and_grey_images_are_as_in_other_networks():
     shapes, key_of = variable_shapes(model, channels=3), torch_keys(model, "fc")
     views = {place: np.broadcast_to(np.float32(0.5), shape) for place, shape in shapes.items()}
     weights = {key_of(place): to_torch_layout(view, place, model) for place, view in views.items()}
-    new = load_torch("resnetv2_50d", weights, 3, new_head=True, greyscale=True, **fields)["params"]
+    new = load_torch("resnetv2_50d", weights, 3, new_head=True, channels=1, **fields)["params"]
     assert new["head"]["kernel"].shape == (64, 3) and np.all(new["stem_conv1"]["kernel"] == 1.5)
     with pytest.raises(UserError, match=r"does not fit resnet50d: layer1.*missing; .*no place"):
         load_torch("resnet50d", weights, **fields)

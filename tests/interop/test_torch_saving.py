@@ -49,7 +49,18 @@ def test_vgg_s_weights_come_back_as_they_were(tmp_path):
     assert_same_tensors(load_tensors(path), network.state_dict())
     with pytest.raises(UserError, match=r"does not fit vgg19: features\.16\.bias is missing"):
         load_torch("vgg19", path, width=2, hidden=8)
-    new = load_torch("vgg16", path, 3, width=2, hidden=8, new_head=True, greyscale=True)["params"]
+    # timm's keys, whose first two fully-connected layers are convolutions.
+    timm = dict(network.state_dict())
+    for ours, theirs in (
+        ("classifier.0", "pre_logits.fc1"),
+        ("classifier.3", "pre_logits.fc2"),
+        ("classifier.6", "head.fc"),
+    ):
+        kernel, bias = timm.pop(f"{ours}.weight"), timm.pop(f"{ours}.bias")
+        side = {"pre_logits.fc1": (7, 7), "pre_logits.fc2": (1, 1), "head.fc": ()}[theirs]
+        timm |= {f"{theirs}.weight": kernel.reshape(len(kernel), -1, *side), f"{theirs}.bias": bias}
+    assert_same_variables(load_torch("vgg16", timm, width=2, hidden=8), variables)
+    new = load_torch("vgg16", path, 3, width=2, hidden=8, new_head=True, channels=1)["params"]
     assert new["head"]["kernel"].shape == (8, 3) and new["conv1_1"]["kernel"].shape == (3, 3, 1, 2)
 
 

@@ -1,16 +1,18 @@
-"""State dicts and their files as variables: what fits, what does not, new heads and greyscale."""
+"""State dicts and their files as variables: what fits, what does not, new heads and images of other channels."""
 
 import argparse
 import pickle
 from functools import partial
 from pathlib import Path
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from resnet_jax.interop.torch_keys import variable_shapes
 from resnet_jax.interop.torch_weights import load_torch, save_torch
 from resnet_jax.models import create_model
 from tests.interop.torch_networks import (
@@ -126,24 +128,25 @@ def test_new_head_is_not_the_mend_where_the_backbone_does_not_fit(tiny_weights):
 
 def test_greyscale_equals_the_colour_network_on_three_equal_channels():
     network, name, fields = tiny_network("basic-B")
-    variables = load_torch(name, network.state_dict(), greyscale=True, **fields)
+    variables = load_torch(name, network.state_dict(), channels=1, **fields)
     assert variables["params"]["stem_conv"]["kernel"].shape == (7, 7, 1, 8)
     x = images(32)[..., :1]
     logits = jax.jit(create_model(name, 10, **fields).apply)(variables, x)
     assert_logits_equal(logits, torch_logits(network, np.repeat(x, 3, axis=-1)))
 
 
-def test_greyscale_takes_a_stem_of_one_channel_as_it_is_and_refuses_others(tmp_path, tiny_weights):
-    grey = load_torch("resnet20", tiny_weights, greyscale=True, **TINY)
-    save_torch(grey, tmp_path / "grey.safetensors", model=create_model("resnet20", **TINY))
-    assert_same_variables(load_torch("resnet20", tmp_path / "grey.safetensors", greyscale=True, **TINY), grey)
-    message = user_error(tmp_path / "grey.safetensors")
-    assert "conv1.weight gives shape (3, 3, 1, 4) where resnet20 has (3, 3, 3, 4)" in message
-    assert message.endswith("or greyscale=True for images of one channel")
-    tiny_weights["conv1.weight"] = torch.zeros(4, 4, 3, 3)
-    message = user_error(tiny_weights, fields={**TINY, "greyscale": True})
-    assert "conv1.weight gives shape (3, 3, 4, 4) where resnet20 has (3, 3, 1, 4)" in message
-    assert "greyscale" not in message
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_a_stem_of_any_number_of_channels_comes_back_and_does_not_fit_images_of_others(tmp_path, channels):
+    model, path = create_model("resnet20", **TINY), tmp_path / "weights.safetensors"
+    rng = np.random.default_rng(0)
+    drawn = {place: rng.random(shape, np.float32) for place, shape in variable_shapes(model, channels).items()}
+    variables = flax.traverse_util.unflatten_dict(drawn)
+    save_torch(variables, path, model=model)
+    for given in (None, channels):
+        assert_same_variables(load_torch("resnet20", path, channels=given, **TINY), variables)
+    message = user_error(path, fields={**TINY, "channels": 3})
+    assert f"conv1.weight gives shape (3, 3, {channels}, 4) where resnet20 has (3, 3, 3, 4)" in message
+    assert message.endswith("or images of as many channels")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".th", ".pt", ".tar", ".safetensors"])
