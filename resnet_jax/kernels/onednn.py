@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 import math
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -243,8 +244,17 @@ def _size(descriptor: ctypes.c_void_p) -> int:
     return -(-_loaded().dnnl_memory_desc_get_size(descriptor) // _ALIGNMENT) * _ALIGNMENT
 
 
-@functools.cache
+_engine_lock = threading.Lock()
+
+
 def _engine() -> ctypes.c_void_p:
+    """The one engine: what is made for another one does not run on its streams."""
+    with _engine_lock:  # A cache alone lets two threads that come first make one each.
+        return _made_engine()
+
+
+@functools.cache
+def _made_engine() -> ctypes.c_void_p:
     return _created("dnnl_engine_create", _CPU, ctypes.c_size_t(0))
 
 

@@ -122,10 +122,12 @@ def _handle(function: Callable[[list[int]], None], pointer: Any) -> int:
         metadata.version.major, metadata.version.minor = _MAJOR_VERSION, own.minor
         metadata.traits = metadata.state_type = 0
     elif frame.stage == _EXECUTE:
-        buffers = [part.values[i] for part in (frame.arguments, frame.results) for i in range(part.size)]
         try:
+            buffers = [part.values[i] for part in (frame.arguments, frame.results) for i in range(part.size)]
             function([buffer.contents.data for buffer in buffers])
-        except Exception as error:  # Python would only print it, and XLA would continue with uninitialised memory.
-            described = _Error(ctypes.sizeof(_Error), None, str(error).encode(), _INTERNAL)
+        # Python would only print it, and XLA would continue with uninitialised memory; also after Ctrl-C.
+        except BaseException as error:
+            message = str(error) or type(error).__name__
+            described = _Error(ctypes.sizeof(_Error), None, message.encode(), _INTERNAL)
             return frame.api.contents.create_error(ctypes.byref(described))
     return 0

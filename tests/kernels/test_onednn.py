@@ -1,3 +1,6 @@
+import functools
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +140,16 @@ def test_threads_may_compute_at_a_time():
         found = list(pool.map(lambda x: np.array(compute(x, kernel)), inputs * 4))
     for x, y in zip(inputs * 4, found, strict=True):
         assert_equal_to_rounding(y, plain_convolution(x, kernel, strides, padding(shape)))
+
+
+def test_threads_that_come_first_share_an_engine(monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    monkeypatch.setattr(onednn, "_created", lambda *arguments: time.sleep(0.05) or object())
+    monkeypatch.setattr(onednn, "_made_engine", functools.cache(onednn._made_engine.__wrapped__))
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(onednn._engine) for _ in range(2))
+    assert first.result() is second.result()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -34,13 +34,16 @@ def test_a_function_reads_its_arguments_and_writes_its_results():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_a_function_raises_is_an_error_of_the_program():
+@pytest.mark.parametrize(
+    "error, said", [(ValueError("the third wheel is missing"), "the third wheel"), (KeyboardInterrupt(), "Keyboard")]
+)
+def test_what_a_function_raises_is_an_error_of_the_program(error, said):
     def fail(addresses):
-        raise ValueError("the third wheel is missing")
+        raise error
 
     shape = jax.ShapeDtypeStruct((4,), jnp.float32)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="the third wheel is missing"):
-        jax.block_until_ready(call("test_fail", fail, shape, jnp.zeros(4)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=said):
+        jax.block_until_ready(call(f"test_fail_{said[:3]}", fail, shape, jnp.zeros(4)))
 
 
 def test_a_name_that_is_registered_stays_as_it_is():
