@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from resnet_jax.errors import UserError
-from resnet_jax.models.shortcuts import Factory, Shortcut
+from resnet_jax.models.shortcuts import Factory, Shortcut, none
 
 
 class Block(nn.Module):
@@ -42,6 +42,11 @@ class Block(nn.Module):
 
     def check(self) -> None:
         """Raises UserError where its fields do not go together; called when a network of such blocks is made."""
+        if self.zero_init_last_bn and self.shortcut is none:
+            raise UserError(
+                "zero_init_last_bn is for blocks with a shortcut: without one they would give 0, through which no "
+                "gradient passes; set it to False"
+            )
 
     def last_norm(self, name: str) -> Any:
         init = nn.initializers.zeros if self.zero_init_last_bn else nn.initializers.ones
@@ -81,6 +86,7 @@ class BasicBlock(Block):
 
     @nn.compact
     def __call__(self, x: jax.Array, drop_path: jax.Array | float | None = None) -> jax.Array:
+        self.check()  # The network may have been made by hand.
         pooled = self.antialias is not None and self.strides > 1
         y = self.conv(self.filters, 3, 1 if pooled else self.strides, name="conv1")(x)
         y = self.activation(self.norm(name="bn1")(y))
@@ -115,6 +121,7 @@ class BottleneckBlock(Block):
 
     def check(self) -> None:
         """Raises UserError."""
+        super().check()
         if self.antialias is not None and self.stride_placement == "v1":
             raise UserError(
                 "antialias is for bottlenecks that stride in their 3x3 convolution; use stride_placement v1.5"

@@ -26,11 +26,15 @@ _NORM_FIELDS = {"bn_group_size": "group_size", "bn_momentum": "momentum"}  # Of 
 
 
 def _names(module: Any) -> list[str]:
+    if not dataclasses.is_dataclass(module):  # A function that makes one.
+        return []
     return [field.name for field in dataclasses.fields(module) if field.name not in ("name", "parent", "kernels")]
 
 
 def field_names(model: Any, fields: Mapping[str, Any]) -> list[str]:
-    """The names of all fields that a model of this class, block and normalisation has."""
+    """The names of all fields that a model of this class, block and normalisation has. Raises UserError for the two."""
+    for part in {"block", "norm"} & fields.keys():
+        _CHECKS[part](part, fields[part])
     names = _names(model)
     if "norm" in names:
         of_norm = _names(class_of(fields.get("norm", model.norm)))

@@ -8,11 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.errors import UserError
 from resnet_jax.kernels import PLAIN, Kernels
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.layers import BatchNorm, Conv, Dropout, GlobalMean, he_normal
 from resnet_jax.models.model import check_frozen
-from resnet_jax.models.shortcuts import Factory, Shortcut, class_of, projection
+from resnet_jax.models.shortcuts import Factory, Shortcut, class_of, none, projection
 from resnet_jax.models.stems import STEMS, Stem
 
 
@@ -199,6 +200,8 @@ class ResNet(nn.Module):
 
     def check_blocks(self) -> None:
         """Raises UserError where fields of the blocks do not go together."""
+        if self.drop_path and self.shortcut is none:
+            raise UserError("drop_path is for blocks with a shortcut, which is all that is left of one; set it to 0")
         for i in range(len(self.stage_sizes)):
             block: Any = self.block(**self._fields_of_blocks(i, self.conv, self.norm), strides=2, parent=None)
             block.check()

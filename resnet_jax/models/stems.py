@@ -120,18 +120,25 @@ def _stems() -> dict[str, Stem]:
         "_blur": _blur,  # Zhang, arXiv 1904.11486.
         "_strided": _strided,  # A convolution instead: ResNet-RS (Bello et al., arXiv 2103.07579, section 5).
     }
-    stems = {
-        f"{name}{suffix}": _stem(partial(convs, end=True), pool)
-        for name, convs in convolutions.items()
-        for suffix, pool in pools.items()
-    }
+    # Their normalisations after 3x3 convolutions: those within the deep ones, that at their end, and that of a pool.
+    inner, end = (("stem_bn1", "stem_conv1"), ("stem_bn2", "stem_conv2")), (("stem_bn", "stem_conv3"),)
+    stems = {}
+    for name, convs in convolutions.items():
+        for suffix, pool in pools.items():
+            responses = (() if convs is single else inner + end) + (
+                (("stem_pool_bn", "stem_pool_conv"),) if pool is _strided else ()
+            )
+            stems[f"{name}{suffix}"] = _stem(partial(convs, end=True), pool, responses=responses)
     known: dict[str, Any] = {"strides": (1, 1), "image_size": 32}
     on_cifar = partial(_single, size=3, strides=1)  # Section 4.2.
     stems["cifar"] = _stem(partial(on_cifar, end=True), _no_pool, **known, responses=(("stem_bn", "stem"),))
     # Before pre-activation blocks, which normalise what they read.
     stems[f"cifar{PREACTIVATION}"] = _stem(partial(on_cifar, end=False), _no_pool, **known, preactivation=True)
     for name, convs in (("imagenet", single), ("deep", deep), ("tiered", tiered)):
-        stems[f"{name}{PREACTIVATION}"] = _stem(partial(convs, end=False), _max, preactivation=True)
+        responses = () if convs is single else inner
+        stems[f"{name}{PREACTIVATION}"] = _stem(
+            partial(convs, end=False), _max, preactivation=True, responses=responses
+        )
     # Kolesnikov et al., arXiv 1912.11370.
     stems["bit"] = _stem(partial(single, end=False), _zero_padded_max, preactivation=True)
     return stems

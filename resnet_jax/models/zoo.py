@@ -105,20 +105,22 @@ def create_model(name: str, num_classes: int | None = None, *, kernels: Kernels 
     does not have, and for fields that do not go together.
     """
     found = variant(name)
+    fields = {**found.fields, **overrides}
+    known = field_names(found.model, fields)  # A given block or normalisation has others than the named network's.
     for field in overrides:
-        if field not in found.own_fields:
-            raise UserError(_unknown_field(field, name, found))
-    given = overrides if num_classes is None else overrides | {"num_classes": num_classes}
-    return make_model(found.model, {**found.fields, **given}, kernels)
+        if field not in known:
+            raise UserError(_unknown_field(field, name, known))
+    fields = {field: value for field, value in fields.items() if field in known}
+    return make_model(found.model, fields if num_classes is None else fields | {"num_classes": num_classes}, kernels)
 
 
-def _unknown_field(field: str, name: str, found: Variant) -> str:
-    known = ", ".join(found.own_fields)
+def _unknown_field(field: str, name: str, known: list[str]) -> str:
+    names = ", ".join(known)
     if field in all_fields():
-        return f"model field {field} is set, but {name} has no such field; remove it, its fields are {known}"
-    close = difflib.get_close_matches(field, found.own_fields, n=1)
+        return f"model field {field} is set, but {name} has no such field; remove it, its fields are {names}"
+    close = difflib.get_close_matches(field, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown model field {field!r}; {hint}The fields of {name} are {known}"
+    return f"unknown model field {field!r}; {hint}The fields of {name} are {names}"
 
 
 def _variants() -> dict[str, Variant]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen, traverse_util
 
+from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
 from resnet_jax.models.layers import BatchNorm, Conv
 from resnet_jax.models.shortcuts import SHORTCUTS, padded
@@ -220,7 +221,8 @@ def test_zero_initialised_last_norm_makes_the_block_its_shortcut(block_type, cha
 
     identity = TorchPaddedIdentity(channels, 2 * channels, 2)(torch.tensor(x).permute(0, 3, 1, 2))
     np.testing.assert_array_equal(output("A"), F.relu(identity).permute(0, 2, 3, 1))
-    np.testing.assert_array_equal(output("none"), np.zeros((3, 3, 3, 2 * channels)))
+    with pytest.raises(UserError, match="zero_init_last_bn is for blocks with a shortcut"):
+        block("none").check()
     assert np.any(output("B"))
 
 

@@ -112,9 +112,16 @@ def test_the_first_shortcut_has_the_first_activation_where_the_paper_has_it_so(
 
 
 def test_layer_responses_are_of_batch_normalisations_after_3x3_layers():
-    assert list(narrow("resnetv2_50d").response_layers()) == [
-        (f"stage{i}_block{j}", "bn3") for i, j in ((1, 1), (1, 2), (1, 3), (2, 1))
-    ]
+    blocks = [(f"stage{i}_block{j}", "bn3") for i, j in ((1, 1), (1, 2), (1, 3), (2, 1))]
+    assert list(narrow("resnetv2_50d").response_layers()) == [("stem_bn1",), ("stem_bn2",), *blocks]
+    stem = {path: layer for path, layer in narrow("resnetrs50").response_layers().items() if len(path) == 1}
+    assert stem == {
+        ("stem_bn1",): "stem_conv1",
+        ("stem_bn2",): "stem_conv2",
+        ("stem_bn",): "stem_conv3",
+        ("stem_pool_bn",): "stem_pool_conv",
+    }
+    assert list(narrow("resnet50").response_layers()) == [(block, "bn2") for block, _ in blocks]
     assert narrow("resnet50_gn").response_layers() == {} == narrow("resnetv2_50x1_bit").response_layers()
 
 
@@ -135,10 +142,16 @@ def test_what_a_network_does_not_have_is_refused_in_one_line(name, fields, messa
     assert "\n" not in str(caught.value)
 
 
+def test_residual_branches_are_not_left_out_where_nothing_else_is():
+    with pytest.raises(UserError, match="drop_path is for blocks with a shortcut"):
+        create_model("resnet50", shortcut="none", drop_path=0.1)
+
+
 @pytest.mark.parametrize(
     "name, fields, message",
     [
         ("resnet50", {"antialias": "blur"}, "use stride_placement v1.5"),
+        ("plain34", {"zero_init_last_bn": True}, "zero_init_last_bn is for blocks with a shortcut"),
         ("senet154", {"width": 8}, "32 filters are not divisible by cardinality 64; use a larger width"),
         ("resnetv2_18", {"zero_init_last_bn": True}, "zero_init_last_bn is for blocks that end in a normalisation"),
     ],

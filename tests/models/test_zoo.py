@@ -13,7 +13,7 @@ from resnet_jax.kernels import PLAIN, fast_kernels
 from resnet_jax.models import create_model, list_models, variant, zoo
 from resnet_jax.models.attention import SqueezeExcitation
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
-from resnet_jax.models.fields import definition, make_model
+from resnet_jax.models.fields import definition
 from resnet_jax.models.layers import BatchNorm
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.resnet import ResNet
@@ -137,11 +137,23 @@ class ScaledBlock(BasicBlock):
     ],
 )
 def test_fields_of_a_new_block_are_of_the_types_of_their_annotations(fields, fault):
-    row = variant("resnet20").fields | {"block": ScaledBlock}
     given = {"scale": np.float32(0.5), "branches": np.int64(-3)}
-    assert make_model(ResNet, row | given).block.keywords == {"scale": 0.5, "branches": -3}
+    assert create_model("resnet20", block=ScaledBlock, **given).block.keywords == {"scale": 0.5, "branches": -3}
     with pytest.raises(UserError, match=fault):
-        make_model(ResNet, row | fields)
+        create_model("resnet20", block=ScaledBlock, **fields)
+
+
+def test_fields_are_those_of_a_given_block_and_normalisation():
+    strided = create_model("resnet20", block=BottleneckBlock, stride_placement="v1.5")
+    assert strided.block.keywords == {"stride_placement": "v1.5"}
+    assert create_model("resnet50_gn", norm=BatchNorm, bn_momentum=0.8).norm.keywords == {"momentum": 0.8}
+    made = lambda **fields: GroupNorm(groups=4, **fields)  # noqa: E731
+    assert create_model("resnet50", norm=made).norm is made
+    # What only the named network's own parts have is left aside with them, and refused where it is given.
+    assert create_model("resnext50_32x4d", block=BasicBlock).block is BasicBlock
+    for fields in ({"block": BasicBlock, "cardinality": 32}, {"norm": GroupNorm, "bn_group_size": 32}):
+        with pytest.raises(UserError, match=rf"field {list(fields)[1]} is set, but resnet50 has no such field"):
+            create_model("resnet50", **fields)
 
 
 def test_names_stand_for_parts_and_parts_may_be_given():
