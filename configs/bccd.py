@@ -11,7 +11,7 @@ halved to 320 x 240.
 
 from typing import Any
 
-from resnet_jax.config import Config, Model
+from resnet_jax.config import Config, Model, choose
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
 from resnet_jax.tasks.detection import Detection
@@ -63,7 +63,7 @@ def get_config(kind: str = "fpn") -> Config:
             max_boxes=32,
         ),
         normalization=Channel(),
-        task=tasks[kind],
+        task=choose(tasks, kind),
         optimizer=SGD(learning_rate=0.02, momentum=0.9, weight_decay=1e-4),
         schedule=Cosine(warmup_steps=100),
     )

@@ -12,7 +12,7 @@ step.
 
 from typing import Any
 
-from resnet_jax.config import Config, Model, override
+from resnet_jax.config import Config, Model, choose, override
 from resnet_jax.data import Resident
 from resnet_jax.data.transforms import Flip, RandomCrop, Transforms
 from resnet_jax.train.optimizers import SGD
@@ -62,4 +62,4 @@ def get_config(member: str = "resnet20_baseline") -> Config:
         optimizer=SGD(learning_rate=0.1, momentum=0.9, weight_decay=1e-4),
         schedule=Step(boundaries=(800, 1_200), factor=0.1),
     )
-    return override(baseline, INGREDIENTS[member.removeprefix("resnet20_")])
+    return override(baseline, choose({f"resnet20_{name}": keys for name, keys in INGREDIENTS.items()}, member))

@@ -14,7 +14,7 @@ Members, sources and published test errors:
                             paper's 8.75 %; no published figure
 """
 
-from resnet_jax.config import Config, Model
+from resnet_jax.config import Config, Model, choose
 from resnet_jax.data import Resident
 from resnet_jax.data.normalization import Channel
 from resnet_jax.data.transforms import Cutout, Flip, RandomCrop, Transforms
@@ -23,8 +23,10 @@ from resnet_jax.train.schedules import AnySchedule, Cosine, Step, Triangular
 
 
 def get_config(member: str = "resnet18") -> Config:
+    steps = Step(boundaries=("60 epochs", "120 epochs", "160 epochs"), factor=0.2)
     schedules: dict[str, AnySchedule] = {
-        "resnet18": Step(boundaries=("60 epochs", "120 epochs", "160 epochs"), factor=0.2),
+        "resnet18": steps,
+        "resnet18_cutout": steps,
         "resnet18_cosine": Cosine(),
         "resnet20_fast": Triangular(peak_at=3_000, start=0.1),
     }
@@ -49,5 +51,5 @@ def get_config(member: str = "resnet18") -> Config:
             nesterov=member != "resnet18_cosine",
             weight_decay=5e-4,
         ),
-        schedule=schedules[member.removesuffix("_cutout")],
+        schedule=choose(schedules, member),
     )

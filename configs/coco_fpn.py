@@ -16,6 +16,7 @@ from resnet_jax.config import Config, Model
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
 from resnet_jax.detection.named import FROZEN
+from resnet_jax.models.zoo import variant
 from resnet_jax.tasks.detection import Detection
 from resnet_jax.tasks.detection_stages import BoxHead, ProposalNetwork, RegionPooling
 from resnet_jax.train.finetune import FineTune
@@ -31,7 +32,9 @@ def get_config(network: str = "resnet50") -> Config:
         eval_batch_size=16,
         eval_every=10_000,
         checkpoint_every=1_000,
-        model=Model(name=network, stride_placement="v1.5"),
+        model=Model(
+            name=network, stride_placement="v1.5" if "stride_placement" in variant(network).own_fields else None
+        ),
         data=DetectionData(
             name="coco",
             train=("train2017",),

@@ -9,7 +9,7 @@ Circles, squares and triangles of 128 x 128 pixels, one to five in a picture.
 
 from typing import Any
 
-from resnet_jax.config import Config, Model
+from resnet_jax.config import Config, Model, choose
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
 from resnet_jax.tasks.detection import Detection
@@ -52,7 +52,7 @@ def get_config(kind: str = "fpn") -> Config:
             max_boxes=8,
         ),
         normalization=Channel(),
-        task=tasks[kind],
+        task=choose(tasks, kind),
         optimizer=SGD(learning_rate=0.02, momentum=0.9, weight_decay=1e-4),
         schedule=Cosine(warmup_steps=100),
     )

@@ -14,7 +14,7 @@ Unlike there, the batch normalisation of the projections is spared weight decay,
 the rate is folded into the velocity, v <- 0.9 v + rate * gradient.
 """
 
-from resnet_jax.config import Config, Model
+from resnet_jax.config import Config, Model, choose
 from resnet_jax.data import Photographs
 from resnet_jax.data.crops import Progressive, RandomResized
 from resnet_jax.data.normalization import Channel
@@ -27,7 +27,7 @@ _RAMPS = {"16": ("11 epochs", "13 epochs"), "88": ("65 epochs", "76 epochs")}
 
 
 def get_config(epochs: str = "16") -> Config:
-    begin, end = _RAMPS[epochs]
+    begin, end = choose(_RAMPS, epochs)
     return Config(
         steps=f"{epochs} epochs",
         batch_size=4096,

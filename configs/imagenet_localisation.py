@@ -29,6 +29,7 @@ from resnet_jax.config import Config, Model, override
 from resnet_jax.data import DetectionData
 from resnet_jax.data.crops import ScaleJitter
 from resnet_jax.data.normalization import Channel
+from resnet_jax.errors import UserError
 from resnet_jax.tasks.localisation import Localisation
 from resnet_jax.train.finetune import FineTune
 from resnet_jax.train.initial import Weights
@@ -56,6 +57,8 @@ _CROPS = {
 
 def get_config(member: str = "resnet101") -> Config:
     network, _, step = member.partition("-")
+    if step not in ("", "1", "2"):
+        raise UserError(f"there is no member {member}; name NETWORK, NETWORK-1 or NETWORK-2")
     config = Config(
         steps=60_000,
         batch_size=256,

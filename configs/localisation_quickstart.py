@@ -12,7 +12,7 @@ Pictures of 128 x 128 pixels with one to five circles, squares or triangles, eac
 proposal network sees crops of 96 pixels.
 """
 
-from resnet_jax.config import Config, Model, override
+from resnet_jax.config import Config, Model, choose, override
 from resnet_jax.data import DetectionData
 from resnet_jax.data.crops import ScaleJitter
 from resnet_jax.data.normalization import Channel
@@ -49,7 +49,7 @@ def get_config(member: str = "rpn") -> Config:
             anchor_sizes=(20.0, 32.0, 48.0),
             anchor_ratios=(1.0,),
             rpn=ProposalNetwork(channels=32, **rpn._asdict()),
-            rcnn=member != "rpn",
+            rcnn=choose({"rpn": False, "1": True, "2": True}, member),
             regions=Regions(size=32, samples=2),
             test_scales=(112, 128, 160),
         ),

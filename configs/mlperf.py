@@ -15,7 +15,7 @@ LARS's trust (0.001) and the zero-initialised last batch normalisation: these ar
 
 from typing import NamedTuple
 
-from resnet_jax.config import Config, Model
+from resnet_jax.config import Config, Model, choose
 from resnet_jax.data import Photographs
 from resnet_jax.data.crops import RandomResized
 from resnet_jax.data.normalization import Channel
@@ -44,7 +44,7 @@ _TRAINING_IMAGES = 1_281_167
 
 
 def get_config(batch_size: str = "4096") -> Config:
-    point = _POINTS[batch_size]
+    point = choose(_POINTS, batch_size)
     warmup = point.warmup_epochs * (_TRAINING_IMAGES // int(batch_size))
     return Config(
         steps=warmup + point.decay_steps,

@@ -15,7 +15,7 @@ images are seen bilinearly (timm draws bilinear or bicubic). The rate changes by
 
 from typing import NamedTuple
 
-from resnet_jax.config import Config, Model
+from resnet_jax.config import Config, Model, choose
 from resnet_jax.data import Photographs
 from resnet_jax.data.crops import RandomResized
 from resnet_jax.data.normalization import Channel
@@ -45,7 +45,7 @@ _PROCEDURES = {
 
 
 def get_config(procedure: str = "a2") -> Config:
-    chosen = _PROCEDURES[procedure]
+    chosen = choose(_PROCEDURES, procedure)
     return Config(
         steps=f"{chosen.epochs} epochs",
         batch_size=2048,

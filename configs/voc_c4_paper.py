@@ -23,13 +23,14 @@ is its own. Proposal networks take 60k steps at 0.001 and 20k at 0.0001, one pho
 above, and of 07 30k of 40k (Fast R-CNN's). Proposals are made with each step, and not stored.
 
 Unlike there: joint training is approximate; pixels are divided by ImageNet's deviations; biases learn no faster than
-weights. torchvision's weights stride elsewhere: --config.model.stride_placement=v1.5. VOC 2012
-test's annotations are not public: 07++12 is scored on photographs that it has seen, VOC2012:val.
+weights; proposals have at least 16 pixels a side of the photograph as it is resized, not as it was. torchvision's
+weights stride elsewhere: --config.model.stride_placement=v1.5. VOC 2012 test's annotations are not public: 07++12 is
+scored on photographs that it has seen, VOC2012:val.
 """
 
 from typing import Any
 
-from resnet_jax.config import Config, Model, override
+from resnet_jax.config import Config, Model, choose, override
 from resnet_jax.data import DetectionData
 from resnet_jax.data.normalization import Channel
 from resnet_jax.detection.named import FROZEN, PAPER_BOX, PAPER_RPN, VGG_FROZEN
@@ -58,7 +59,7 @@ _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Metric, int, int]] = {
 def get_config(member: str = "resnet101-07+12") -> Config:
     network, _, rest = member.partition("-")
     sets, _, step = (rest or "07+12").partition("-")
-    train, test, metric, drop, steps = _SETS[sets]
+    train, test, metric, drop, steps = choose(_SETS, sets)
     vgg = network.startswith("vgg")
     joint = Config(
         steps=steps,
@@ -97,9 +98,10 @@ def _step(step: str, network: str, sets: str) -> dict[str, Any]:
     if network.startswith("vgg"):
         stages = ("stage1", "stage2", "stage3", "stage4", "stage5")
     shared: dict[str, Any] = {"finetune.freeze": stages}
-    return {
+    steps = {
         "1": rpn | {"task.shared": False},
         "2": detector | {"task.shared": False},
         "3": rpn | shared | {"init.head": "keep"},
         "4": detector | shared,
-    }[step]
+    }
+    return choose(steps, step)

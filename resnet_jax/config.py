@@ -6,11 +6,12 @@ picks the part, and the keys of the section are that part's fields.
 
 import ast
 import difflib
+import inspect
 import json
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -28,6 +29,8 @@ from resnet_jax.train.finetune import FineTune
 from resnet_jax.train.initial import AnyInit, NoWeights
 from resnet_jax.train.optimizers import SGD, AnyOptimizer
 from resnet_jax.train.schedules import AnySchedule, Step
+
+Choice = TypeVar("Choice")
 
 
 class Model(Part):
@@ -187,10 +190,24 @@ def load_config(path: str) -> Config:
         raise UserError(f"there is no config file {file}; the recipes are in configs/")
     code: dict[str, Any] = {"__name__": Path(file).stem, "__file__": file}
     exec(compile(Path(file).read_text(), file, "exec"), code)
+    if member and not inspect.signature(code["get_config"]).parameters:
+        raise UserError(no_members(file, member))
     config = code["get_config"](*([member] if member else []))
     if not isinstance(config, Config):
         raise UserError(f"get_config() of {file} returns {type(config).__name__}; it must return a Config")
     return config
+
+
+def no_members(file: str, member: str) -> str:
+    """What is wrong where a member is asked of a file whose get_config takes none."""
+    return f"{file} has no members; leave :{member} out"
+
+
+def choose(choices: Mapping[str, Choice], member: str) -> Choice:
+    """What a config file's table has for a member. Raises UserError, which names those that there are."""
+    if member not in choices:
+        raise UserError(f"there is no member {member!r}; name one of {', '.join(choices)}")
+    return choices[member]
 
 
 # The command line.

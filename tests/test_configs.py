@@ -99,6 +99,15 @@ def test_every_file_is_tested():
     assert {path.name for path in CONFIGS.glob("*.py")} == {name.partition(":")[0] for name in NETWORKS} | OF_DETECTION
 
 
+@pytest.mark.parametrize("member", ["nosuch", "resnet101-nosuch", "nosuch_cutout"])
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_member_that_no_file_has_is_refused_by_name(path, member):
+    with pytest.raises(
+        UserError, match=rf"no member '?({member}|nosuch)|unknown model '{member}|has no members; leave :{member}"
+    ):
+        build.check(load_config(f"{path}:{member}"), 1)
+
+
 @pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_recipe_is_valid(name, num_devices):

@@ -28,6 +28,7 @@ RECIPES = {
     "coco_c4_paper.py:resnet101": (82_783, ["48.4", "27.2", "49.9", "29.9", "51.1", "30.0", "53.8", "32.5"]),
     "coco_fpn.py:resnet50": (118_287, ["37.9", "40.2", "37.0"]),
     "coco_fpn.py:resnet101": (118_287, ["42.0"]),
+    "coco_fpn.py:resnet34": (118_287, []),
     "imagenet_det.py:resnet101": (456_567, ["60.5", "58.8", "63.6", "62.1"]),
     "detection_quickstart.py:fpn": (2_000, []),
     "detection_quickstart.py:c4": (2_000, []),

@@ -22,7 +22,10 @@ PAPER_ANCHORS = Anchors(((128.0, 256.0, 512.0),), style="legacy")
 PAPER_RPN = RPNSettings(
     straddle=0.0, train_pre_nms=12000, train_post_nms=2000, test_pre_nms=6000, test_post_nms=300, min_size=16.0
 )
-"""Section 3.3 of Faster R-CNN; the boxes before suppression and the least size are those of the released programs."""
+"""Section 3.3 of Faster R-CNN; the boxes before suppression and the least size are those of the released programs.
+
+There the size is in pixels of the photograph before it is resized.
+"""
 
 PAPER_BOX = BoxSettings(samples=64, negative=(0.1, 0.5), beta=1.0, nms=0.3)
 """The released Fast R-CNN's: 128 regions out of 2 images, and background from an IoU of 0.1. On COCO (0.0, 0.5)."""

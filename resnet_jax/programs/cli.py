@@ -180,21 +180,23 @@ def _explain(argv: list[str], error: Exception) -> str:
         flag, equals, value = arg.lstrip("-").partition("=")
         if arg.startswith("-"):
             given.append((flag, value if equals else after))
-    paths = [value.partition(":")[0] for flag, value in given if flag == "config" and value]
-    path = Path(paths[-1]) if paths else Path()
+    paths = [value for flag, value in given if flag == "config" and value]
+    file, _, member = paths[-1].partition(":") if paths else ("", "", "")
+    path = Path(file)
     root: BaseException = error
     while root.__cause__ or root.__context__:  # absl and ml_collections wrap what the file raised.
         root = root.__cause__ or root.__context__ or root
     trace = traceback.extract_tb(root.__traceback__)
     lines = [frame.lineno for frame in trace if os.path.realpath(frame.filename) == os.path.realpath(path)]
     if lines:
-        if isinstance(root, ValidationError):
-            said = schema.explain(root)
-        else:
-            said = f"{'' if isinstance(root, UserError) else f'{type(root).__name__}: '}{one_line(root)}"
+        if isinstance(root, UserError):  # It may be of the member, and says what to do.
+            return f"{path}, line {lines[-1]}: {root}"
+        said = schema.explain(root) if isinstance(root, ValidationError) else f"{type(root).__name__}: {one_line(root)}"
         return f"{path}, line {lines[-1]}: {said}; fix the file"
     if isinstance(root, UserError):
         return str(root)
+    if isinstance(root, TypeError) and "get_config()" in str(root) and member:
+        return schema.no_members(str(path), member)
     for flag, value in given:
         key = flag.removeprefix("config.")
         if flag.startswith("config.") and schema.is_section(key):

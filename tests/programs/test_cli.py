@@ -107,6 +107,19 @@ def test_a_broken_config_file_is_named_with_its_fault(refuse, tmp_path, text, fa
     assert "broken.py" in error and fault in error
 
 
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        ("quickstart.py:foo", "quickstart.py has no members; leave :foo out"),
+        ("resnet_strikes_back.py:a4", "there is no member 'a4'; name one of a1, a2, a3"),
+        ("finetune.py:resnet51", "unknown model 'resnet51'; did you mean 'resnet"),
+    ],
+)
+def test_a_member_that_is_not_there_is_no_fault_of_the_file(refuse, config, said):
+    error = refuse(never, "--config", str(ROOT / "configs" / config))
+    assert said in error and "fix the file" not in error
+
+
 def test_a_path_that_no_file_can_have_is_named(refuse, tmp_path_factory):
     loop = tmp_path_factory.mktemp("configs") / "loop.py"
     loop.symlink_to(loop)
