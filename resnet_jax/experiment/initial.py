@@ -91,7 +91,7 @@ def read_start(
         ) from None
     normalization = None
     if init.normalization == "weights" and loaded.normalization is not None:
-        normalization = fitted(loaded.normalization, image_shape)
+        normalization = fitted(loaded.normalization, image_shape, config.task.any_size)
     head = f"a new head for {len(class_names)} classes" if init.head == "new" else "their head"
     normalized = "config.normalization" if normalization is None else "the normalisation of the weights"
     if parallel.is_main_process():
@@ -101,14 +101,16 @@ def read_start(
     return Start(variables, normalization, record)
 
 
-def fitted(normalization: Normalization, image_shape: tuple[int, int, int]) -> Normalization | None:
-    """It, for images of another size than that of its mean image, whose mean over the pixels then takes its place.
+def fitted(
+    normalization: Normalization, image_shape: tuple[int, int, int], any_size: bool = False
+) -> Normalization | None:
+    """It, for images (H, W, C) of another size than that of its mean image, which is averaged over the pixels then.
 
-    None for images of other channels.
+    With ``any_size`` it is averaged in any case. None for images of other channels.
     """
     if normalization.mean.shape[-1] != image_shape[-1]:
         return None
-    if normalization.mean.ndim == 3 and normalization.mean.shape != image_shape:
+    if normalization.mean.ndim == 3 and (any_size or normalization.mean.shape != image_shape):
         return normalization._replace(mean=normalization.mean.mean(axis=(0, 1)))
     return normalization
 
@@ -183,7 +185,7 @@ def _torch_variables(
         path,
         num_classes if new else None,
         new_head=new,
-        greyscale=image_shape[-1] == 1,
+        channels=image_shape[-1],
         **config.model.overrides,
     )
     return unstack_blocks(variables)

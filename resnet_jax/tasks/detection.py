@@ -90,6 +90,7 @@ class Detection(Part):
     data_kinds: ClassVar[tuple[str, ...]] = ("detection",)
     has_responses: ClassVar[bool] = False
     draws_scores: ClassVar[bool] = True
+    any_size: ClassVar[bool] = True
 
     # Building.
 

@@ -82,6 +82,7 @@ class Localisation(Part):
     data_kinds: ClassVar[tuple[str, ...]] = ("detection",)
     has_responses: ClassVar[bool] = False
     draws_scores: ClassVar[bool] = False
+    any_size: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:

@@ -91,11 +91,12 @@ def test_a_file_of_pytorch_weights_gives_what_was_saved(workdir, digits_config, 
     assert_equal(new.variables["batch_stats"], workdir[1][2]["batch_stats"])
 
 
-def test_a_mean_image_of_another_size_is_averaged():
+def test_a_mean_image_of_another_size_is_averaged_and_any_for_photographs_of_any_size():
     mean = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     normalization = Normalization(mean, np.ones(3, np.float32))
     assert fitted(normalization, (2, 2, 3)) is normalization
-    np.testing.assert_array_equal(fitted(normalization, (4, 4, 3)).mean, [4.5, 5.5, 6.5])
+    for averaged in (fitted(normalization, (4, 4, 3)), fitted(normalization, (2, 2, 3), any_size=True)):
+        np.testing.assert_array_equal(averaged.mean, [4.5, 5.5, 6.5])
 
 
 def test_images_of_one_channel_take_the_sum_of_the_stem_s_kernel_and_their_own_normalisation(workdir, digits_config):
