@@ -139,15 +139,16 @@ def main() -> None:
     print(
         "| | images/s (min-max) | images/s per core | ratio to tf.data | disk per photograph |\n|---|---|---|---|---|"
     )
+    disk_kb = {name: round((bytes_a_photograph if name == "pack" else encoded) / 1000) for name in speeds}
     for name, values in speeds.items():
         beside = speeds.get("tf.data", [float("nan")] * len(values))
         ratio = statistics.median(a / b for a, b in zip(values, beside, strict=True))
-        disk = bytes_a_photograph if name == "pack" else encoded
         print(
             f"| {name} | {statistics.median(values):.0f} ({min(values):.0f}-{max(values):.0f}) "
-            f"| {statistics.median(values) / threads:.0f} | {ratio:.2f} | {disk / 1000:.0f} kB |"
+            f"| {statistics.median(values) / threads:.0f} | {ratio:.2f} | {disk_kb[name]} kB |"
         )
-    print(json.dumps({"threads": threads, "images_per_second": speeds}))
+    title = f"{threads} core{'' if threads == 1 else 's'}"
+    print(json.dumps({"title": title, "images_per_second": speeds, "disk_kB": disk_kb}))
 
 
 if __name__ == "__main__":

@@ -131,13 +131,13 @@ def main() -> None:
         print(f"round {number + 1}: " + ", ".join(f"{name} {v[-1]:.0f}" for name, v in speeds.items()), flush=True)
     slower = [min(pair) for pair in zip(speeds["bare step"], speeds["bare loader"], strict=True)]
     share = statistics.median(a / b for a, b in zip(speeds["whole trainer"], slower, strict=True))
-    print(f"\n{arguments.model} of width {arguments.width}, batch {arguments.batch_size}, 224 x 224, ", end="")
-    print(f"{jax.devices()[0].device_kind}, {len(cores)} cores, jax {jax.__version__}, medians\n")
+    title = f"{arguments.model} of width {arguments.width}, batch {arguments.batch_size}, 224 x 224"
+    print(f"\n{title}, {jax.devices()[0].device_kind}, {len(cores)} cores, jax {jax.__version__}, medians\n")
     print("| | images/s (min-max) |\n|---|---|")
     for name, values in speeds.items():
         print(f"| {name} | {statistics.median(values):.0f} ({min(values):.0f}-{max(values):.0f}) |")
     print(f"\nthe trainer's share of the slower of the two alone: {share:.2f}")
-    print(json.dumps({"images_per_second": speeds, "trainer_share": share}))
+    print(json.dumps({"title": title, "images_per_second": speeds, "trainer_share": share}))
 
 
 if __name__ == "__main__":

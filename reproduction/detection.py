@@ -21,13 +21,15 @@ from reproduction.running import (
     Failed,
     Places,
     environment,
+    has_values,
     note_code,
     noted_code,
     passing_on_signals,
     run_program,
     shown,
+    values,
 )
-from resnet_jax.config import flatten, load_config, override
+from resnet_jax.config import Config, flatten, load_config, override, read_config
 from resnet_jax.errors import UserError
 
 
@@ -201,15 +203,14 @@ def is_current(root: Path, scale: str, record: Record) -> bool:
     table, _, line = record["run"].partition("-")
     try:
         row = TABLES[table].rows[int(line) - 1]
-        return bool(row.config) and record["values"] == _values(root, row, scale)
+        return bool(row.config) and has_values(record, _scaled(root, row, scale))
     except (UserError, KeyError, IndexError, ValueError):  # The row has gone, or its config.
         return False
 
 
-def _values(root: Path, row: Row, scale: str) -> dict[str, Any]:
-    """The whole config by dotted key, as JSON has it."""
-    config = override(load_config(str(root / _config(row, scale))), _changes(root, row, scale))
-    return json.loads(json.dumps(flatten(config)))
+def _scaled(root: Path, row: Row, scale: str) -> Config:
+    """The config that a row has at this scale today."""
+    return override(load_config(str(root / _config(row, scale))), _changes(root, row, scale))
 
 
 def _folder(places: Places, scale: str, config: str, changes: Mapping[str, Any], seed: int, start: str = "") -> Path:
@@ -238,10 +239,9 @@ def perform(table: str, scale: str, places: Places) -> dict[str, str]:
 def _one_row(call: Call, name: str, row: Row, scale: str, places: Places, figures: set[str]) -> None:
     path = record_path(places.results, scale, name)
     config, changes = _config(row, scale), _changes(places.root, row, scale)
-    values = _values(places.root, row, scale)
     before = read_record(path)
     if before is not None:
-        if before["values"] != values:
+        if not is_current(places.root, scale, before):
             raise UserError(f"{path} is of a run with other settings; move it away, or use another --results")
         print(f"{name}: done before", file=sys.stderr)
         return
@@ -266,15 +266,16 @@ def _one_row(call: Call, name: str, row: Row, scale: str, places: Places, figure
     if not figures & result.keys():
         raise Failed(f"eval.py gave none of {', '.join(sorted(figures - {''}))}")
     commands[row.protocol] = shown(places, scale, scoring)
-    record: Record = {"kind": "detection", "run": name, "scale": scale, "title": row.title, "values": values}
-    record |= {"steps": values["steps"], "environment": environment(folders[0]), "commands": commands}
+    whole = _scaled(places.root, row, scale)
+    record: Record = {"kind": "detection", "run": name, "scale": scale, "title": row.title, "values": values(whole)}
+    record |= {"steps": whole.steps, "environment": environment(folders[0]), "commands": commands}
     kept = {key: value for key, value in result.items() if isinstance(value, (int, float)) and key != "seconds"}
     codes = list(dict.fromkeys([*code, numerics_hash(places.root)]))
     write_record(path, record | {"result": kept, "numerics": codes})
 
 
 def _start(row: Row, scale: str, places: Places, folder: Path) -> Path:
-    """The workdir that a run in ``folder`` starts from. Raises UserError if it is needed and not there."""
+    """The workdir that a run in ``folder`` starts from. Raises UserError if it is needed and is not finished."""
     network = row.config.partition(":")[2].partition("-")[0]
     start = places.workdirs / scale / f"{network}-seed0"
     made_by = f"python reproduce.py table3 --scale={scale} --networks={network} --seeds=1"
@@ -285,8 +286,12 @@ def _start(row: Row, scale: str, places: Places, folder: Path) -> Path:
         )
     elif network.startswith("vgg"):  # No table of the paper trains it.
         made_by = f"python train.py --config configs/vgg.py:{network} --workdir {start}"
-    if not start.exists() and not (folder / "checkpoints").exists():
-        raise UserError(f"{start} is not there, which it starts from; make it with {made_by}")
+    if not (folder / "checkpoints").exists():
+        if not start.exists():
+            raise UserError(f"{start} is not there, which it starts from; make it with {made_by}")
+        steps = read_config(start / "config.json").steps
+        if not (start / "checkpoints" / str(steps)).is_dir():
+            raise UserError(f"{start}, which it starts from, is not at step {steps} yet; finish it with {made_by}")
     return start
 
 

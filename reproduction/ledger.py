@@ -30,7 +30,10 @@ _KEYS = {
 }
 FOLDERS = {"score": "scores", "benchmark": "benchmarks"}
 
-_NEITHER = "this is neither a line of eval.py nor speeds of benchmarks.run --out; give the file of one of them"
+_NEITHER = (
+    "this is neither a line of eval.py that has a top-1 error nor speeds of benchmarks.run --out; give the file of one "
+    "of them"
+)
 
 
 def record_path(results: Path, scale: str, name: str) -> Path:
@@ -94,11 +97,14 @@ def imported(
         raise UserError(_NEITHER)
     if printed.get("smoke"):
         raise UserError("this benchmark was made with --smoke, and its figures mean nothing; make it without")
-    speeds = printed["images_per_second"]
+    speeds: Record = printed["images_per_second"]
+    more: Record = {}
     if printed.get("suite") == "input":  # Of each program its last line, where the speeds are a level further down.
-        speeds = {program: figures["images_per_second"] for program, figures in speeds.items()}
+        more = {"disk_kB": speeds["input_pipeline"]["disk_kB"]}
+        speeds = {f"{program}, {line['title']}": line["images_per_second"] for program, line in speeds.items()}
     comparisons = {comparison: _summary(comparison, sides) for comparison, sides in speeds.items()}
-    return {"kind": "benchmark", **common, "environment": printed.get("environment", {}), "comparisons": comparisons}
+    record = {"kind": "benchmark", **common, **more, "environment": printed.get("environment", {})}
+    return record | {"comparisons": comparisons}
 
 
 def _summary(title: str, sides: Mapping[str, list[float]]) -> Record:

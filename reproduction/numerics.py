@@ -6,12 +6,12 @@ import subprocess
 from functools import cache, partial
 from pathlib import Path
 
-PACKAGES = ("models", "kernels", "data", "tasks", "train", "evaluation")
+PACKAGES = ("models", "kernels", "data", "detection", "tasks", "train", "evaluation", "interop", "analysis")
 
 
 @cache
 def numerics_hash(root: Path) -> str:
-    """Twelve hexadecimal digits for the code under ``root``/resnet_jax/{models,kernels,data,tasks,train,evaluation}.
+    """Twelve hexadecimal digits for the code of ``PACKAGES`` under ``root``/resnet_jax.
 
     It changes with any statement of theirs, also with one that changes no number: it tells what may differ.
     """

@@ -89,10 +89,10 @@ def _experiment(name: str, results: Path) -> None:
     if not scale:
         raise UserError(f"--scale is missing; give one of {', '.join(experiments.SCALES)}")
     detects = name in detection.TABLES
-    if detects and (SEEDS.value or NETWORKS.value or DRY_RUN.value or STEPS_PER_DISPATCH.value):
+    if detects and (SEEDS.value or NETWORKS.value or DRY_RUN.value or STEPS_PER_DISPATCH.value or JOBS.value):
         raise UserError(
-            f"{name} has rows instead of networks, and neither a plan nor several steps in a call; leave --seeds, "
-            "--networks, --dry_run and --steps_per_dispatch out"
+            f"{name} has rows instead of networks, made one after the other, and neither a plan nor several steps in a "
+            "call; leave --seeds, --networks, --jobs, --dry_run and --steps_per_dispatch out"
         )
     runs = [] if detects else experiments.runs(name, scale, SEEDS.value, NETWORKS.value)
     data_dir = Path(DATA_DIR.value) if DATA_DIR.value else None

@@ -1,5 +1,6 @@
 """The report of a scale, and the generated blocks of documents: our numbers beside the paper's, out of the ledger."""
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,19 @@ def has_records(root: Path, results: Path, scale: str) -> bool:
 
 
 def _ledger(root: Path, results: Path, scale: str) -> dict[str, Record]:
-    return read_ledger(results, scale, partial(_is_current, root, scale))
+    found = read_ledger(results, scale, partial(_is_current, root, scale))
+    for name in [name for name, record in found.items() if record["kind"] == "ensemble"]:
+        if not _has_members(found[name], found):
+            del found[name]
+            print(f"left out: {name} has members that are missing or were trained anew since", file=sys.stderr)
+    return found
+
+
+def _has_members(ensemble: Record, ledger: Mapping[str, Record]) -> bool:
+    """Whether an ensemble's members are there, with the losses that they had."""
+    (protocol,) = ensemble["results"]
+    members = {name: ledger[name]["results"].get(protocol, {}) for name in ensemble["members"] if name in ledger}
+    return ensemble["members"] == {name: result.get("loss") for name, result in members.items()}
 
 
 def _is_current(root: Path, scale: str, record: Record) -> bool:

@@ -80,7 +80,7 @@ def perform(name: str, scale: str, runs: list[Run], places: Places, jobs: int = 
     _check_dispatch(scale, runs, places)
     failures: dict[str, str] = {}
     photographs = _photographs(places, scale)
-    if photographs and any("data.crop_size" in values(places.root, scale, run) for run in runs):
+    if photographs and any("data.crop_size" in values(scaled(places.root, run, scale)) for run in runs):
         write_photographs(photographs)
     numerics_hash(places.root)  # Cached for the threads below: Python 3.11 cannot parse in several at a time.
     with passing_on_signals() as (received, children):
@@ -147,10 +147,10 @@ def lacking(experiment: Experiment, scale: str, run: Run, places: Places) -> tup
 
 
 def is_current(root: Path, scale: str, record: Record) -> bool:
-    """Whether a run's record is of the config that it has at this scale today; newer keys had their defaults."""
+    """Whether a run's record is of the config that it has at this scale today."""
     run = run_of(record)
     try:
-        return record["scale"] == scale and _flat(checked(_nested(record["values"]))) == values(root, scale, run)
+        return record["scale"] == scale and has_values(record, scaled(root, run, scale))
     except (UserError, KeyError):  # The config has gone, or a key of it.
         return False
 
@@ -161,12 +161,13 @@ def run_of(record: Record) -> Run:
     return Run(Path(file).stem, network, record["seed"])
 
 
-def values(root: Path, scale: str, run: Run) -> dict[str, Any]:
+def has_values(record: Record, config: Config) -> bool:
+    """Whether a record is of a config; newer keys had their defaults. Raises UserError where a key has gone."""
+    return values(checked(_nested(record["values"]))) == values(config)
+
+
+def values(config: Config) -> dict[str, Any]:
     """The whole config by dotted key, as JSON has it, but for what does not change a run."""
-    return _flat(scaled(root, run, scale))
-
-
-def _flat(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps({k: v for k, v in flatten(config).items() if k not in _NOT_OF_THE_RUN}))
 
 
@@ -279,7 +280,7 @@ def _training_record(scale: str, run: Run, places: Places, training: list[str]) 
             "images_per_second": statistics.median(row["images_per_second"] for row in metrics),
             "environment": environment(folder),
             "numerics": noted_code(folder),
-            "values": values(places.root, scale, run),
+            "values": values(config),
             "commands": {"training": shown(places, scale, training)},
             "results": {},
             "learning_rates": _changes([[row["step"], row["learning_rate"]] for row in metrics]),

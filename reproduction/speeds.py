@@ -21,7 +21,8 @@ def steps(records: Iterable[Record]) -> list[Block]:
         sides = list(dict.fromkeys(side for each in found.values() for side in each["sides"]))
         rows = [[side, *(_cell(each["sides"].get(side), ratio=True) for each in found.values())] for side in sides]
         header = ["images/s (min-max), ratio", *(title.removeprefix("training, ") for title in found)]
-        blocks += [Table(header, rows), *(Paragraph(_beside_others(title, each)) for title, each in found.items())]
+        compared = {title: each for title, each in found.items() if each.get("beside")}  # Not where we alone ran.
+        blocks += [Table(header, rows), *(Paragraph(_beside_others(title, each)) for title, each in compared.items())]
         blocks.append(Paragraph(_source(record, next(iter(found.values())))))
     return blocks
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from reproduction.experiments import EXPERIMENTS, Run
+from reproduction.experiments import EXPERIMENTS, Run, scaled
 from reproduction.running import Places, values
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -88,7 +88,7 @@ def make_record():
         run = Run(config.partition(":")[0], network, seed)
         record = {"kind": "run", "run": run.name, "network": network, "config": run.config, "seed": seed, "steps": 60}
         record |= {"scale": scale, "recipe_steps": 1200, "numerics": []}
-        record["values"] = values(ROOT, scale, run)
+        record["values"] = values(scaled(ROOT, run, scale))
         record |= {"parameters": 1234567, "images_per_second": 100.0, "environment": environment}
         record |= {"commands": {"training": f"python train.py {network} {seed}"}}
         record["results"] = {"single": errors}

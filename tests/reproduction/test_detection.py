@@ -7,9 +7,9 @@ import pytest
 from reproduction import detection
 from reproduction.document import to_markdown
 from reproduction.ledger import read_record, record_path
-from reproduction.running import Places
+from reproduction.running import Places, values
 from resnet_jax import build
-from resnet_jax.config import load_config, override
+from resnet_jax.config import load_config, override, to_json
 from resnet_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -66,10 +66,28 @@ def test_a_start_that_is_not_there_is_named_with_what_makes_it(tmp_path, line, m
         detection._start(row, "paper", places, tmp_path / "own")
 
 
+def test_a_start_that_is_not_finished_is_refused_by_a_run_that_has_not_begun(tmp_path):
+    places = Places(ROOT, tmp_path / "runs", tmp_path / "results", None)
+    row = detection.TABLES["table7"].rows[1]
+    start, own = tmp_path / "runs" / "paper" / "resnet101-seed0", tmp_path / "own"
+    (start / "checkpoints" / "50000").mkdir(parents=True)
+    (start / "config.json").write_text(to_json(load_config(str(ROOT / "configs/imagenet_paper.py:resnet101"))))
+    with pytest.raises(UserError, match=r"is not at step 600000 yet; finish it with .* table3 .*resnet101"):
+        detection._start(row, "paper", places, own)
+    (start / "checkpoints" / "600000").mkdir()
+    assert detection._start(row, "paper", places, own) == start
+    (start / "checkpoints" / "600000").rmdir()
+    (own / "checkpoints").mkdir(parents=True)
+    assert detection._start(row, "paper", places, own) == start
+
+
 def test_a_record_of_other_settings_is_not_current():
     row = detection.TABLES["table8"].rows[1]
-    record = {"run": "table8-2", "values": detection._values(ROOT, row, "small")}
+    record = {"run": "table8-2", "values": values(detection._scaled(ROOT, row, "small"))}
     assert detection.is_current(ROOT, "small", record)
+    older = {key: value for key, value in record["values"].items() if key != "ema_every"}  # A newer key of today.
+    elsewhere = older | {"data_dir": "/data", "data.workers": 7}
+    assert detection.is_current(ROOT, "small", record | {"values": elsewhere})
     assert not detection.is_current(ROOT, "paper", record)
     assert not detection.is_current(ROOT, "small", record | {"run": "table8-9"})
     assert not detection.is_current(ROOT, "small", record | {"run": "table11-1"})

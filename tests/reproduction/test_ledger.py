@@ -79,12 +79,14 @@ def test_a_file_of_benchmarks_run_becomes_a_benchmark(tmp_path):
 def test_the_input_suite_has_its_speeds_a_level_further_down():
     trainer = {"bare step": [100.0, 100.0], "bare loader": [50.0, 200.0], "whole trainer": [49.0, 98.0]}
     speeds = {
-        "input_pipeline": {"threads": 2, "images_per_second": {"JPEG": [2.0, 2.0], "tf.data": [1.0, 1.0]}},
-        "streaming_train": {"images_per_second": trainer},
+        "input_pipeline": {"title": "2 cores", "images_per_second": {"JPEG": [2.0, 2.0], "tf.data": [1.0, 1.0]}},
+        "streaming_train": {"title": "resnet18", "images_per_second": trainer},
     }
-    found = imported("input", {"suite": "input", "images_per_second": speeds}, "c", "", None, "1")["comparisons"]
-    assert found["input_pipeline"]["sides"]["JPEG"]["ratio"] == 2.0
-    assert found["streaming_train"]["trainer_share"] == 0.98
+    speeds["input_pipeline"]["disk_kB"] = {"JPEG": 112, "tf.data": 112}
+    found = imported("input", {"suite": "input", "images_per_second": speeds}, "c", "", None, "1")
+    assert found["comparisons"]["input_pipeline, 2 cores"]["sides"]["JPEG"]["ratio"] == 2.0
+    assert found["comparisons"]["streaming_train, resnet18"]["trainer_share"] == 0.98
+    assert found["disk_kB"] == {"JPEG": 112, "tf.data": 112}
 
 
 @pytest.mark.parametrize(

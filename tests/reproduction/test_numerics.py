@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 
+import resnet_jax
 from reproduction.numerics import PACKAGES, numerics_hash
 
 CODE = '''"""Doc."""
@@ -35,6 +38,12 @@ def test_comments_docstrings_and_layout_do_not_count(tmp_path):
 def test_every_statement_of_the_modules_that_compute_counts(tmp_path, package):
     before = hashed(tmp_path, package=package)
     assert hashed(tmp_path, CODE.replace("x + 1", "x + 2"), package) != before
+
+
+def test_every_package_counts_or_computes_no_number():
+    found = {path.parent.name for path in Path(resnet_jax.__file__).parent.glob("*/__init__.py")}
+    assert found - set(PACKAGES) == {"experiment", "programs"}  # What only joins the others.
+    assert set(PACKAGES) <= found
 
 
 def test_other_modules_do_not_count(tmp_path):

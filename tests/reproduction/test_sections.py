@@ -119,17 +119,27 @@ def test_an_error_of_one_split_is_not_subtracted_from_that_of_another(tmp_path, 
     assert table_of(tmp_path, "table6").rows[0][3:] == ["9.00", "8.75", ""]
 
 
-def test_the_ensemble_stands_beside_the_paper_s_and_is_not_subtracted(tmp_path, make_record):
+def test_the_ensemble_stands_beside_the_paper_s_and_is_not_subtracted(tmp_path, make_record, capsys):
     write(tmp_path, make_record("resnet50"), make_record("resnet101"))
     # The members alone are no ensemble.
     assert "Table 5" not in to_markdown(report.one_section(ROOT, tmp_path, "medium", "table5"))
     errors = {"multi_scale": {"split": "validation", "top1_error": 20.0, "top5_error": 4.57}}
-    ensemble = {"kind": "ensemble", "run": "table5-ensemble", "scale": "medium", "members": {"a": 0.1, "b": 0.2}}
+    ensemble = {
+        "kind": "ensemble",
+        "run": "table5-ensemble",
+        "scale": "medium",
+        "members": {"resnet50-seed0": 0.5, "resnet101-seed0": 0.5},
+    }
     write(tmp_path, ensemble | {"results": errors, "commands": {"multi_scale": "x"}})
     table = table_of(tmp_path, "table5")
     assert table.header[2:] == ["top-1 error, validation", "top-5 error, validation", "top-5 error, test"]
     assert table.rows[:2] == [["this ensemble", "2", "20.00", "4.57", ""], ["the paper's", "6", "", "", "3.57"]]
     assert ["PReLU-net, cited", "", "", "", "4.94"] in table.rows
+    again = make_record("resnet50")
+    again["results"] = {"multi_scale": again["results"]["multi_scale"] | {"loss": 0.4}}
+    write(tmp_path, again)
+    assert "Table 5" not in to_markdown(report.one_section(ROOT, tmp_path, "medium", "table5"))
+    assert "table5-ensemble has members that are missing or were trained anew" in capsys.readouterr().err
 
 
 def write_all(tmp_path, make_record, errors):
@@ -163,21 +173,24 @@ def test_a_whole_recipe_is_said_to_agree_with_the_paper_or_not(make_record):
     errors += [("resnet110", 0, 6.8), ("resnet110", 1, 6.9)]
     records = [make_record(network, seed, top1=top1, steps=1200) for network, seed, top1 in errors]
     records.append(make_record("resnet32", top1=7.51))  # A part of its recipe.
+    by_chance = "that are put down to chance, two standard deviations by the paper's five runs of ResNet-110"
     assert whole_recipes({record["run"]: record for record in records}) == [
         "ResNet-20 has 9.00 ± 0.14 % test error after the whole recipe (seeds 0, 1), 0.25 points more than the "
-        "paper's 8.75 %: within the 0.39 that are put down to chance.",
+        f"paper's 8.75 %: within the 0.39 {by_chance}.",
         "ResNet-56 has 7.50 % test error after the whole recipe (seed 0), 0.53 points more than the paper's 6.97 %: "
-        "beyond the 0.45 that are put down to chance.",
+        f"beyond the 0.45 {by_chance}.",
         "ResNet-110 has 6.85 ± 0.07 % test error after the whole recipe (seeds 0, 1), 0.24 points more than the "
-        "paper's 6.61 %: within the 0.39 that are put down to chance.",
+        f"paper's 6.61 %: within the 0.39 {by_chance}.",
     ]
 
 
 def test_whole_recipes_on_imagenet_are_compared_view_by_view_and_on_the_published_split(make_record):
     record = make_record("resnet50", top1=22.0, steps=1200)
     found = whole_recipes({"resnet50-seed0": record})
-    assert len(found) == 2 and "validation error under ten_crop after" in found[0] and "the paper's 22.85 %" in found[0]
-    assert "under multi_scale" in found[1] and "the paper's 20.74 %" in found[1]
+    assert (
+        len(found) == 2 and "validation error under ten_crop after" in found[0] and "the paper's 22.85 %." in found[0]
+    )
+    assert "under multi_scale" in found[1] and "the paper's 20.74 %." in found[1]
     of_test = {protocol: errors | {"split": "test"} for protocol, errors in record["results"].items()}
     assert whole_recipes({"resnet50-seed0": record | {"results": of_test}}) == []
 

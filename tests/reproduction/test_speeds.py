@@ -38,12 +38,25 @@ def test_steps_on_an_accelerator_say_on_which_and_that_a_side_was_left_out():
     assert "PyTorch. 1 x GPU Y, 2 cores of X, jax 1.2; commit" in text
 
 
+def test_a_comparison_without_others_or_without_ours_is_a_table_alone():
+    loops = {"1 step in a call": [30.0], "10 steps in a call": [60.0], "PyTorch": [20.0]}
+    record = benchmark("gpu", {"training, resnet50": {"ours": [5.0]}, "training, resnet20": loops})
+    text = to_markdown(speeds.steps([record]))
+    assert "| 10 steps in a call |  | 60.0 (60.0-60.0), 3.00 |" in text and "| ours | 5.0 (5.0-5.0), 1.00 |  |" in text
+    assert "Ours trains" not in text
+
+
 def test_input_is_decoding_and_the_trainer():
     trainer = {"bare step": [100.0], "bare loader": [500.0], "whole trainer": [90.0]}
     speeds_of = {
-        "input_pipeline": {"images_per_second": {"JPEG": [200.0], "tf.data": [100.0]}},
-        "streaming_train": {"images_per_second": trainer},
+        "input_pipeline": {
+            "title": "1 core",
+            "images_per_second": {"JPEG": [200.0], "tf.data": [100.0]},
+            "disk_kB": {"JPEG": 112, "tf.data": 112},
+        },
+        "streaming_train": {"title": "resnet18", "images_per_second": trainer},
     }
     text = to_markdown(speeds.inputs([benchmark("input", speeds_of)]))
-    assert "| JPEG | 200 (200-200), 2.00 |" in text and "the trainer reaches 0.90 of its slower part" in text
+    assert "| JPEG | 200 (200-200), 2.00 | 112 kB |" in text
+    assert "resnet18: " in text and "the trainer reaches 0.90 of its slower part" in text
     assert speeds.inputs([benchmark("cpu", {"training, resnet20": {"ours": [1.0]}})]) == []
