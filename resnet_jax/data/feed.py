@@ -14,14 +14,22 @@ from resnet_jax.errors import UserError
 
 
 def training_inputs(
-    dataset: Dataset, seed: int, batch_size: int, steps_per_dispatch: int, start: int, stop: int, mesh: Mesh
+    dataset: Dataset,
+    seed: int,
+    batch_size: int,
+    steps_per_dispatch: int,
+    start: int,
+    stop: int,
+    mesh: Mesh,
+    resident: Any = None,
 ) -> tuple[Any, Iterator[Any]]:
     """What is resident of the training split, on every device, and the batches of steps ``start`` to ``stop`` - 1.
 
     The batches come ``steps_per_dispatch`` = k at a time: leaves (k, B, ...), cut over the devices along B.
-    ``dataset.gather`` takes one of them.
+    ``dataset.gather`` takes one of them. ``resident`` is that of an earlier call, which needs no memory again.
     """
-    resident = parallel.to_global(dataset.resident("train"), parallel.replicated(mesh))
+    if resident is None:
+        resident = parallel.to_global(dataset.resident("train"), parallel.replicated(mesh))
     batches = dataset.training_batches(seed, batch_size, start, stop, _share())
     return resident, _stacked(batches, steps_per_dispatch, mesh)
 

@@ -13,28 +13,44 @@ from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.feed import training_inputs
 from resnet_jax.tasks.task import Task
 from resnet_jax.train.state import TrainState
-from resnet_jax.train.step import loss_key, prepare_key
+from resnet_jax.train.step import loss_key, parts_of, prepare_key
 
 
 def recompute_batch_stats(
-    task: Task, dataset: Dataset, seed: int, batch_size: int, count: int, mesh: Mesh, state: TrainState
+    task: Task,
+    dataset: Dataset,
+    seed: int,
+    batch_size: int,
+    count: int,
+    mesh: Mesh,
+    state: TrainState,
+    accumulate_steps: int = 1,
+    resident: Any = None,
 ) -> TrainState:
     """The state with the statistics that its parameters have over the next ``count`` training batches.
 
-    The batches are those that training would continue with. Mean and variance are those of all of them together: the
-    variance within the batches, and between their means. Where there is a moving average of the parameters, it is the
+    The batches are those that training would continue with, in as many parts, and ``resident`` what training has on
+    the devices already. Mean and variance are those of all of them together: the variance within the batches or parts,
+    and between their means. Where there is a moving average of the parameters, it is the
     one that is evaluated, and its statistics are recomputed. Between two batches it may be interrupted (``stopping``).
     """
 
     def moments(variables: Any, resident: Any, batches: Any, step: jax.Array) -> Any:
         batch = dataset.gather(resident, jax.tree.map(lambda x: x[0], batches))
         batch = task.prepare(prepare_key(seed, step), batch)
-        batch_stats = task.statistics(variables, batch, loss_key(seed, step))
-        return batch_stats, _second_moments(batch_stats, sign=1)
+        if accumulate_steps == 1:
+            batch_stats = task.statistics(variables, batch, loss_key(seed, step))
+            return batch_stats, _second_moments(batch_stats, sign=1)
+        keys = jax.random.split(loss_key(seed, step), accumulate_steps)
+        of_parts = jax.lax.map(
+            lambda part: task.statistics(variables, *part), (parts_of(batch, accumulate_steps), keys)
+        )
+        means = jax.tree.map(lambda leaf: leaf.mean(axis=0), _second_moments(of_parts, sign=1))
+        return jax.tree.map(lambda leaf: leaf[0], of_parts), means
 
     compiled = jax.jit(moments, out_shardings=parallel.replicated(mesh))
     start = int(state.step)
-    resident, inputs = training_inputs(dataset, seed, batch_size, 1, start, start + count, mesh)
+    resident, inputs = training_inputs(dataset, seed, batch_size, 1, start, start + count, mesh, resident)
     total: Any = None
     moved: set[tuple[str, ...]] = set()
     for step, batches in enumerate(inputs, start=start):

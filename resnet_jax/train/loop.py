@@ -109,7 +109,9 @@ def train(
                 if first:
                     print(f"resuming from step {first} in {workdir}", file=sys.stderr)
             try:
-                state = _run_steps(task, dataset, train_step, plateau, seed, settings, mesh, state, checkpoints, writer)
+                state = _run_steps(
+                    task, dataset, train_step, plateau, step_settings, settings, mesh, state, checkpoints, writer
+                )
             finally:
                 if writer:
                     writer.close()
@@ -128,14 +130,14 @@ def _run_steps(
     dataset: Dataset,
     train_step: TrainStep,
     plateau: Plateau | None,
-    seed: int,
+    step_settings: StepSettings,
     settings: LoopSettings,
     mesh: Mesh,
     state: TrainState,
     checkpoints: checkpoint.Checkpoints,
     writer: MetricsWriter | None,
 ) -> TrainState:
-    start, stride = int(state.step), settings.steps_per_dispatch
+    start, stride, seed = int(state.step), settings.steps_per_dispatch, step_settings.seed
     resident, inputs = training_inputs(dataset, seed, settings.batch_size, stride, start, settings.steps, mesh)
     log = MetricsLog(writer, start, settings.batch_size, task.percentages)
     previous = None
@@ -145,7 +147,8 @@ def _run_steps(
         with interruptible(told):
             if last and settings.bn_recompute_batches:
                 count = settings.bn_recompute_batches
-                state = recompute_batch_stats(task, dataset, seed, settings.batch_size, count, mesh, state)
+                taken = (mesh, state, step_settings.accumulate_steps, resident)
+                state = recompute_batch_stats(task, dataset, seed, settings.batch_size, count, *taken)
             evaluation = task.evaluate(state.variables)
         split = dataset.evaluation_split
         record = {f"{split}_{name}": evaluation[figure] for figure, name in task.recorded.items()}

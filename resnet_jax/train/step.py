@@ -28,8 +28,8 @@ class StepSettings(NamedTuple):
     seed: int = 0
     accumulate_steps: int = 1  # Gradients are averaged over this many parts of a batch, one after the other.
     ema_decay: float = 0.0  # Of the moving average of the variables; 0: none.
-    ema_every: int = 1  # The average is updated after each step that is a multiple of this.
-    ema_start: int | None = None  # Until this step it is a copy. None: its decay climbs from the first step on.
+    ema_every: int = 1  # The average is updated after the first step and then after every so many.
+    ema_start: int | None = None  # Updates up to this step make a copy. None: the decay climbs from the first step on.
     sam_radius: float = 0.0  # How far uphill the gradient is taken; 0: here.
     log_every: int = 100
     hold_error: float = 0.0  # Until the training error is below it the learning rate is at most hold_rate; 0: off.
@@ -88,8 +88,7 @@ def train_step(
     )
     if settings.skip_nonfinite:
         new_state = unless_nonfinite(finite, new_interval, state, new_state)
-        # At least 1, where every step of the interval was skipped.
-        sums = new_state.sums | {"count": jnp.maximum(new_state.sums["count"], 1)}
+        sums = new_state.sums  # Where every step of the interval was skipped, the means are 0 / 0: not a number.
     means = {f"train_{name}": sums[name] / sums["count"] for name in ("loss", *task.metrics)}
     return new_state, {**means, "learning_rate": learning_rate, "nonfinite_step": new_state.nonfinite_step}
 
@@ -115,11 +114,15 @@ def gradients(
     keys = jax.random.split(loss_key(settings.seed, state.step), k)
     if k == 1:
         return one_part(batch, keys[0])
-    # Every k-th example makes a part, so that each device has its share of every part.
-    parts = jax.tree.map(lambda x: x.reshape(x.shape[0] // k, k, *x.shape[1:]).swapaxes(0, 1), batch)
+    parts = parts_of(batch, k)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one_part, batch, keys[0]))
     add = lambda total, part: (jax.tree.map(lambda a, b: a + b / k, total, one_part(*part)), None)  # noqa: E731
     return jax.lax.scan(add, zeros, (parts, keys))[0]
+
+
+def parts_of(batch: Batch, k: int) -> Batch:
+    """A batch (B, ...) in k parts, (k, B / k, ...): every k-th example, so that each device has its share of each."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // k, k, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def unless_nonfinite(
