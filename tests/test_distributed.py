@@ -10,12 +10,15 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 
 from resnet_jax import distributed
 from resnet_jax.errors import UserError
+from resnet_jax.interop.torch_weights import save_torch
+from resnet_jax.models import create_model
 from resnet_jax.train.writers import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,6 +186,23 @@ def test_different_data_are_found_before_the_first_step(tmp_path, seeds, named):
         for number in (0, 1):
             (line,) = job.end(number, 2)
             assert line.startswith("error: process 1 (") and f"it has {named}" in line, line
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_different_weights_are_found_before_the_first_step(tmp_path):
+    model = create_model("resnet20", stage_sizes=(1,), width=4)
+    homes = {number: tmp_path / str(number) for number in (0, 1)}
+    for number, home in homes.items():
+        home.mkdir()
+        variables = model.init(jax.random.key(number), np.zeros((1, 8, 8, 3), np.float32))
+        save_torch(variables, home / "weights.safetensors", model=model)
+    environments = {number: {"HOME": str(home)} for number, home in homes.items()}
+    settings = {"init.name": "weights", "init.path": "~/weights.safetensors"}
+    with Job(tmp_path / "run", environments=environments, **settings) as job:
+        for number in (0, 1):
+            *_, line = job.end(number, 2)
+            assert line.startswith("error: process 1 (") and "it has the weights of config.init " in line, line
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -8,6 +8,7 @@ import uuid
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ import resnet_jax
 from resnet_jax import distributed, parallel
 from resnet_jax.config import Config, flatten
 from resnet_jax.data.dataset import Dataset, Share
+from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 
 _NAMES = 256  # Examples whose names are compared.
@@ -32,6 +34,17 @@ def agree(config: Config, dataset: Dataset, workdir: Path) -> None:
         return
     distributed.agree(program_facts(config) | data_facts(dataset))
     _refuse_separate_workdirs(workdir)
+
+
+def agree_on_weights(name: str, variables: Any, normalization: Normalization | None) -> None:
+    """Raises UserError, on every process, where two of a job have read different weights, which ``name`` is of.
+
+    ``variables`` are replicated. Each process reads them for itself, and nothing else would notice.
+    """
+    if distributed.active():
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
+        leaves += [] if normalization is None else list(normalization)
+        distributed.agree({f"the weights of {name}": _content(leaves)})
 
 
 def program_facts(config: Config) -> dict[str, str]:

@@ -8,14 +8,15 @@ from resnet_jax import build, distributed, parallel
 from resnet_jax.config import Config, override, refuse_change
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import UserError
-from resnet_jax.experiment.agreement import program_facts, split_facts
+from resnet_jax.experiment.agreement import agree_on_weights, program_facts, split_facts
 from resnet_jax.experiment.exported import find_run
 from resnet_jax.experiment.networks import HUB, Network, find_weights, load_run, load_weights
 from resnet_jax.models import list_models, variant
 from resnet_jax.tasks.task import Member
 
 # What a run's config and the one it is scored with must agree in; how photographs are read may differ.
-_MUST_AGREE = ("model.", "data.kind", "data.name", "data.holdout", "normalization.", "ema_decay")
+_HELD_OUT = ("data.holdout", "data.validation_fraction")
+_MUST_AGREE = ("model.", "data.kind", "data.name", *_HELD_OUT, "normalization.", "ema_decay")
 
 
 class Scored(NamedTuple):
@@ -79,6 +80,9 @@ def score(
     members = [load_run(workdir, which, config if alone else None, mesh, fast=True) for workdir in workdirs]
     dataset = build.make_dataset(config) if data is None else data
     chosen = split or dataset.test_split
+    if chosen == "validation" and not allow_config_change:  # Of an ensemble, too: none may have trained on it.
+        for workdir in workdirs:
+            refuse_change(config, find_run(workdir) / "config.json", sections=_HELD_OUT)
     for text in torch_weights:
         named, name = _named_weights(config, text)
         weights = find_weights(name, named, dataset.image_shape)
@@ -92,6 +96,8 @@ def score(
             )
     if distributed.active():
         distributed.agree(split_facts(dataset, chosen) | {"the step of the checkpoints": str(_steps(members))})
+        for number, network in enumerate(members, start=1):
+            agree_on_weights(f"network {number}", network.variables, network.normalize)
     found = config.task.score(
         [Member(network.model, network.normalize, network.variables) for network in members],
         dataset,

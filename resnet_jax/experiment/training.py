@@ -5,11 +5,11 @@ from pathlib import Path
 
 from resnet_jax import build, distributed, parallel
 from resnet_jax.analysis.curves import plot_errors
-from resnet_jax.config import Config, refuse_change, to_json
+from resnet_jax.config import Config, read_config, refuse_change, to_json
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
-from resnet_jax.experiment.agreement import agree
+from resnet_jax.experiment.agreement import agree, agree_on_weights
 from resnet_jax.experiment.exported import is_exported
 from resnet_jax.experiment.initial import RANDOM, check_start, read_start
 from resnet_jax.train import checkpoint, loop
@@ -53,10 +53,13 @@ def train(
     dataset = build.make_dataset(config) if data is None else data
     agree(config, dataset, workdir)
     intervals = build.intervals(config, dataset.num_train)
+    if not allow_config_change:
+        _refuse_other_intervals(config, intervals, dataset.num_train, workdir / "config.json")
     schedule = build.make_schedule(config, intervals)
     model = build.make_model(config, len(dataset.class_names), mesh)
     refuse_other_classes(workdir, dataset.class_names)
     start = RANDOM if begun else read_start(config, model, dataset.class_names, dataset.image_shape, mesh)
+    agree_on_weights("config.init", start.variables, start.normalization)
     record = None if begun else start.record or {}
     normalize = _normalization(config, dataset, workdir, begun, allow_config_change, start.normalization)
     task = build.make_task(config, model, dataset, normalize, mesh)
@@ -84,6 +87,22 @@ def train(
     )
 
 
+def _refuse_other_intervals(config: Config, intervals: build.Intervals, num_train: int, stored: Path) -> None:
+    """Raises UserError where config.steps_per_dispatch, which may change, rounds a run's epochs to other steps."""
+    if not stored.exists():
+        return
+    was = read_config(stored)
+    before = build.intervals(was, num_train)
+    for key, steps in before._asdict().items():
+        now = getattr(intervals, key)
+        if steps != now:
+            raise UserError(
+                f"config.{key} is {getattr(config, key)!r}, {steps} steps in this run, and {now} with "
+                f"config.steps_per_dispatch={config.steps_per_dispatch}, of which epochs are made multiples; set that "
+                f"to {was.steps_per_dispatch}, or pass --allow_config_change"
+            )
+
+
 def _normalization(
     config: Config,
     dataset: Dataset,
@@ -100,6 +119,6 @@ def _normalization(
         return of_weights
     stored = workdir / "normalization.npz"
     taken_over = begun and initial_record(workdir).get("normalization") == "weights"
-    if stored.exists() and (taken_over or not allow_config_change):
+    if taken_over or (stored.exists() and not allow_config_change):
         return Normalization.load(stored)
     return build.make_normalization(config, dataset)

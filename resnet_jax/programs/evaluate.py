@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from resnet_jax import parallel
+from resnet_jax import distributed, parallel
 from resnet_jax.config import Config, read_config
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import UserError
@@ -73,6 +73,8 @@ def run(config: Config | None) -> None:
     results_csv, scores_csv, responses_csv = (
         Path(flag.value) if flag.value else None for flag in (RESULTS_CSV, SCORES_CSV, RESPONSES_CSV)
     )
+    if distributed.active():  # All processes measure responses together, or none does.
+        distributed.agree({"the flag --responses_csv": repr(bool(responses_csv))})
     if parallel.is_main_process():  # Now, and not once hours of scoring are done.
         _check_outputs(results_csv, scores_csv, responses_csv, config.task.draws_scores)
     record, scores, dataset, networks, summary = score(
@@ -87,10 +89,10 @@ def run(config: Config | None) -> None:
     if parallel.is_main_process():
         print(f"{record['model']} on {record['data']} {record['split']}, {record['protocol']}: {summary}")
         print(to_json(record))
-        if scores_csv:
-            config.task.write_scores(scores_csv, scores, dataset, record["split"])
         if results_csv:
             append_result(results_csv, record)
+        if scores_csv:  # Reads the photographs' names, in which something may be wrong by now.
+            config.task.write_scores(scores_csv, scores, dataset, record["split"])
     if responses_csv:
         _measure_responses(
             networks[0], dataset, record["split"], config.eval_batch_size, responses_csv, record["model"]

@@ -57,7 +57,8 @@ def tiny(member, root, **changes):
         "finetune.freeze": ("stem",), "task.test_scales": (48, 64), "init.name": "weights",
     }  # fmt: skip
     if member != "2":
-        common |= {"data.crop_size": 48, "data.training_crop.shorter_side": (56, 72)}
+        # As large as the backbone's images, whose mean image fits crops and not photographs.
+        common |= {"data.crop_size": 32, "data.training_crop.shorter_side": (40, 56)}
     return override(load_config(f"configs/localisation_quickstart.py:{member}"), common | changes)
 
 

@@ -197,10 +197,11 @@ def test_a_job_compares_what_it_scores_before_it_does(digits_config, run, monkey
     monkeypatch.setattr(distributed, "active", lambda: True)
     monkeypatch.setattr(distributed, "agree", compared.append)
     score(digits_config(), [run[0]], split="train")
-    asked, found = compared
+    asked, found, read = compared
     assert asked["config.model.width"] == "4" and asked["the argument split"] == "'train'"
     assert asked["the argument which"] == "'latest'" and asked["the argument workdirs"] == "1"
     assert found["the step of the checkpoints"] == "20" and found["train examples"] == "1437"
+    assert list(read) == ["the weights of network 1"]
 
 
 def test_an_ensemble_has_members(digits_config):
@@ -255,6 +256,20 @@ def test_how_photographs_are_read_and_trained_on_may_change(tmp_path, photograph
         config = folder_config(photograph_folder.root, eval_batch_size=2, **settings)
         losses.add(score(config, [tmp_path])[0]["loss"])
     assert len(losses) == 2
+
+
+def test_no_member_may_have_been_trained_on_what_is_scored(
+    tmp_path, photograph_folder, folder_config, digits_config, save_run, run
+):
+    save_run(tmp_path / "a", folder_config(photograph_folder.root), {10: 5.0}, photograph_folder.class_names)
+    other = folder_config(photograph_folder.root, **{"data.validation_fraction": 0.3})
+    with pytest.raises(UserError, match=r"config\.data\.validation_fraction \(was 0\.1, now 0\.3\)"):
+        score(other, [tmp_path / "a"])
+    held_out = digits_config(**{"data.holdout": 100})
+    save_run(tmp_path / "b", held_out, {10: 5.0})
+    with pytest.raises(UserError, match=r"config\.data\.holdout \(was 0, now 100\)"):
+        score(held_out, [tmp_path / "b", run[0]], split="validation")
+    assert score(held_out, [tmp_path / "b", run[0]]).record["num_examples"] == 360
 
 
 def test_a_run_is_missed_before_any_data_are_loaded(tmp_path, folder_config):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.config import Config, override
+from resnet_jax.config import Config, override, to_json
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.networks import load_run
 from resnet_jax.experiment.scoring import score
-from resnet_jax.experiment.training import train
+from resnet_jax.experiment.training import _normalization, train
 
 TINY = {
     "model.stage_sizes": (1,),
@@ -86,6 +86,24 @@ def test_another_config_is_refused_and_nothing_is_changed(trained):
     with pytest.raises(UserError, match=r"config\.seed \(was 0, now 1\).*--allow_config_change"):
         train(override(config, {"seed": 1}), workdir)
     assert (workdir / "config.json").read_bytes() == before
+
+
+def test_as_many_steps_in_a_call_as_would_change_a_run_are_refused(tmp_path):
+    images, labels = arrays()
+    data = resnet_jax.ResidentDataset.from_arrays(images, labels, images[:12], labels[:12])
+    config = tiny(steps="2 epochs", eval_every="1 epoch", checkpoint_every="1 epoch")  # Of three steps.
+    (tmp_path / "config.json").write_text(to_json(config))
+    said = (
+        r"eval_every is '1 epoch', 3 steps in this run, and 4 with config\.steps_per_dispatch=2, .* set that to 1, or"
+    )
+    with pytest.raises(UserError, match=said):
+        train(override(config, {"steps_per_dispatch": 2}), tmp_path, data=data)
+
+
+def test_a_normalisation_that_was_taken_over_is_not_replaced(tmp_path):
+    (tmp_path / "init.json").write_text('{"normalization": "weights"}')
+    with pytest.raises(UserError, match=r"normalization\.npz is missing or damaged .*; restore it"):
+        _normalization(tiny(), None, tmp_path, begun=True, allow_config_change=False, of_weights=None)
 
 
 def test_other_classes_are_refused(trained):
