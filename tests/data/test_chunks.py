@@ -13,7 +13,6 @@ import PIL.Image
 import pytest
 from absl import flags
 
-from resnet_jax.data import chunks as module
 from resnet_jax.data.chunks import EvalChunks, Loading, PhotographView, TrainChunks, make_batches, photograph_sizes
 from resnet_jax.data.crops import RandomResized, ScaleJitter
 from resnet_jax.data.dataset import Share
@@ -61,12 +60,12 @@ def write_folder(root, records, split):
         path.write_bytes(image if isinstance(image, bytes) else encoded(image))
 
 
-def train_chunks(source, batch_size, share=Share(), crop=JITTER):  # noqa: B008
-    return TrainChunks(source, SEED, batch_size, crop, CROP, share)
+def train_chunks(source, batch_size, share=Share(), **fields):  # noqa: B008
+    return TrainChunks(source, SEED, batch_size, fields.pop("crop", JITTER), CROP, share, **fields)
 
 
-def train(source, batch_size, start, stop, share=Share(), loading=ONE_THREAD, limit=0, crop=JITTER):  # noqa: B008
-    return list(make_batches(train_chunks(source, batch_size, share, crop), start, stop, loading, limit))
+def train(source, batch_size, start, stop, share=Share(), loading=ONE_THREAD, limit=0, **fields):  # noqa: B008
+    return list(make_batches(train_chunks(source, batch_size, share, **fields), start, stop, loading, limit))
 
 
 def reference_example(source, position, crop=JITTER):
@@ -129,11 +128,10 @@ def test_each_pass_crops_a_photograph_anew():
 @pytest.mark.parametrize("chunk", [1, 5, 32])
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_batches_do_not_depend_on_processes_threads_or_chunks(monkeypatch, processes, threads, chunk):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+def test_batches_do_not_depend_on_processes_threads_or_chunks(processes, threads, chunk):
     source = spoil(photographs(9), 3, 4)
     loading = Loading(threads, workers=0)
-    parts = [train(source, 8, 0, 4, Share(i, processes), loading, limit=2) for i in range(processes)]
+    parts = [train(source, 8, 0, 4, Share(i, processes), loading, limit=2, chunk=chunk) for i in range(processes)]
     assert_same(joined(parts), reference_batches(source, 8, 0, 4))
 
 
@@ -146,11 +144,10 @@ def test_batches_of_any_size_are_made_of_chunks_in_order(batch_size):
 
 @pytest.mark.parametrize("start", [1, 3, 5])
 @pytest.mark.parametrize("chunk", [2, 32])
-def test_a_run_that_starts_at_a_step_sees_what_one_from_0_sees_from_there_on(monkeypatch, start, chunk):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+def test_a_run_that_starts_at_a_step_sees_what_one_from_0_sees_from_there_on(start, chunk):
     source = spoil(photographs(9), 3, 4)
     whole = train(source, 4, 0, 5, limit=2)
-    assert_same(train(source, 4, start, 5, loading=Loading(2, 0), limit=2), whole[start:])
+    assert_same(train(source, 4, start, 5, loading=Loading(2, 0), limit=2, chunk=chunk), whole[start:])
 
 
 def test_chunks_can_be_sent_to_another_process(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from resnet_jax.data import chunks, streamed
+from resnet_jax.data import streamed
 from resnet_jax.data.decode.boxes import CentralCrop
 from resnet_jax.data.decode.images import crop_and_resize
 from resnet_jax.data.streamed import StreamedDataset
@@ -22,8 +22,7 @@ def broken(record):
 @pytest.mark.parametrize("chunk", [1, 32])
 def test_the_mean_image_is_the_mean_of_the_central_crops(monkeypatch, threads, chunk):
     # Batches of 8, and one of 256 that holds all.
-    for module in (chunks, streamed):
-        monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(streamed, "CHUNK", chunk)
     records = photographs(21)
     cut = [
         crop_and_resize(record["image"], CentralCrop(12, CROP).box, (CROP, CROP))
