@@ -50,7 +50,7 @@ def run(processes, workdir, settings, config="configs/quickstart.py", devices=DE
     return messages
 
 
-def parameters(workdir, step):
+def parameters(workdir, step, part="params"):
     path = workdir.absolute() / "checkpoints" / str(step) / "state"
     with (
         ocp.PyTreeCheckpointer() as checkpointer
@@ -59,7 +59,7 @@ def parameters(workdir, step):
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpointer.metadata(path).item_metadata.tree
         )
         state = checkpointer.restore(path, restore_args=numpy)
-    return np.concatenate([np.ravel(leaf) for leaf in _leaves(state["params"])])
+    return np.concatenate([np.ravel(leaf) for leaf in _leaves(state[part])])
 
 
 def assert_equal_records(records, expected):
@@ -119,6 +119,26 @@ def test_four_processes_train_what_one_does_and_two_and_one_go_on_from_them(tmp_
         difference = np.abs(parameters(resumed, 20) - parameters(one, 20)).max()
         assert difference < 1e-4, difference
         assert [record["step"] for record in read_metrics(resumed / "metrics.jsonl")] == [5, 10, 15, 20]
+
+
+@pytest.mark.slow
+def test_two_processes_average_accumulate_and_follow_plateaus_as_one_does(tmp_path):
+    settings = {
+        "schedule.name": "plateau", "schedule.patience": 1, "schedule.factor": 0.5, "schedule.warmup_steps": 0,
+        "ema_decay": 0.9, "accumulate_steps": 2, "bn_recompute_batches": 3, "optimizer.sam_radius": 0.05,
+        "optimizer.learning_rate": 1.0, "eval_every": 2, "log_every": 2,
+    }  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(1, one, settings, devices=4)
+    run(2, two, settings, devices=4)
+    records, expected = read_metrics(two / "metrics.jsonl"), read_metrics(one / "metrics.jsonl")
+    rates = [record["learning_rate"] for record in expected]
+    assert rates[0] == 1.0 > rates[-1]  # The error has stood still.
+    assert [record["learning_rate"] for record in records] == rates
+    assert_equal_records(records, expected)
+    for part in ("params", "ema"):  # Whose statistics are those recomputed at the end.
+        difference = np.abs(parameters(two, 20, part) - parameters(one, 20, part)).max()
+        assert difference < 1e-3, (part, difference)
 
 
 @pytest.mark.slow
