@@ -25,15 +25,13 @@ _CONTENTS = 32  # Examples of streamed data whose pixels are compared: those tha
 _NFS_DELAY = 10  # Seconds after which a file made on another host must be seen.
 
 
-def agree(config: Config, dataset: Dataset, workdir: Path) -> None:
-    """Raises UserError, on every process, where two of a job have different configs, code, libraries, data or workdirs.
+def agree(config: Config, dataset: Dataset) -> None:
+    """Raises UserError, on every process, where two of a job have different configs, code, libraries or data.
 
     It names the host and what is different. Does nothing in a job of one process.
     """
-    if not distributed.active():
-        return
-    distributed.agree(program_facts(config) | data_facts(dataset))
-    _refuse_separate_workdirs(workdir)
+    if distributed.active():
+        distributed.agree(program_facts(config) | data_facts(dataset))
 
 
 def agree_on_weights(name: str, variables: Any, normalization: Normalization | None) -> None:
@@ -105,7 +103,10 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
-def _refuse_separate_workdirs(workdir: Path) -> None:
+def refuse_separate_workdirs(workdir: Path) -> None:
+    """Makes the workdir of a job. Raises UserError, on every process, where one does not see it."""
+    if not distributed.active():
+        return
     mark = workdir / f".seen-by-all-{uuid.uuid4().hex}"
     if parallel.is_main_process():
         workdir.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from resnet_jax.config import Config, read_config, refuse_change, to_json
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
-from resnet_jax.experiment.agreement import agree, agree_on_weights
+from resnet_jax.experiment.agreement import agree, agree_on_weights, refuse_separate_workdirs
 from resnet_jax.experiment.exported import is_exported
 from resnet_jax.experiment.initial import RANDOM, check_start, read_start
 from resnet_jax.train import checkpoint, loop
@@ -51,7 +51,7 @@ def train(
     if not allow_config_change:
         refuse_change(config, workdir / "config.json")
     dataset = build.make_dataset(config) if data is None else data
-    agree(config, dataset, workdir)
+    agree(config, dataset)
     intervals = build.intervals(config, dataset.num_train)
     if not allow_config_change:
         _refuse_other_intervals(config, intervals, dataset.num_train, workdir / "config.json")
@@ -63,10 +63,12 @@ def train(
     record = None if begun else start.record or {}
     normalize = _normalization(config, dataset, workdir, begun, allow_config_change, start.normalization)
     task = build.make_task(config, model, dataset, normalize, mesh)
+    optimizer = build.make_optimizer(config, model, task.trained(dataset.image_shape))
+    refuse_separate_workdirs(workdir)  # Last, because it makes it.
     return loop.train(
         task,
         dataset,
-        build.make_optimizer(config, model, task.trained(dataset.image_shape)),
+        optimizer,
         schedule,
         config.schedule.plateau,
         build.step_settings(config, intervals),
