@@ -202,7 +202,9 @@ def test_different_weights_are_found_before_the_first_step(tmp_path):
     with Job(tmp_path / "run", environments=environments, **settings) as job:
         for number in (0, 1):
             *_, line = job.end(number, 2)
-            assert line.startswith("error: process 1 (") and "it has the weights of config.init " in line, line
+            assert (
+                line.startswith("error: process 1 (") and "it has the weights and normalisation of the start " in line
+            ), line
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -34,15 +34,14 @@ def agree(config: Config, dataset: Dataset) -> None:
         distributed.agree(program_facts(config) | data_facts(dataset))
 
 
-def agree_on_weights(name: str, variables: Any, normalization: Normalization | None) -> None:
-    """Raises UserError, on every process, where two of a job have read different weights, which ``name`` is of.
+def agree_on_weights(name: str, variables: Any, normalization: Normalization) -> None:
+    """Raises UserError, on every process, where two of a job have other weights or another normalisation of ``name``.
 
     ``variables`` are replicated. Each process reads them for itself, and nothing else would notice.
     """
     if distributed.active():
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
-        leaves += [] if normalization is None else list(normalization)
-        distributed.agree({f"the weights of {name}": _content(leaves)})
+        leaves = [np.asarray(leaf) for leaf in [*jax.tree.leaves(variables), *normalization]]
+        distributed.agree({f"the weights and normalisation of {name}": _content(leaves)})
 
 
 def program_facts(config: Config) -> dict[str, str]:

@@ -15,8 +15,8 @@ from resnet_jax.models import list_models, variant
 from resnet_jax.tasks.task import Member
 
 # What a run's config and the one it is scored with must agree in; how photographs are read may differ.
-_HELD_OUT = ("data.holdout", "data.validation_fraction")
-_MUST_AGREE = ("model.", "data.kind", "data.name", *_HELD_OUT, "normalization.", "ema_decay")
+_MUST_AGREE = ("model.", "data.kind", "data.name", "data.holdout", "normalization.", "ema_decay")
+_HELD_OUT = ("data.holdout", "data.validation_fraction")  # What a validation split is cut off by.
 
 
 class Scored(NamedTuple):

@@ -52,6 +52,8 @@ def train(
         refuse_change(config, workdir / "config.json")
     dataset = build.make_dataset(config) if data is None else data
     agree(config, dataset)
+    if begun:  # Also because it makes network file systems look anew.
+        refuse_separate_workdirs(workdir)
     intervals = build.intervals(config, dataset.num_train)
     if not allow_config_change:
         _refuse_other_intervals(config, intervals, dataset.num_train, workdir / "config.json")
@@ -59,12 +61,13 @@ def train(
     model = build.make_model(config, len(dataset.class_names), mesh)
     refuse_other_classes(workdir, dataset.class_names)
     start = RANDOM if begun else read_start(config, model, dataset.class_names, dataset.image_shape, mesh)
-    agree_on_weights("config.init", start.variables, start.normalization)
     record = None if begun else start.record or {}
     normalize = _normalization(config, dataset, workdir, begun, allow_config_change, start.normalization)
     task = build.make_task(config, model, dataset, normalize, mesh)
     optimizer = build.make_optimizer(config, model, task.trained(dataset.image_shape))
-    refuse_separate_workdirs(workdir)  # Last, because it makes it.
+    agree_on_weights("the start", start.variables, normalize)
+    if not begun:
+        refuse_separate_workdirs(workdir)  # Last, because it makes it.
     return loop.train(
         task,
         dataset,
@@ -99,9 +102,9 @@ def _refuse_other_intervals(config: Config, intervals: build.Intervals, num_trai
         now = getattr(intervals, key)
         if steps != now:
             raise UserError(
-                f"config.{key} is {getattr(config, key)!r}, {steps} steps in this run, and {now} with "
-                f"config.steps_per_dispatch={config.steps_per_dispatch}, of which epochs are made multiples; set that "
-                f"to {was.steps_per_dispatch}, or pass --allow_config_change"
+                f"config.{key} is {getattr(config, key)!r}, which is {steps} steps in this run and would be rounded to "
+                f"{now} by config.steps_per_dispatch={config.steps_per_dispatch}; set that to "
+                f"{was.steps_per_dispatch}, or pass --allow_config_change"
             )
 
 

@@ -201,7 +201,7 @@ def test_a_job_compares_what_it_scores_before_it_does(digits_config, run, monkey
     assert asked["config.model.width"] == "4" and asked["the argument split"] == "'train'"
     assert asked["the argument which"] == "'latest'" and asked["the argument workdirs"] == "1"
     assert found["the step of the checkpoints"] == "20" and found["train examples"] == "1437"
-    assert list(read) == ["the weights of network 1"]
+    assert list(read) == ["the weights and normalisation of network 1"]
 
 
 def test_an_ensemble_has_members(digits_config):

@@ -93,9 +93,7 @@ def test_as_many_steps_in_a_call_as_would_change_a_run_are_refused(tmp_path):
     data = resnet_jax.ResidentDataset.from_arrays(images, labels, images[:12], labels[:12])
     config = tiny(steps="2 epochs", eval_every="1 epoch", checkpoint_every="1 epoch")  # Of three steps.
     (tmp_path / "config.json").write_text(to_json(config))
-    said = (
-        r"eval_every is '1 epoch', 3 steps in this run, and 4 with config\.steps_per_dispatch=2, .* set that to 1, or"
-    )
+    said = r"is '1 epoch', which is 3 steps in this run and .* to 4 by config\.steps_per_dispatch=2; set that to 1, or"
     with pytest.raises(UserError, match=said):
         train(override(config, {"steps_per_dispatch": 2}), tmp_path, data=data)
 
