@@ -59,7 +59,7 @@ _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Metric, int, int]] = {
 def get_config(member: str = "resnet101-07+12") -> Config:
     network, _, rest = member.partition("-")
     sets, _, step = (rest or "07+12").partition("-")
-    train, test, metric, drop, steps = choose(_SETS, sets)
+    train, test, metric, drop, steps = choose(_SETS, sets, "SETS of NETWORK-SETS")
     vgg = network.startswith("vgg")
     joint = Config(
         steps=steps,
@@ -104,4 +104,4 @@ def _step(step: str, network: str, sets: str) -> dict[str, Any]:
         "3": rpn | shared | {"init.head": "keep"},
         "4": detector | shared,
     }
-    return choose(steps, step)
+    return choose(steps, step, "STEP of NETWORK-SETS-STEP")

@@ -31,6 +31,7 @@ from reproduction.running import (
 )
 from resnet_jax.config import Config, flatten, load_config, override, read_config
 from resnet_jax.errors import UserError
+from resnet_jax.experiment.exported import is_exported
 
 
 class Row(NamedTuple):
@@ -290,7 +291,7 @@ def _start(row: Row, scale: str, places: Places, folder: Path) -> Path:
         if not start.exists():
             raise UserError(f"{start} is not there, which it starts from; make it with {made_by}")
         steps = read_config(start / "config.json").steps
-        if not (start / "checkpoints" / str(steps)).is_dir():
+        if not is_exported(start) and not (start / "checkpoints" / str(steps)).is_dir():
             raise UserError(f"{start}, which it starts from, is not at step {steps} yet; finish it with {made_by}")
     return start
 

@@ -100,8 +100,8 @@ def imported(
     speeds: Record = printed["images_per_second"]
     more: Record = {}
     if printed.get("suite") == "input":  # Of each program its last line, where the speeds are a level further down.
-        more = {"disk_kB": speeds["input_pipeline"]["disk_kB"]}
-        speeds = {f"{program}, {line['title']}": line["images_per_second"] for program, line in speeds.items()}
+        more = {"disk_kB": speeds["input_pipeline"].get("disk_kB", {})}
+        speeds = {f"{name}, {line.get('title', '')}": line["images_per_second"] for name, line in speeds.items()}
     comparisons = {comparison: _summary(comparison, sides) for comparison, sides in speeds.items()}
     record = {"kind": "benchmark", **common, **more, "environment": printed.get("environment", {})}
     return record | {"comparisons": comparisons}

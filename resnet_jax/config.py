@@ -203,10 +203,13 @@ def no_members(file: str, member: str) -> str:
     return f"{file} has no members; leave :{member} out"
 
 
-def choose(choices: Mapping[str, Choice], member: str) -> Choice:
-    """What a config file's table has for a member. Raises UserError, which names those that there are."""
+def choose(choices: Mapping[str, Choice], member: str, what: str = "member") -> Choice:
+    """What a config file's table has for a member. Raises UserError, which names those that there are.
+
+    ``what`` says which part of a member's name it is, as in "STEP of NETWORK-STEP".
+    """
     if member not in choices:
-        raise UserError(f"there is no member {member!r}; name one of {', '.join(choices)}")
+        raise UserError(f"there is no {what} {member!r}; name one of {', '.join(choices)}")
     return choices[member]
 
 

@@ -112,8 +112,8 @@ def load_torch(
         fix = "use the model that it was saved from"
         if all(problem.startswith(f"{head}.") for problem in problems):
             fix += ", or new_head=True for a new classifier"
-        elif all(problem.startswith(f"{stem_key}.") for problem in problems):
-            fix += ", or images of as many channels"
+        elif channels not in (None, *kernel.shape[1:2]) and all(each.startswith(f"{stem_key}.") for each in problems):
+            fix += f", or channels={kernel.shape[1]}" if kernel.ndim == 4 else ""
         raise UserError(f"{origin} does not fit {name}: {'; '.join(problems)}; {fix}")
     variables = {place: jnp.asarray(arrays[key]) for key, place in places.items()}
     loaded = flax.traverse_util.unflatten_dict(variables)

@@ -109,7 +109,8 @@ def create_model(name: str, num_classes: int | None = None, *, kernels: Kernels 
     known = field_names(found.model, fields)  # A given block or normalisation has others than the named network's.
     for field in overrides:
         if field not in known:
-            raise UserError(_unknown_field(field, name, known))
+            given = " with the given parts" if {"block", "norm"} & overrides.keys() else ""
+            raise UserError(_unknown_field(field, f"{name}{given}", known))
     fields = {field: value for field, value in fields.items() if field in known}
     return make_model(found.model, fields if num_classes is None else fields | {"num_classes": num_classes}, kernels)
 

@@ -147,12 +147,14 @@ def test_fields_are_those_of_a_given_block_and_normalisation():
     strided = create_model("resnet20", block=BottleneckBlock, stride_placement="v1.5")
     assert strided.block.keywords == {"stride_placement": "v1.5"}
     assert create_model("resnet50_gn", norm=BatchNorm, bn_momentum=0.8).norm.keywords == {"momentum": 0.8}
-    made = lambda **fields: GroupNorm(groups=4, **fields)  # noqa: E731
-    assert create_model("resnet50", norm=made).norm is made
+    made = lambda **fields: BatchNorm(epsilon=0.1, **fields)  # noqa: E731
+    by_function = create_model("resnet20", 10, norm=made, stage_sizes=(1,), width=4)
+    assert by_function.norm is made and definition(by_function) == definition(by_function.clone(num_classes=3))
+    jax.eval_shape(by_function.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
     # What only the named network's own parts have is left aside with them, and refused where it is given.
     assert create_model("resnext50_32x4d", block=BasicBlock).block is BasicBlock
     for fields in ({"block": BasicBlock, "cardinality": 32}, {"norm": GroupNorm, "bn_group_size": 32}):
-        with pytest.raises(UserError, match=rf"field {list(fields)[1]} is set, but resnet50 has no such field"):
+        with pytest.raises(UserError, match=rf"{list(fields)[1]} is set, but resnet50 with the given parts has no"):
             create_model("resnet50", **fields)
 
 
