@@ -4,7 +4,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -147,16 +146,15 @@ def _chosen_config() -> Config | None:
 
 
 def _installed(path: str) -> str:
-    """The file of this name among the installed recipes, where there is none at ``path``."""
+    """The recipe that comes along, for FILE.py or configs/FILE.py, with or without the suffix, where there is none."""
     file, colon, member = path.partition(":")
-    if not os.path.isfile(file):  # Unlike pathlib's it raises nothing for names that no file can have.
-        for name in (Path(file).name, f"{Path(file).name}.py"):
-            try:
-                found = resources.files("resnet_jax.configs") / name
-            except ModuleNotFoundError:
-                break
-            if os.path.isfile(str(found)):
-                return f"{found}{colon}{member}"
+    bare = Path(file).parent in (Path(), Path("configs"))  # Another folder is a mistake.
+    if bare and not os.path.isfile(file):  # Unlike pathlib's it raises nothing for names that no file can have.
+        package = Path(schema.__file__).parent
+        for folder in (package / "configs", package.parent / "configs"):  # Of a wheel, and of a checkout.
+            for name in (Path(file).name, f"{Path(file).name}.py"):
+                if os.path.isfile(folder / name):
+                    return f"{folder / name}{colon}{member}"
     return path
 
 

@@ -37,7 +37,12 @@ TORCH_WEIGHTS = flags.DEFINE_multi_string(
     "torch_weights", [], "Score PyTorch weights: FILE or timm/NAME, maybe after MODEL=."
 )
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which checkpoint of each --workdir.")
-SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Which examples.")
+SPLIT = flags.DEFINE_enum(
+    "split",
+    None,
+    ["train", "validation", "test"],
+    "Which examples; default test, of photographs validation where there is one.",
+)
 PROTOCOL = flags.DEFINE_enum(
     "protocol",
     "single",

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from resnet_jax import distributed
+from resnet_jax.config import load_config
 from resnet_jax.experiment.training import train
 from resnet_jax.programs import cli
 from resnet_jax.train.signals import Stopped
@@ -79,6 +80,16 @@ def never(config):
 def test_a_missing_config_file_is_named(refuse, tmp_path, flags):
     path = str(tmp_path / "no_such.py")
     assert f"there is no config file {path}" in refuse(never, *(flag.format(path) for flag in flags))
+
+
+@pytest.mark.parametrize("path", ["quickstart.py", "quickstart", "configs/quickstart.py"])
+def test_a_recipe_that_comes_along_is_found_from_any_folder(run_here, refuse, monkeypatch, tmp_path, path):
+    monkeypatch.chdir(tmp_path)
+    found = []
+    run_here(lambda config: found.append(config), "--config", path)
+    assert found == [load_config(QUICKSTART)]
+    # Not from a folder that was mistyped.
+    assert f"there is no config file other/{path}" in refuse(never, "--config", f"other/{path}")
 
 
 def test_no_config_is_named(refuse):
