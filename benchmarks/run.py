@@ -257,7 +257,7 @@ def table(comparison: Comparison, speeds: dict[str, list[float]]) -> str:
 
 
 def compile_suite(smoke: bool) -> dict[str, dict[str, float]]:
-    """Seconds from the start of a program to its first training step, of every model, with the cache cold and warm."""
+    """Seconds from the start of a program to its first training step, of the paper's networks, cache cold and warm."""
     found: dict[str, dict[str, float]] = {}
     print("| model | start, cold cache (s) | of it to compile (s) | start, warm cache (s) | to load (s) |")
     print("|---|---|---|---|---|")

@@ -1,7 +1,8 @@
 """Small detectors on photographs of blood cells, from nothing: bccd.py:fpn or :c4.
 
 Command:   python train.py --config configs/bccd.py:fpn --workdir runs/bccd --config.data_dir=DIR
-           DIR has Annotations, ImageSets and JPEGImages (BCCD, MIT licence: 292 photographs of 640 x 480 pixels)
+           DIR has Annotations, ImageSets and JPEGImages (github.com/Shenggan/BCCD_Dataset, MIT licence: the
+           292 photographs of 640 x 480 pixels that are listed in train.txt and val.txt)
 Hardware:  one or two CPU cores
 Expected:  fpn: about 86 % mean average precision at an IoU of 0.5 (docs/detection.md); c4: about 73 %
 

@@ -6,7 +6,8 @@ Members:   rpn, the proposal network alone; 1 and 2, the proposal network with a
            ...:1 --workdir runs/located-1
            ...:2 --workdir runs/located-2 --config.init.path=runs/located-1
 Expected:  rpn: an error under the given class of 15.5 % of one crop, which objects may leave, and of 0 % of whole
-           pictures (two CPU cores, about a minute); 1 and 2, of 200 steps each and whole pictures, 8 % and 1.5 %
+           pictures (two CPU cores, about a minute); 1 and 2, of --config.steps=200 each, of whole
+           pictures 8 % and 1.5 %
 
 Pictures of 128 x 128 pixels with one to five circles, squares or triangles, each picture of one class only; the
 proposal network sees crops of 96 pixels.

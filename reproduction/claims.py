@@ -60,8 +60,8 @@ def _by_chance(apart: float, runs: int) -> str:
     """Whether runs on CIFAR-10, of which the deviation is, may differ so much from the paper's one."""
     margin = 2 * DEVIATION * math.sqrt(1 + 1 / runs)
     return (
-        f": {'within' if abs(apart) <= margin else 'beyond'} the {margin:.2f} that are put down to chance, two "
-        "standard deviations by the paper's five runs of ResNet-110"
+        f": {'within' if abs(apart) <= margin else 'beyond'} the {margin:.2f} that are put down to chance (two "
+        "standard deviations of such a difference, by the paper's five runs of ResNet-110)"
     )
 
 

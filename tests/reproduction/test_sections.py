@@ -173,7 +173,10 @@ def test_a_whole_recipe_is_said_to_agree_with_the_paper_or_not(make_record):
     errors += [("resnet110", 0, 6.8), ("resnet110", 1, 6.9)]
     records = [make_record(network, seed, top1=top1, steps=1200) for network, seed, top1 in errors]
     records.append(make_record("resnet32", top1=7.51))  # A part of its recipe.
-    by_chance = "that are put down to chance, two standard deviations by the paper's five runs of ResNet-110"
+    by_chance = (
+        "that are put down to chance (two standard deviations of such a difference, by the paper's five runs of "
+        "ResNet-110)"
+    )
     assert whole_recipes({record["run"]: record for record in records}) == [
         "ResNet-20 has 9.00 ± 0.14 % test error after the whole recipe (seeds 0, 1), 0.25 points more than the "
         f"paper's 8.75 %: within the 0.39 {by_chance}.",
