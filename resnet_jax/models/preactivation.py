@@ -95,17 +95,24 @@ class PreactivationBasicBlock(_PreactivationBlock):
 
 
 class PreactivationBottleneckBlock(_PreactivationBlock):
-    """1x1, 3x3 and 1x1 convolutions, of which the 3x3 one strides. (N, H, W, I) to (N, H/s, W/s, 4 * filters)."""
+    """1x1, 3x3 and 1x1 convolutions. (N, H, W, I) to (N, H/strides, W/strides, 4 * filters).
+
+    first_strides: stride in the first convolution, as the authors' release does, and not in the 3x3 one, as timm's
+        resnetv2.
+    """
 
     dense: ClassVar[str] = "container"
     responses = (("bn3", "conv2"),)
 
+    first_strides: bool = False
+
     @nn.compact
     def __call__(self, x: jax.Array, drop_path: jax.Array | float | None = None) -> jax.Array:
         before = self.before(x)
-        y = self.conv(self.filters, 1, 1, name="conv1")(before)
+        first, middle = (self.strides, 1) if self.first_strides else (1, self.strides)
+        y = self.conv(self.filters, 1, first, name="conv1")(before)
         y = self.activation(self.norm(name="bn2")(y))
-        y = self.conv(self.filters, 3, self.strides, name="conv2")(y)
+        y = self.conv(self.filters, 3, middle, name="conv2")(y)
         y = self.activation(self.norm(name="bn3")(y))
         y = self.conv(4 * self.filters, 1, 1, name="conv3")(y)
         return self.add(x, before, y, drop_path)

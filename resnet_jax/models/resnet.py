@@ -34,8 +34,9 @@ class ResNet(nn.Module):
     attention: a module class, or a ``functools.partial`` of one, that rescales each block's residual branch, called
         with ``dtype`` and ``name``; None for none.
     drop_path: the probability, in [0, 1), that the last block's residual branch is left out in training; block l of L
-        has l / L of it (see ``blocks.Block.join``). 0 is off.
-    dropout: the part, in [0, 1), of the averaged features that the classifier does not see in training. 0 is off.
+        has l / L of it (see ``blocks.Block.weighted``; timm's, counted from 0, has (l - 1) / (L - 1)). 0 is off.
+    dropout: the part, in [0, 1), of the averaged features that the classifier does not see in training. 0 is off. It is
+        not that of wide residual networks, which is within the blocks.
     dtype: of the computation. Parameters, batch statistics and logits are float32 in any case.
     kernels: how convolutions and the max-pool are computed: the same to rounding.
     zero_init_last_bn: start every block as its shortcut (not in the paper).
@@ -70,7 +71,7 @@ class ResNet(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Height and width of the images that the paper trains it on; the network takes others as well."""
+        """Height and width of the usual images of a network with this stem, which takes others as well."""
         return self.stem.image_size
 
     @property

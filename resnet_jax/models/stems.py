@@ -20,7 +20,7 @@ class Stem(NamedTuple):
     apply: ``apply(images, width, conv, norm, activation, kernels)``, called within the network's compact method, gives
         the feature map "C1" and what the first stage reads.
     strides: of these two.
-    image_size: height and width of the images that it was made for.
+    image_size: height and width of the images that networks with it usually see.
     responses: each of its batch normalisations that follows a 3x3 convolution, with the name of that layer (Figure 7).
     preactivation: whether it is for pre-activation blocks: it leaves out the last normalisation and activation.
     """

@@ -49,7 +49,7 @@ class Variant(NamedTuple):
 
     @property
     def image_size(self) -> int:
-        """Height and width of the images that it was made for."""
+        """Height and width of the usual images of a network with its stem."""
         return make_model(self.model, self.fields).image_size
 
     @property
@@ -212,7 +212,7 @@ _RESNEXTS: tuple[tuple[str, dict[str, Any], int, str, tuple[tuple[int, int], ...
     ("seresnextaa", _SE | _AA, 101, "d", ((32, 8),)),
     ("seresnextaa", _SE | _AA | {"stem": "deep_wide"}, 201, "d", ((32, 8),)),
     ("ecaresnext", _ECA, 26, "t", ((32, 4),)),
-    ("ecaresnext", _ECA, 50, "t", ((32, 4),)),
+    ("ecaresnext", _ECA | {"stage_sizes": (2, 2, 2, 2)}, 50, "t", ((32, 4),)),  # timm has it so.
 )
 # Bello et al., "Revisiting ResNets" (arXiv 2103.07579), Table 11: layers -> blocks per stage.
 _RS_STAGES = {
@@ -303,23 +303,27 @@ def _relatives_on_cifar() -> dict[str, Variant]:
     variants = {}
     before: dict[str, Any] = {"num_classes": 10, "width": 16, "stem": "cifar_preactivation"}
     # He et al., arXiv 1603.05027: 6n+2 layers of basic blocks, 9n+2 of bottlenecks (Tables 2 and 4).
-    for depth, of_one, block, shortcut in (
-        (110, 6, PreactivationBasicBlock, "A"),
-        (164, 9, PreactivationBottleneckBlock, "B"),
-        (1001, 9, PreactivationBottleneckBlock, "B"),
+    bottleneck = {"block": PreactivationBottleneckBlock, "shortcut": "B", "first_strides": True}
+    for depth, of_one, blocks in (
+        (110, 6, {"block": PreactivationBasicBlock, "shortcut": "A"}),
+        (164, 9, bottleneck),
+        (1001, 9, bottleneck),
     ):
-        stages: dict[str, Any] = {"stage_sizes": ((depth - 2) // of_one,) * 3, "block": block, "shortcut": shortcut}
+        stages: dict[str, Any] = {"stage_sizes": ((depth - 2) // of_one,) * 3, **blocks}
         stages |= {"activated_stem": True, "scan_blocks": True}
         variants[f"preresnet{depth}"] = Variant(PreactivationNet, depth, {**before, **stages})
     # Zagoruyko and Komodakis, arXiv 1605.07146, Tables 1 and 4: 6n+4 layers, since shortcuts' are counted.
     for depth, widen in ((16, 4), (16, 8), (22, 8), (28, 2), (28, 10), (28, 12), (40, 1), (40, 2), (40, 4)):
         stages = {"stage_sizes": ((depth - 4) // 6,) * 3, "block": PreactivationBasicBlock, "shortcut": "B"}
         variants[f"wrn{depth}_{widen}"] = Variant(PreactivationNet, depth, {**before, **stages, "widen": widen})
-    for cardinality in (8, 16):  # Xie et al., arXiv 1611.05431, section 5.3: 9n+2 layers.
+    # Xie et al., arXiv 1611.05431, section 5.3: 9n+2 layers, of the blocks of the authors' release.
+    for cardinality in (8, 16):
         grouped = {"cardinality": cardinality, "base_width": 64, "stride_placement": "v1.5"}
         fields = {"stage_sizes": (3, 3, 3), "width": 64, "block": BottleneckBlock, "shortcut": "B", **grouped}
         variants[f"resnext29_{cardinality}x64d"] = _cifar(29, **fields)
-    for depth in (110, 1202):  # Huang et al., arXiv 1603.09382, section 4: the last block is kept with probability 0.5.
+    # Huang et al., arXiv 1603.09382, section 4: the last block is kept with probability 0.5. In the authors' release a
+    # block is left out of a whole batch, which moves none of its statistics, and a shortcut that strides takes means.
+    for depth in (110, 1202):
         variants[f"resnet{depth}_sd"] = _cifar(depth, drop_path=0.5)
     return variants
 

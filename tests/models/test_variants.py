@@ -111,6 +111,19 @@ def test_the_first_shortcut_has_the_first_activation_where_the_paper_has_it_so(
     np.testing.assert_allclose(found["C2"], first if activated else found["C1"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name, first", [("preresnet164", True), ("resnetv2_50", False)])
+def test_bottlenecks_of_preactivation_stride_where_their_source_does(name, first, random_variables):
+    model = create_model(name, 5, width=4, stage_sizes=(1, 1), stem="cifar", scan_blocks=False)
+    variables, x = random_variables(model, image_shape=(8, 8, 3)), images(2)[:, :8, :8]
+    _, state = model.apply(variables, x, capture_intermediates=True, mutable=["intermediates"])
+    shape = state["intermediates"]["stage2_block1"]["conv1"]["__call__"][0].shape
+    assert shape[1:3] == ((4, 4) if first else (8, 8))
+
+
+def test_a_name_of_timm_s_with_other_stages_has_those():
+    assert create_model("ecaresnext50t_32x4d") == create_model("ecaresnext26t_32x4d")
+
+
 def test_layer_responses_are_of_batch_normalisations_after_3x3_layers():
     blocks = [(f"stage{i}_block{j}", "bn3") for i, j in ((1, 1), (1, 2), (1, 3), (2, 1))]
     assert list(narrow("resnetv2_50d").response_layers()) == [("stem_bn1",), ("stem_bn2",), *blocks]
