@@ -9,8 +9,9 @@ Published: 24.1 % top-1 error (75.9 % accuracy), one crop, is reached in 39 to 4
 Rate 10 / 17 / 21.2 / 24.699, momentum 0.9 / 0.9 / 0.94 / 0.951807, weight decay 2e-4 / 2e-4 / 2.5e-5 / 1e-4 and batch
 statistics over 64 / 64 / 128 / 128 images, for the four batches; linear warm-up over 5 / 5 / 16 / 31 epochs, then the
 square of the remaining time down to 1e-4 over 13137 / 6095 / 2267 / 1133 steps. Batch normalisation and biases
-are excluded from weight decay and from LARS's scaling. The convergence points do not state the label smoothing (0.1),
-LARS's trust (0.001) and the zero-initialised last batch normalisation: these are the usual ones.
+are excluded from weight decay and from LARS's scaling. Training crops have from 5 % of the area on, as the reference's
+(which draws the aspect uniformly, and 100 times at most). The convergence points do not state the label smoothing
+(0.1), LARS's trust (0.001) and the zero-initialised last batch normalisation: these are the usual ones.
 """
 
 from typing import NamedTuple
@@ -59,7 +60,7 @@ def get_config(batch_size: str = "4096") -> Config:
             bn_group_size=point.bn_group_size,
             zero_init_last_bn=True,
         ),
-        data=Photographs(name="imagenet2012", crop=RandomResized(area=(0.08, 1.0)), crop_size=224),
+        data=Photographs(name="imagenet2012", crop=RandomResized(area=(0.05, 1.0)), crop_size=224),
         normalization=Channel(),
         transforms=Transforms(flip=Flip(probability=0.5)),
         task=Classification(label_smoothing=0.1),

@@ -10,7 +10,8 @@ Settings of Table 2 for a1 / a2 / a3: batch 2048, LAMB, learning rate 5e-3 / 5e-
 timm with a spread of 0.5, stochastic depth 0.05 / 0.05 / 0, three repetitions of an image in a batch / three / none,
 label smoothing 0.1 / 0 / 0, test crops of 0.95.
 From timm, which the paper's code is in: targets are 1 above 0.2; gradients are clipped to norm 1 within LAMB; warped
-images are seen bilinearly (timm draws bilinear or bicubic). The rate changes by the step, not the epoch.
+images are seen bilinearly (timm draws bilinear or bicubic). The rate changes by the step, not the epoch, and stochastic
+depth rises from the first block on (timm's first is always there).
 """
 
 from typing import NamedTuple
@@ -82,7 +83,7 @@ def get_config(procedure: str = "a2") -> Config:
                 interpolation="bilinear",
                 fill=128,
             ),
-            mixing=Mixing(mixup_alpha=chosen.mixup, cutmix_alpha=1.0),
+            mixing=Mixing(mixup_alpha=chosen.mixup, cutmix_alpha=1.0, draw=512),
         ),
         task=Classification(loss="bce", target_threshold=0.2, label_smoothing=chosen.label_smoothing),
         optimizer=LAMB(learning_rate=chosen.learning_rate, weight_decay=chosen.weight_decay, clip_norm=1.0),

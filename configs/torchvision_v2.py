@@ -54,7 +54,7 @@ def get_config() -> Config:
             flip=Flip(probability=0.5),
             trivial_augment=TrivialAugment(probability=1.0, interpolation="bilinear"),
             random_erasing=RandomErasing(probability=0.1, area=(0.02, 0.33), aspect=(0.3, 3.3)),
-            mixing=Mixing(mixup_alpha=0.2, cutmix_alpha=1.0),
+            mixing=Mixing(mixup_alpha=0.2, cutmix_alpha=1.0, draw=128),
         ),
         task=Classification(label_smoothing=0.1),
         optimizer=SGD(learning_rate=0.5, momentum=0.9, weight_decay=2e-5, decay="not_norm"),

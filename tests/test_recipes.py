@@ -93,6 +93,7 @@ def test_resnet_strikes_back(member):
     assert (transforms.rand_augment.bins, transforms.rand_augment.probability) == (11, 0.5)
     mixing = transforms.mixing
     assert (mixing.mixup_alpha, mixing.cutmix_alpha, mixing.switch_probability) == (mixup, 1.0, 0.5)
+    assert mixing.draw == config.model.bn_group_size == 512  # What a GPU sees.
     assert (transforms.flip.probability, transforms.random_erasing.on, transforms.color_jitter.on) == (
         0.5,
         False,
@@ -152,11 +153,7 @@ def test_torchvision_v2():
         (0.3, 3.3),
         "constant",
     )
-    assert (transforms.mixing.mixup_alpha, transforms.mixing.cutmix_alpha, transforms.mixing.draw) == (
-        0.2,
-        1.0,
-        "batch",
-    )
+    assert (transforms.mixing.mixup_alpha, transforms.mixing.cutmix_alpha, transforms.mixing.draw) == (0.2, 1.0, 128)
     assert (transforms.mixing.probability, transforms.mixing.switch_probability) == (1, 0.5)
     target = np.asarray(targets_of(config)["target"])
     np.testing.assert_allclose(target.sum(axis=1), 1, rtol=1e-5)
@@ -184,6 +181,7 @@ def test_resnet_rs():
     assert (config.data.largest_crop, config.data.crop_size, config.data.eval_shorter_side) == (160, 160, 192)
     augment = config.transforms.rand_augment
     assert (augment.layers, augment.magnitude, augment.bins, augment.probability) == (2, 10, 11, 1)
+    assert (augment.operations, config.data.interpolation) == ("tpu", "bicubic")
 
 
 @pytest.mark.parametrize(("epochs", "begin", "end"), [(16, 11, 13), (88, 65, 76)])

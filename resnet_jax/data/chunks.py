@@ -124,7 +124,7 @@ class TrainChunks:
     def _read_into(self, crop: np.ndarray, index: int, rng: np.random.Generator, unreadable: list[str]) -> int:
         """Fills ``crop`` from the first readable photograph from ``index`` on, and gives its label."""
         candidates = ((index + offset) % len(self.source) for offset in range(len(self.source)))
-        choose_box = partial(self.crop.box, rng, crop_size=len(crop))
+        choose_box = partial(self.crop.box, rng, crop_size=self.crop_size)  # Also where it is seen in fewer pixels.
 
         def read(record: dict[str, Any]) -> int:
             crop_and_resize(record["image"], choose_box, crop.shape[:2], True, crop, self.interpolation)

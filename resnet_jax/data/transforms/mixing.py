@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms.cutout import box_mask
 from resnet_jax.data.transforms.transform import Batch, Transform
-from resnet_jax.parts import NonNegativeFloat
+from resnet_jax.errors import UserError
+from resnet_jax.parts import Count, NonNegativeFloat
 
 _Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -30,8 +31,9 @@ class Mixing(Transform):
     """Of mixing at all."""
     switch_probability: _Probability = 0.5
     """Of CutMix, where both are on."""
-    draw: Literal["batch", "example"] = "batch"
-    """Whether share, rectangle and chances are drawn for the batch, as timm and torchvision do, or for each example."""
+    draw: Literal["batch", "example"] | Count = "batch"
+    """Whether share, rectangle and chances are drawn for the batch, for each example, or for each so many examples one
+    after the other, as timm and torchvision do for the batch of a GPU."""
 
     @model_validator(mode="after")
     def _check_switch_is_read(self) -> Self:
@@ -44,11 +46,13 @@ class Mixing(Transform):
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     def __call__(self, key: jax.Array, batch: Batch, normalization: Normalization, num_classes: int) -> Batch:
+        """Raises UserError where the batch cannot be divided as ``draw`` says."""
         images = batch["image"]
         target = batch.get("target")
         if target is None:
             target = jax.nn.one_hot(batch["label"], num_classes)
-        count = 1 if self.draw == "batch" else len(images)
+        group = self._examples_a_draw(len(images))
+        count = len(images) // group
         mixed_key, switch_key, mixup_key, cutmix_key, corner_key = jax.random.split(key, 5)
         # The weight of the image itself, and where it stays as it is.
         weight = jnp.ones((count, 1, 1, 1))
@@ -65,10 +69,21 @@ class Mixing(Transform):
         mixed = jax.random.bernoulli(mixed_key, self.probability, (count,))
         weight = jnp.where(mixed[:, None, None, None], weight, 1)
         share = jnp.where(mixed, share, 1)[:, None]
+        weight, share = jnp.repeat(weight, group, axis=0), jnp.repeat(share, group, axis=0)
         return batch | {
             "image": weight * images + (1 - weight) * jnp.roll(images, 1, axis=0),
             "target": share * target + (1 - share) * jnp.roll(target, 1, axis=0),
         }
+
+    def _examples_a_draw(self, batch_size: int) -> int:
+        if isinstance(self.draw, str):
+            return batch_size if self.draw == "batch" else 1
+        if batch_size % self.draw and batch_size > self.draw:
+            raise UserError(
+                f"config.transforms.mixing.draw is {self.draw}, of which the batch of {batch_size} is no multiple; "
+                f"change one of the two"
+            )
+        return min(self.draw, batch_size)
 
 
 def boxes(

@@ -49,13 +49,25 @@ TIMM: Magnitudes = {
     "translate_x": lambda level, sign, height, width: sign * 0.45 * level * width,
     "translate_y": lambda level, sign, height, width: sign * 0.45 * level * height,
 }
+# Of EfficientNet's and ResNet-RS's release (tensorflow/tpu, autoaugment.py), but for its cutout.
+TPU: Magnitudes = TIMM | {
+    "posterize": lambda level, sign, height, width: jnp.floor(4 * level),
+    "solarize": lambda level, sign, height, width: jnp.floor(256 * level),
+    **dict.fromkeys(
+        ("color", "contrast", "brightness", "sharpness"), lambda level, sign, height, width: 0.1 + 1.8 * level
+    ),
+    "translate_x": lambda level, sign, height, width: sign * 100 * level,
+    "translate_y": lambda level, sign, height, width: sign * 100 * level,
+}
+_SETS = {"torchvision": TORCHVISION, "timm": TIMM, "tpu": TPU}
 
 
 class RandAugment(Transform):
     """A few operations drawn at random for each image, all of about one strength (Cubuk et al., arXiv 1909.13719).
 
-    The two sets of operations in common use: "torchvision" (``torchvision.transforms.RandAugment``) and "timm" (timm's
-    ``rand-...-inc1``, of "ResNet strikes back", which the probability and the spread of magnitudes are from, too).
+    The sets of operations in common use: "torchvision" (``torchvision.transforms.RandAugment``), "timm" (timm's
+    ``rand-...-inc1``, of "ResNet strikes back", which the probability and the spread of magnitudes are from, too) and
+    "tpu" (EfficientNet's and ResNet-RS's). In the last posterizing and solarizing are milder at a higher level.
     """
 
     before_normalization: ClassVar[bool] = True
@@ -67,13 +79,13 @@ class RandAugment(Transform):
     magnitude_std: NonNegativeFloat = 0.0
     """Standard deviation of normal draws that are added to ``magnitude``."""
     bins: Annotated[Count, Field(ge=2)] = 31
-    """31 in torchvision, where the strongest magnitude thus is 30; 11 in timm, where it is 10."""
+    """31 in torchvision, where the strongest magnitude thus is 30; 11 in the others, where it is 10."""
     probability: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Of each operation to be done at all; 0.5 in timm."""
-    operations: Literal["torchvision", "timm"] = "torchvision"
+    operations: Literal["torchvision", "timm", "tpu"] = "torchvision"
     interpolation: Interpolation = "nearest"
     fill: Annotated[int, Field(ge=0, le=255)] = 0
-    """The level where a warped image has no pixels; timm's is about the mean, 128."""
+    """The level where a warped image has no pixels; the others' is about the mean, 128."""
 
     @model_validator(mode="after")
     def _check_magnitude(self) -> Self:
@@ -101,7 +113,7 @@ class RandAugment(Transform):
         level = self.magnitude + self.magnitude_std * jax.random.normal(level_key, (count,))
         level = jnp.clip(level / (self.bins - 1), 0, 1)
         sign = jax.random.rademacher(sign_key, (count,), jnp.float32)
-        known = {"torchvision": TORCHVISION, "timm": TIMM}[self.operations]
+        known = _SETS[self.operations]
         drawn = operations_at(
             known, jax.random.randint(choice_key, (count,), 0, len(known)), level, sign, height, width
         )

@@ -9,7 +9,7 @@ import scipy.stats
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import RandAugment, Transforms, TrivialAugment
 from resnet_jax.data.transforms.image_operations import OPERATIONS, apply
-from resnet_jax.data.transforms.rand_augment import TIMM, TORCHVISION
+from resnet_jax.data.transforms.rand_augment import TIMM, TORCHVISION, TPU
 from resnet_jax.data.transforms.streams import stream
 from resnet_jax.data.transforms.trivial_augment import WIDE
 from resnet_jax.errors import UserError
@@ -70,6 +70,19 @@ def timm_increasing():
         "translate_x": level / 10 * 0.45 * WIDTH,
         "translate_y": level / 10 * 0.45 * HEIGHT,
     }
+
+
+def test_magnitudes_of_the_release_of_resnet_rs_are_its_formulas():
+    """``level_to_arg`` of tensorflow/tpu's autoaugment.py, with translate_const 100."""
+    assert set(TPU) == set(TIMM)
+    for magnitude in (0, 3, 10):
+        found = {name: float(TPU[name](jnp.float32(magnitude / 10), -1, HEIGHT, WIDTH)) for name in TPU}
+        part = magnitude / 10
+        expected = dict.fromkeys(FACTORS, part * 1.8 + 0.1)
+        expected |= {"posterize": int(part * 4), "solarize": int(part * 256), "solarize_add": int(part * 110)}
+        expected |= {"rotate": -part * 30, "shear_x": -part * 0.3, "shear_y": -part * 0.3}
+        expected |= {"translate_x": -part * 100, "translate_y": -part * 100}
+        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from resnet_jax import parallel
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.transforms import Mixing
 from resnet_jax.data.transforms.mixing import boxes
+from resnet_jax.errors import UserError
 
 NONE = Normalization(np.zeros(1, np.float32), np.ones(1, np.float32))
 CLASSES = 6
@@ -29,7 +30,7 @@ def draws(mixing, count, **shape):
     return np.asarray(mixed["image"]), np.asarray(mixed["target"])
 
 
-@pytest.mark.parametrize("draw", ["batch", "example"])
+@pytest.mark.parametrize("draw", ["batch", "example", 2])
 def test_mixup_mixes_each_image_and_target_with_the_one_before(draw):
     images, targets = draws(Mixing(mixup_alpha=0.4, draw=draw), 600)
     share = np.stack([targets[:, i, i] for i in range(CLASSES)], axis=1)
@@ -40,9 +41,18 @@ def test_mixup_mixes_each_image_and_target_with_the_one_before(draw):
     np.testing.assert_allclose(images, np.broadcast_to(expected[..., None, None, None], images.shape), atol=1e-4)
     if draw == "batch":
         assert np.ptp(share, axis=1).max() < 1e-6
+    elif draw == 2:
+        np.testing.assert_allclose(share[:, ::2], share[:, 1::2], atol=1e-6)
+        assert (np.ptp(share[:, ::2], axis=1) > 0).all()
     else:
         assert (np.ptp(share, axis=1) > 0).all()
     assert scipy.stats.kstest(share[:, 0], "beta", (0.4, 0.4)).pvalue > 1e-4
+
+
+def test_a_batch_is_divided_as_it_is_drawn_for():
+    assert Mixing(mixup_alpha=0.4, draw=8)(jax.random.key(0), batch(), NONE, CLASSES)["image"].shape[0] == CLASSES
+    with pytest.raises(UserError, match=r"mixing\.draw is 4, of which the batch of 6 is no multiple"):
+        Mixing(mixup_alpha=0.4, draw=4)(jax.random.key(0), batch(), NONE, CLASSES)
 
 
 @pytest.mark.extensive
