@@ -51,7 +51,7 @@ def get_config(network: str = "resnet101") -> Config:
             anchor_style="legacy",
             pooling=RegionPooling(op="pool", size=7 if vgg else 14),
             rpn=ProposalNetwork(channels=512, **PAPER_RPN._asdict()),
-            box=BoxHead(**PAPER_BOX._replace(negative=(0.0, 0.5))._asdict()),
+            box=BoxHead(**PAPER_BOX._replace(negative=(0.0, 0.5), detections=100)._asdict()),
             metric="coco",
         ),
         finetune=FineTune(freeze=VGG_FROZEN if vgg else FROZEN, freeze_bn=not vgg),

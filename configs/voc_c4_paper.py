@@ -22,7 +22,8 @@ of its own from WEIGHTS; 3, the proposal network anew on the detector's backbone
 is its own. Proposal networks take 60k steps at 0.001 and 20k at 0.0001, one photograph a step; the detector those of
 above, and of 07 30k of 40k (Fast R-CNN's). Proposals are made with each step, and not stored.
 
-Unlike there: joint training is approximate; pixels are divided by ImageNet's deviations; biases learn no faster than
+Unlike there: joint training is approximate, and takes 64 regions of each photograph, as Fast R-CNN does, where the
+released joint program takes 128; pixels are divided by ImageNet's deviations; biases learn no faster than
 weights; proposals have at least 16 pixels a side of the photograph as it is resized, not as it was. torchvision's
 weights stride elsewhere: --config.model.stride_placement=v1.5. VOC 2012 test's annotations are not public: 07++12 is
 scored on photographs that it has seen, VOC2012:val.

@@ -151,10 +151,11 @@ def check(config: Config, num_devices: int) -> None:
             f"config.batch_size {config.batch_size} is not a multiple of config.model.bn_group_size {group}; "
             f"change one of the two"
         )
-    if group and flatten(config).get("task.context"):
+    values = flatten(config)
+    if group and (values.get("task.kind") == "c4" or values.get("task.rcnn")) and not config.finetune.freeze_bn:
         raise UserError(
-            "config.task.context adds one region to those of each image, so that config.model.bn_group_size cannot "
-            "divide the batches after pooling; leave one of the two out"
+            "config.model.bn_group_size would divide the regions of each photograph, objects from background, where "
+            "batch normalisation sees pooled regions; leave it out, or set config.finetune.freeze_bn"
         )
     part = config.batch_size // config.accumulate_steps  # Batch statistics are over groups of it.
     if group and config.accumulate_steps > 1 and part % group:

@@ -192,7 +192,13 @@ def test_published_detectors_are_those_that_the_recipes_make():
         assert found == make(found.backbone.network, 20)
 
 
-def test_context_and_groups_of_batch_normalisation_are_refused():
-    config = override(load_config(str(CONFIGS / "bccd.py:c4")), {"task.context": True, "model.bn_group_size": 4})
-    with pytest.raises(UserError, match=r"config\.task\.context adds one region .* leave one of the two out"):
+@pytest.mark.parametrize("name", ["bccd.py:c4", "localisation_quickstart.py:1"])
+def test_groups_of_batch_normalisation_are_refused_where_they_would_be_of_regions(name):
+    config = override(load(name), {"model.bn_group_size": 4})
+    with pytest.raises(UserError, match="would divide the regions of each photograph, objects from background"):
         build.check(config, 1)
+    build.check(override(config, {"finetune.freeze_bn": True, "init.name": "weights", "init.path": "x.pth"}), 1)
+
+
+def test_groups_of_batch_normalisation_are_of_photographs_in_a_pyramid():
+    build.check(override(load("bccd.py:fpn"), {"model.bn_group_size": 4}), 1)

@@ -290,7 +290,12 @@ def _backbones(model: Any) -> dict[str, Any]:
 
 
 def c4(network: Any) -> ResNetC4 | VGGBackbone:
-    """The backbone of one map that a network with ``num_classes`` 0 makes."""
+    """The backbone of one map that a network with ``num_classes`` 0 makes. Raises UserError for other families."""
+    if network.family not in (VGG.family, ResNet.family):
+        raise UserError(
+            f"detectors need a network of the family {ResNet.family!r} or {VGG.family!r}, not of {network.family!r}; "
+            f"use one of those"
+        )
     return VGGBackbone(network) if network.family == VGG.family else ResNetC4(network)
 
 

@@ -1,7 +1,7 @@
 """Pooling of regions of interest: RoIAlign, on one map or a pyramid, and RoIPool.
 
 Maps are (B, H, W, C), boxes (B, R, 4) in pixels of the image, and the result is (B, R, size, size, C) in the maps'
-dtype. Coordinates and weights are float32, whatever that is.
+dtype, in which the products are summed, too. Coordinates are float32 in any case.
 """
 
 from collections.abc import Sequence

@@ -86,8 +86,8 @@ def read_start(
         kept = config.task.starting(model, loaded.variables, keep_head, image_shape)
     except UserError as error:
         raise UserError(
-            f"{init.path} does not fit config.model {config.model.name}: {error}; set config.model to the network that "
-            f"they were trained as"
+            f"{init.path} does not fit config.model {config.model.name}: {error}; set config.model, and of detectors "
+            f"the anchors and layers of config.task, to what they were trained as"
         ) from None
     normalization = None
     if init.normalization == "weights" and loaded.normalization is not None:
