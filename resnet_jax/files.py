@@ -12,6 +12,14 @@ from typing import IO
 from resnet_jax.errors import UserError
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with a ``~`` or ``~USER`` that it begins with replaced. Raises UserError where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path} begins with the home of a user who has none here; write the whole path") from None
+
+
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that replaces ``path`` atomically when the block ends, flushed to disk.

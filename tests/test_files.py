@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.files import check_output, replace_atomically
+from resnet_jax.files import check_output, expanded, replace_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_user_without_a_home_is_an_error_in_one_line():
+    assert expanded("~/weights.pth") == Path.home() / "weights.pth"
+    with pytest.raises(UserError, match=r"^~no_such_user/weights\.pth begins with the home of a user who has none"):
+        expanded("~no_such_user/weights.pth")
 
 
 def test_content_is_replaced_and_nothing_else_is_left(tmp_path):

@@ -4,20 +4,25 @@ import hashlib
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from resnet_jax.files import replace_atomically
+from resnet_jax.errors import UserError
+from resnet_jax.files import expanded, replace_atomically
 
 Arrays = tuple[np.ndarray, ...]
 
 
 def cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/resnet_jax``, by default ``~/.cache/resnet_jax``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet_jax"
+    """``$XDG_CACHE_HOME/resnet_jax``, by default ``~/.cache/resnet_jax``; a temporary folder where there is no home."""
+    try:
+        return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "resnet_jax"
+    except UserError:
+        return Path(tempfile.gettempdir()) / f"resnet_jax-{os.getuid()}"
 
 
 def cached_arrays(
@@ -31,7 +36,7 @@ def cached_arrays(
     # Characters of a part of a split, "train[:90%]", do not suit the name of a file.
     plain = re.sub(r"[^\w.-]+", "_", name).strip("_")
     entry = cache_dir() / f"{plain}-{fingerprint(files)}.npz"
-    if entry.exists():
+    if os.path.exists(entry):  # Unlike pathlib's it raises nothing for a folder that may not be entered.
         try:
             with entry.open("rb") as opened, np.load(opened) as saved:
                 return tuple(saved[key] for key in keys)

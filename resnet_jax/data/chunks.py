@@ -6,11 +6,11 @@ have seen, on any number of hosts: the step is all there is to the state of this
 """
 
 import math
+import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -240,12 +240,12 @@ def _begin_worker(index: int, count: int) -> None:
     """Ties a worker process to the run, which alone decides on stop signals, and may be killed."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
+        if parent is not None:  # It may have ended already, while this process imported what it needs.
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -26,7 +26,7 @@ from resnet_jax.data.sources import open_photographs
 from resnet_jax.data.sources.packed import SPLITS, files, open_pack
 from resnet_jax.data.sources.protocol import Source
 from resnet_jax.errors import UserError, one_line
-from resnet_jax.files import replace_atomically
+from resnet_jax.files import expanded, replace_atomically
 
 _SAMPLE = 64  # Photographs whose mean size tells what the pack will need.
 
@@ -48,7 +48,7 @@ def main() -> None:
         scored = "validation" if "validation" in photographs.splits else "test"
         for split in arguments.splits or ("train", *({scored} & set(photographs.splits))):
             source = photographs.open_split(split)
-            write_pack(source, arguments.out.expanduser(), split, arguments.shorter_side, photographs.class_names)
+            write_pack(source, expanded(arguments.out), split, arguments.shorter_side, photographs.class_names)
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -17,6 +17,7 @@ from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.exported import find_run, included
 from resnet_jax.experiment.networks import HUB, Network, find_weights, load_run, note_differences, stride_placement
+from resnet_jax.files import expanded
 from resnet_jax.interop.torch_weights import load_torch
 from resnet_jax.models.fields import FREE, definition
 from resnet_jax.models.stacking import unstack_blocks
@@ -118,7 +119,7 @@ def fitted(
 def _load(
     init: Weights, config: Config, model: Any, num_classes: int, image_shape: tuple[int, int, int], mesh: Mesh
 ) -> _Loaded:
-    path = Path(init.path).expanduser()
+    path = expanded(init.path)
     if path.is_dir() or init.path in included():
         return _of_workdir(find_run(path), init, config, model, mesh)
     if init.checkpoint != "latest":

@@ -17,6 +17,7 @@ from resnet_jax.data.decode.boxes import Interpolation
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.exported import find_run, is_exported, read_weights
+from resnet_jax.files import expanded
 from resnet_jax.interop.pretrained import Preprocessing, read_repository
 from resnet_jax.models.zoo import variant
 from resnet_jax.train import checkpoint
@@ -109,7 +110,7 @@ def find_weights(name: str, config: Config, image_shape: tuple[int, int, int]) -
     where config.data has other sizes of photographs than its, or another filter, a line on stderr says how to have
     them. Raises UserError.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.exists() or not name.startswith(HUB):
         note_differences(config)
         return FoundWeights(path)

@@ -89,6 +89,7 @@ def train(
         ),
         partial(plot_errors, figures=task.drawn),
         start.variables,
+        begun,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.errors import UserError, one_line
-from resnet_jax.files import replace_atomically
+from resnet_jax.files import expanded, replace_atomically
 
 _WRITABLE = (".pth", ".pt", ".th", ".safetensors")
 
@@ -19,7 +19,7 @@ def read_torch_file(path: Path) -> Mapping[str, Any]:
 
     Raises UserError if there is no such file, if it cannot be read, or if it holds no mapping.
     """
-    path = path.expanduser()
+    path = expanded(path)
     if path.is_dir():
         raise UserError(
             f"{path} is a folder, not a file of PyTorch weights; name a file in it, or where it is that of a run or of "

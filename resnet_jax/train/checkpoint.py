@@ -261,15 +261,18 @@ def evaluated(manager: Checkpoints, step: int) -> bool:
 
 
 def replace(manager: Checkpoints, step: int, state: TrainState, metrics: dict[str, float]) -> None:
-    """Saves ``step`` once more, now evaluated; a kill at any moment leaves the old checkpoint or the new one."""
-    manager.wait_until_finished()
+    """Saves ``step`` once more, now evaluated; a kill at any moment leaves the old checkpoint or the new one.
+
+    Raises UserError if it could not be written.
+    """
+    wait(manager)
     path = Path(manager.directory) / str(step)
     if parallel.is_main_process():
         path.rename(path.with_name(f"{step}{_REPLACED}"))
     parallel.wait_for_all("replaced")
     manager.reload()
     save(manager, step, state, metrics)
-    manager.wait_until_finished()
+    wait(manager)
     if parallel.is_main_process():
         _finish_replacing(Path(manager.directory))
 
@@ -283,12 +286,29 @@ def _finish_replacing(directory: Path) -> None:
 
 
 def _restore(manager: Checkpoints, step: int, template: TrainState, mesh: Mesh) -> TrainState:
+    # In a job Orbax restores together, and waits without end for a process that fails before the others.
+    if not distributed.everyone(_can_be_read(Path(manager.directory) / str(step))):
+        raise DamagedCheckpoint("a process cannot read it")
     _check_same_model(manager, step, template)
     sharding = parallel.replicated(mesh)
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), template)
     state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
     _verify(Path(manager.directory) / str(step), state)
     return state
+
+
+def _can_be_read(folder: Path) -> bool:
+    """Whether this process can open all files of a checkpoint. In a job; alone restoring it says more."""
+    if not distributed.active():
+        return True
+    try:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        for path in files:
+            with path.open("rb") as file:
+                file.read(1)
+        return bool(files)
+    except OSError:
+        return False
 
 
 def _verify(step_directory: Path, state: TrainState) -> None:

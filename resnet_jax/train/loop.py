@@ -11,7 +11,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from resnet_jax import parallel
+from resnet_jax import distributed, parallel
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.feed import training_inputs
 from resnet_jax.errors import UserError
@@ -54,6 +54,7 @@ def train(
     describe: Callable[[], None] | None = None,
     plot: Callable[[Path, Path, str], None] | None = None,
     start: Variables | None = None,
+    begun: bool | None = None,
 ) -> TrainState:
     """Trains until settings.steps, from the newest checkpoint in ``workdir`` if there is one.
 
@@ -64,6 +65,7 @@ def train(
         describe: writes how the run came about, on the main process, once the checkpoints are found to fit it.
         plot: draws (metrics.jsonl, picture, title) whenever the run ends.
         start: variables that a new run starts with, any part of the task's; the others are random.
+        begun: whether the run had checkpoints when the config was compared with its own; None: it was not.
 
     A run stopped or killed anywhere and started again ends with the same parameters to the bit, on the same devices.
 
@@ -92,6 +94,8 @@ def train(
                 state = new_state()
                 if start:
                     state = replace_variables(state, lambda variables: overlaid(variables, start), mesh)
+            elif begun is False:
+                raise UserError(f"another training has begun in {workdir} meanwhile; run the same command again")
             elif plateau is None:
                 state = without_reduction(state, mesh)
             first = int(state.step)
@@ -158,7 +162,8 @@ def _run_steps(
 
     with stop_signals() as told, log:
         due = start > 0 and (start % settings.eval_every == 0 or start >= settings.steps)
-        if due and not checkpoint.evaluated(checkpoints, start):  # A signal cut its evaluation short.
+        cut_short = due and not checkpoint.evaluated(checkpoints, start)
+        if distributed.from_process_0("cut short", lambda: cut_short):  # By a signal.
             try:
                 state, evaluation, figures = evaluate(state, start >= settings.steps)
             except Interrupted as interrupted:

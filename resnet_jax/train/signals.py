@@ -4,12 +4,14 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from resnet_jax import distributed
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_AGAIN = 1.0  # Seconds, before which a second signal is the first one, handed on by the program that started this one.
 
 
 class Stopped(Exception):
@@ -24,7 +26,7 @@ class Stopped(Exception):
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int | None]]:
-    """Collects the stop signals that arrive inside the block; a second one ends the process at once.
+    """Collects the stop signals that arrive inside the block; a second one, after ``_AGAIN``, ends the process at once.
 
     What it gives tells the first signal, or None. In a job of several processes it tells all of them of a signal to any
     of them, at the same call; every process must call it as often. Outside of the main thread, where Python has no
@@ -51,15 +53,17 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
     told_by_python.setblocking(False)
 
     def listen() -> None:
-        first = True
+        first: float | None = None
         for byte in iter(lambda: heard.recv(1), b""):
             if byte[0] not in STOP_SIGNALS:
                 continue
             name = signal.Signals(byte[0]).name
-            if not first:
+            if first is not None:
+                if time.monotonic() < first + _AGAIN:
+                    continue
                 os.write(2, f"\n{name}: ended without saving; the last checkpoint is kept\n".encode())
                 os._exit(128 + byte[0])
-            first = False
+            first = time.monotonic()
             os.write(2, f"\n{name}: saving after this step; a second one ends the run without saving\n".encode())
 
     previous_fd = signal.set_wakeup_fd(told_by_python.fileno())

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,8 @@ from tqdm import tqdm
 
 from resnet_jax.errors import UserError
 from resnet_jax.files import replace_atomically
+
+_EVALUATED = ("test_", "validation_")  # Figures of evaluations, with which a checkpoint is saved.
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -45,7 +48,7 @@ class MetricsWriter:
     On a terminal that is a progress bar, elsewhere one plain line, with the time of day, for each record.
 
     Opening it at ``step`` drops the records after that step, which a killed run may have written beyond its last
-    checkpoint and is about to write again.
+    checkpoint and is about to write again. From step 0 on evaluations are of another run, whose records are kept aside.
     """
 
     def __init__(self, workdir: Path, step: int, total_steps: int) -> None:
@@ -55,7 +58,13 @@ class MetricsWriter:
         from tensorboardX.proto.event_pb2 import SessionLog
 
         self._path = workdir / "metrics.jsonl"
-        self._file = self._rewrite([record for record in read_metrics(self._path) if record["step"] <= step])
+        records = read_metrics(self._path)
+        if not step and any(name.startswith(_EVALUATED) for record in records for name in record):
+            kept = next(path for number in count(1) if not (path := workdir / f"metrics.{number}.jsonl").exists())
+            self._path.rename(kept)
+            print(f"warning: {self._path} is of a run without checkpoints now, and kept as {kept}", file=sys.stderr)
+            records = []
+        self._file = self._rewrite([record for record in records if record["step"] <= step])
         (workdir / "tensorboard").mkdir(exist_ok=True)
         self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
         # Hides what an earlier start wrote beyond this step.

@@ -160,6 +160,20 @@ def test_in_a_job_all_restore_what_process_0_finds(tmp_path, one_device, monkeyp
     manager.close()
 
 
+def test_in_a_job_no_process_restores_what_another_cannot_read(tmp_path, one_device, monkeypatch):
+    """Orbax would wait for the other one without end."""
+    save_steps(tmp_path, [1], one_device)
+    answers = {"steps": ["[1]"], "everyone": ["false"]}
+    monkeypatch.setattr(distributed, "exchange", lambda name, value: [*answers[name], value])
+    manager = checkpoint.open_checkpoints(tmp_path, 5, "top1_error", read_only=True)
+    monkeypatch.setattr(distributed, "_job", SimpleNamespace(index=1))
+    monkeypatch.setattr(manager, "restore", pytest.fail)
+    with pytest.raises(UserError, match=r"1 is corrupt \(a process cannot read it\)"):
+        checkpoint.restore_latest(manager, template(), one_device, set_aside=False)
+    monkeypatch.undo()
+    manager.close()
+
+
 def test_in_a_job_process_0_tells_all_which_metrics_are_damaged(tmp_path, one_device, monkeypatch, capsys):
     """As process 1 of two, which sees nothing wrong and must take part in setting the checkpoint aside."""
     save_steps(tmp_path, [1, 2], one_device)

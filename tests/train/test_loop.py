@@ -49,8 +49,18 @@ def train_on(shades, one_device):
     """``(workdir, ...) -> state``: a run of 20 steps with some of its settings changed."""
 
     def train(
-        workdir, dataset=shades, width=4, peak=0.1, optimizer=None, describe=None, plot=None, plateau=None, **changes
+        workdir,
+        dataset=shades,
+        width=4,
+        peak=0.1,
+        optimizer=None,
+        describe=None,
+        plot=None,
+        plateau=None,
+        begun=None,
+        **changes,
     ):
+        begun = changes.pop("begun", None)
         settings = LoopSettings(steps=20, batch_size=16, log_every=5, eval_every=10, checkpoint_every=10)
         settings = settings._replace(**changes)
         model = create_model("resnet20", 3, width=width, stage_sizes=(1,))
@@ -67,6 +77,7 @@ def train_on(shades, one_device):
             workdir,
             describe,
             plot,
+            begun=begun,
         )
 
     return train
@@ -211,6 +222,12 @@ def test_what_does_not_fit_the_checkpoints_is_refused_before_anything_is_describ
     intervals = {"steps": 24, "log_every": 3, "eval_every": 12, "checkpoint_every": 12}
     with pytest.raises(UserError, match=r"step 20, which is not a multiple of config\.steps_per_dispatch 3; resume"):
         train_on(workdir, steps_per_dispatch=3, describe=pytest.fail, **intervals)
+
+
+def test_a_run_that_began_after_the_configs_were_compared_is_left_alone(train_on, finished):
+    workdir, _ = finished
+    with pytest.raises(UserError, match=r"another training has begun in .* meanwhile; run the same command again"):
+        train_on(workdir, describe=pytest.fail, begun=False)
 
 
 @pytest.mark.extensive  # Three runs.

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -53,6 +54,10 @@ with stop_signals() as told:
     for word in ("ready", "told"):
         assert process.stdout.readline().strip() == word
         process.send_signal(signum)
+    time.sleep(0.3)
+    assert process.poll() is None  # The same signal, from two senders.
+    time.sleep(1)
+    process.send_signal(signum)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + signum
     assert "saving after this step" in errors and "ended without saving; the last checkpoint is kept" in errors

@@ -50,6 +50,19 @@ def test_no_file_is_no_records(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
+def test_evaluations_of_a_run_without_checkpoints_are_kept_aside(tmp_path, capsys):
+    for number in (1, 2):
+        write(tmp_path, 0, [1])  # A kill before the first checkpoint: nothing is lost with it.
+        writer = MetricsWriter(tmp_path, 1, total_steps=10)
+        writer.amend({"step": 1, "test_error": float(number)})
+        writer.close()
+        write(tmp_path, 0, [1])
+        kept = tmp_path / f"metrics.{number}.jsonl"
+        assert read_metrics(kept) == [record(1) | {"test_error": number}]
+        assert f"kept as {kept}" in capsys.readouterr().err
+    assert read_metrics(tmp_path / "metrics.jsonl") == [record(1)]
+
+
 def test_records_after_the_resume_step_are_dropped_and_written_once(tmp_path):
     write(tmp_path, 0, [1, 2, 3, 4])
     write(tmp_path, 2, [])

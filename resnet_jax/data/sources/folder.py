@@ -16,6 +16,7 @@ from tqdm import tqdm
 from resnet_jax.data.class_names import readable_names
 from resnet_jax.data.sources.protocol import SPLIT_NAMES, Opened
 from resnet_jax.errors import UserError
+from resnet_jax.files import expanded
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -60,7 +61,7 @@ def open_photographs(name: str, data_dir: str | None) -> Opened:
     """Those of the folder ``data_dir``. Raises UserError where it is not given or holds no split."""
     if data_dir is None:
         raise UserError(f"config.data.name={name} needs config.data_dir, the folder that holds the photographs")
-    root = Path(data_dir).expanduser()
+    root = expanded(data_dir)
     return Opened(tuple(split_folders(root)), partial(open_folder, root), class_names(root))
 
 

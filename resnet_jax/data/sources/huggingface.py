@@ -10,6 +10,7 @@ import numpy as np
 from resnet_jax.data.class_names import readable_names
 from resnet_jax.data.sources.protocol import SPLIT_NAMES, Opened
 from resnet_jax.errors import UserError, one_line
+from resnet_jax.files import expanded
 
 
 class HuggingFaceSource:
@@ -60,7 +61,7 @@ def open_photographs(name: str, data_dir: str | None) -> Opened:
     """
     if data_dir is None:
         raise UserError(f"config.data.name={name} needs config.data_dir, the folder that save_to_disk wrote")
-    folder = Path(data_dir).expanduser()
+    folder = expanded(data_dir)
     try:
         import datasets
     except ModuleNotFoundError as error:

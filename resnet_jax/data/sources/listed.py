@@ -16,6 +16,7 @@ from resnet_jax.data.class_names import readable_names
 from resnet_jax.data.sources.folder import FolderSource
 from resnet_jax.data.sources.protocol import SPLIT_NAMES, Opened
 from resnet_jax.errors import UserError, one_line
+from resnet_jax.files import expanded
 
 
 def open_photographs(name: str, data_dir: str | None) -> Opened:
@@ -26,7 +27,7 @@ def open_photographs(name: str, data_dir: str | None) -> Opened:
     """
     if data_dir is None:
         raise UserError(f"config.data.name={name} needs config.data_dir, the folder of train.{name} or such a file")
-    place = Path(data_dir).expanduser()
+    place = expanded(data_dir)
     tables = _tables(place, name)
     if "train" not in tables:
         raise UserError(f"there is no file {place / f'train.{name}'}; correct config.data_dir, or write the table")

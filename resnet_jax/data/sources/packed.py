@@ -11,6 +11,7 @@ import numpy as np
 
 from resnet_jax.data.sources.protocol import Opened
 from resnet_jax.errors import UserError, one_line
+from resnet_jax.files import expanded
 
 SPLITS = ("train", "validation", "test")
 
@@ -75,7 +76,7 @@ def open_photographs(name: str, data_dir: str | None) -> Opened:
     """The packs in the folder ``data_dir``. Raises UserError where it is not given or holds none."""
     if data_dir is None:
         raise UserError(f"config.data.name={name} needs config.data_dir, the folder that holds the pack")
-    folder = Path(data_dir).expanduser()
+    folder = expanded(data_dir)
     splits = tuple(split for split in SPLITS if files(folder, split)[1].exists())
     class_names = open_pack(folder, splits[0] if splits else "train").class_names
     return Opened(splits, partial(open_pack, folder), class_names)

@@ -20,6 +20,7 @@ from resnet_jax.data.class_names import readable_names
 from resnet_jax.data.sources.protocol import Images, Opened, Split
 from resnet_jax.data.sources.tfrecord import TFRecordSource, index_records
 from resnet_jax.errors import UserError, one_line
+from resnet_jax.files import expanded
 
 _FORMATS = ("array_record", "tfrecord")  # Those read here, the best one first.
 _SPLITS = ("train", "validation", "test")
@@ -71,7 +72,7 @@ def _load_split(builder: Any, split: str) -> Split:
 
 def resolve_data_dir(data_dir: str | None) -> Path:
     """The folder of prepared data sets: the argument, else TFDS_DATA_DIR, else TFDS's own default."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def open_builder(name: str, data_dir: str | None) -> Any:

@@ -11,6 +11,7 @@ from resnet_jax.data.cache import cached_arrays
 from resnet_jax.data.sources.detection.protocol import Objects, ObjectTable, OpenedDetection
 from resnet_jax.data.sources.detection.voc import read_photograph
 from resnet_jax.errors import UserError, one_line
+from resnet_jax.files import expanded
 
 _KEYS = ("names", "image_ids", "starts", *Objects._fields, "category_ids", "category_names")
 
@@ -58,7 +59,7 @@ def open_coco(name: str, data_dir: str | None, splits: Sequence[str], classes: S
         raise UserError(f"config.data.name={name} needs config.data_dir, the folder that holds annotations/")
     if classes:
         raise UserError("config.data.classes is set, but COCO's JSON names its classes itself; remove it")
-    root = Path(data_dir).expanduser()
+    root = expanded(data_dir)
     first = open_json(root, splits[0])
 
     def open_split(split: str) -> CocoSource:

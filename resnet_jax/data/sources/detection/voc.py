@@ -19,6 +19,7 @@ from resnet_jax.data.cache import cached_arrays
 from resnet_jax.data.class_names import readable_names
 from resnet_jax.data.sources.detection.protocol import Objects, OpenedDetection, make_objects
 from resnet_jax.errors import UserError, one_line
+from resnet_jax.files import expanded
 
 # In the order of the development kit, which is that of its tables.
 VOC_CLASSES = [
@@ -172,7 +173,7 @@ def _class_names(found: list[XmlFiles]) -> list[str]:
 def _root(name: str, data_dir: str | None) -> Path:
     if data_dir is None:
         raise UserError(f"config.data.name={name} needs config.data_dir, the folder that holds the photographs")
-    root = Path(data_dir).expanduser()
+    root = expanded(data_dir)
     if not root.is_dir():
         raise UserError(f"config.data_dir {root} does not exist; correct it")
     return root
