@@ -44,6 +44,7 @@ class _ConfigParser(config_flags.ConfigFileFlagParser):
     config: Config | None = None
 
     def parse(self, path: str) -> Any:
+        self.config = None  # Of an earlier --config.
         loaded = super().parse(_installed(path))
         if isinstance(loaded, Config):
             self.config = loaded

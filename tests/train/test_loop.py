@@ -60,7 +60,6 @@ def train_on(shades, one_device):
         begun=None,
         **changes,
     ):
-        begun = changes.pop("begun", None)
         settings = LoopSettings(steps=20, batch_size=16, log_every=5, eval_every=10, checkpoint_every=10)
         settings = settings._replace(**changes)
         model = create_model("resnet20", 3, width=width, stage_sizes=(1,))
