@@ -11,6 +11,8 @@ import ctypes, resource, sys, threading
 from resnet_jax.host_memory import keep_freed_memory
 print(keep_freed_memory() if sys.argv[1] == "keep" else None)
 libc = ctypes.CDLL(None)
+PR_SET_THP_DISABLE = 41
+libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # With pages of 2 MiB there are few faults either way.
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 
 def take():

@@ -24,6 +24,7 @@ def run_here(monkeypatch):
 
     def run(main, *arguments, **keywords):
         argv = ["program", *arguments]
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)  # ml_collections runs the next file in it.
         monkeypatch.setattr(sys, "argv", argv)
         # absl's own run also installs its log handler, for good.
         monkeypatch.setattr(cli.app, "run", lambda checked_main, flags_parser: checked_main(flags_parser(argv)))
