@@ -8,9 +8,9 @@ Published: 21.2 % top-1 error (78.8 % accuracy) at 160 pixels, one crop, as the 
 
 109,475 steps of batch 4096, which are 350 epochs: SGD with Nesterov's momentum at 0.1 for each 256 images, cosine after
 5 epochs of linear warm-up, weight decay 4e-5 but for normalisation, label smoothing 0.1, dropout 0.25 before the
-classifier, two operations of RandAugment at magnitude 10 (the release's, but for its cutout), and a moving average of
-0.9999. The length of the warm-up, Nesterov's form and the zero-initialised last batch normalisation are those of the
-release's training program, not of the file.
+classifier, two operations of RandAugment at magnitude 10 (the release's, but for its cutout and the constant grey that
+its contrast is towards), and a moving average of 0.9999. The length of the warm-up, Nesterov's form and the
+zero-initialised last batch normalisation are those of the release's training program, not of the file.
 """
 
 from resnet_jax.config import Config, Model

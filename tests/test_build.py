@@ -126,3 +126,13 @@ def test_images_that_grow_between_steps_are_refused_with_several_steps_in_a_call
     values = {"data.kind": "photographs", "data.progressive.start_size": 96, "steps_per_dispatch": 2}
     assert "the images of config.data have different sizes from step to step; use 1" in refusal(values)
     build.check(override(Config(), values | {"steps_per_dispatch": 1}), 1)
+
+
+def test_batches_are_divided_as_their_mixing_is_drawn_for():
+    mixed = {"batch_size": 48, "transforms.mixing.mixup_alpha": 0.2}
+    with pytest.raises(
+        UserError, match=r"batch_size 48 is not a multiple of config\.transforms\.mixing\.draw 32; change"
+    ):
+        build.check(override(Config(), mixed | {"transforms.mixing.draw": 32}), 1)
+    for draw in (16, 64, "batch"):
+        build.check(override(Config(), mixed | {"transforms.mixing.draw": draw}), 1)

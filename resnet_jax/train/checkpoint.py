@@ -288,7 +288,7 @@ def _finish_replacing(directory: Path) -> None:
 def _restore(manager: Checkpoints, step: int, template: TrainState, mesh: Mesh) -> TrainState:
     # In a job Orbax restores together, and waits without end for a process that fails before the others.
     if not distributed.everyone(_can_be_read(Path(manager.directory) / str(step))):
-        raise DamagedCheckpoint("a process cannot read it")
+        raise OSError("a process cannot read it")
     _check_same_model(manager, step, template)
     sharding = parallel.replicated(mesh)
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), template)

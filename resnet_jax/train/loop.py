@@ -162,8 +162,7 @@ def _run_steps(
 
     with stop_signals() as told, log:
         due = start > 0 and (start % settings.eval_every == 0 or start >= settings.steps)
-        cut_short = due and not checkpoint.evaluated(checkpoints, start)
-        if distributed.from_process_0("cut short", lambda: cut_short):  # By a signal.
+        if distributed.from_process_0("cut short", lambda: due and not checkpoint.evaluated(checkpoints, start)):
             try:
                 state, evaluation, figures = evaluate(state, start >= settings.steps)
             except Interrupted as interrupted:

@@ -48,7 +48,8 @@ class MetricsWriter:
     On a terminal that is a progress bar, elsewhere one plain line, with the time of day, for each record.
 
     Opening it at ``step`` drops the records after that step, which a killed run may have written beyond its last
-    checkpoint and is about to write again. From step 0 on evaluations are of another run, whose records are kept aside.
+    checkpoint and is about to write again. At step 0 records with evaluations are kept aside: they may be of a run
+    whose checkpoints were removed.
     """
 
     def __init__(self, workdir: Path, step: int, total_steps: int) -> None:
@@ -62,7 +63,10 @@ class MetricsWriter:
         if not step and any(name.startswith(_EVALUATED) for record in records for name in record):
             kept = next(path for number in count(1) if not (path := workdir / f"metrics.{number}.jsonl").exists())
             self._path.rename(kept)
-            print(f"warning: {self._path} is of a run without checkpoints now, and kept as {kept}", file=sys.stderr)
+            print(
+                f"warning: records of a run whose checkpoints are gone, or not yet there, are kept as {kept}",
+                file=sys.stderr,
+            )
             records = []
         self._file = self._rewrite([record for record in records if record["step"] <= step])
         (workdir / "tensorboard").mkdir(exist_ok=True)

@@ -59,7 +59,7 @@ def test_evaluations_of_a_run_without_checkpoints_are_kept_aside(tmp_path, capsy
         write(tmp_path, 0, [1])
         kept = tmp_path / f"metrics.{number}.jsonl"
         assert read_metrics(kept) == [record(1) | {"test_error": number}]
-        assert f"kept as {kept}" in capsys.readouterr().err
+        assert f"are kept as {kept}" in capsys.readouterr().err
     assert read_metrics(tmp_path / "metrics.jsonl") == [record(1)]
 
 

@@ -33,7 +33,8 @@ class Mixing(Transform):
     """Of CutMix, where both are on."""
     draw: Literal["batch", "example"] | Count = "batch"
     """Whether share, rectangle and chances are drawn for the batch, for each example, or for each so many examples one
-    after the other, as timm and torchvision do for the batch of a GPU."""
+    after the other, as timm and torchvision do for the batch of a GPU. Parts of a batch (``accumulate_steps``)
+    have some of each draw."""
 
     @model_validator(mode="after")
     def _check_switch_is_read(self) -> Self:
