@@ -9,9 +9,8 @@ Published on val2017: detectron2's R50-FPN 37.9 AP with this schedule and 40.2 w
 
 16 photographs, 0.02 after 1,000 steps of warm-up, a tenth of it from 60k and again from 80k steps of 90k, weight decay
 1e-4; shorter sides of 640 to 800 pixels, longer ones of at most 1333; RoIAlign to 7 x 7; box losses are plain L1.
-Unlike there all photographs of a shape lie on one canvas, from whose padding up to a third of the background anchors
-may come. detectron2's own backbone weights stride in the first 1x1 (config.model.stride_placement=v1), torchvision's in
-the 3x3.
+Unlike there all photographs of a shape lie on one canvas, from whose padding background anchors may come, too.
+detectron2's own backbone weights stride in the first 1x1 (config.model.stride_placement=v1), torchvision's in the 3x3.
 """
 
 from resnet_jax.config import Config, Model

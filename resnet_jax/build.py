@@ -158,12 +158,7 @@ def check(config: Config, num_devices: int) -> None:
             "config.model.bn_group_size would divide the regions of each photograph, objects from background, where "
             "batch normalisation sees pooled regions; leave it out, or set config.finetune.freeze_bn"
         )
-    draw = config.transforms.mixing.draw
-    if isinstance(draw, int) and config.batch_size > draw and config.batch_size % draw:
-        raise UserError(
-            f"config.batch_size {config.batch_size} is not a multiple of config.transforms.mixing.draw {draw}; change "
-            f"one of the two"
-        )
+    config.transforms.mixing.examples_a_draw(config.batch_size)
     part = config.batch_size // config.accumulate_steps  # Batch statistics are over groups of it.
     if group and config.accumulate_steps > 1 and part % group:
         raise UserError(

@@ -107,10 +107,8 @@ def definition(model: Any) -> dict[str, Any]:
     found = {"model": type(model)} | {name: getattr(model, name) for name in _names(model) if name not in FREE}
     for part in {"block", "norm"} & set(found):
         kind, given = class_of(found[part]), getattr(found[part], "keywords", {})
-        names = _names(kind)  # None of a function.
-        defaults = (
-            {field.name: field.default for field in dataclasses.fields(kind) if field.name in names} if names else {}
-        )
+        known = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()  # A function has none.
+        defaults = {field.name: field.default for field in known if field.name in _names(kind)}
         of_all = _names(Block) if part == "block" else _NORM_FIELDS.values()
         found[part] = (kind, {name: value for name, value in (defaults | given).items() if name not in of_all})
     return found

@@ -29,10 +29,10 @@ def recompute_batch_stats(
 ) -> TrainState:
     """The state with the statistics that its parameters have over the next ``count`` training batches.
 
-    The batches are those that training would continue with, in as many parts, and ``resident`` what training has on
-    the devices already. Mean and variance are those of all of them together: the variance within the batches or parts,
-    and between their means. Where there is a moving average of the parameters, it is the
-    one that is evaluated, and its statistics are recomputed. Between two batches it may be interrupted (``stopping``).
+    The batches are those that training would continue with, each taken in ``accumulate_steps`` parts as there, and
+    ``resident`` is what it has on the devices already. Mean and variance are those of all parts together: the variance
+    within them, and between their means. Where there is a moving average of the parameters, it is the one that is
+    evaluated, and its statistics are recomputed. Between two batches it may be interrupted (``stopping``).
     """
 
     def moments(variables: Any, resident: Any, batches: Any, step: jax.Array) -> Any:

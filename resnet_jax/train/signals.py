@@ -64,10 +64,7 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
                 os.write(2, f"\n{name}: ended without saving; the last checkpoint is kept\n".encode())
                 os._exit(128 + byte[0])
             first = time.monotonic()
-            os.write(
-                2,
-                f"\n{name}: saving after this step; another one ends the run without saving\n".encode(),
-            )
+            os.write(2, f"\n{name}: saving after this step; another one ends the run without saving\n".encode())
 
     previous_fd = signal.set_wakeup_fd(told_by_python.fileno())
     previous = {signum: signal.signal(signum, receive) for signum in STOP_SIGNALS}

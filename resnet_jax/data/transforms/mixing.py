@@ -52,7 +52,7 @@ class Mixing(Transform):
         target = batch.get("target")
         if target is None:
             target = jax.nn.one_hot(batch["label"], num_classes)
-        group = self._examples_a_draw(len(images))
+        group = self.examples_a_draw(len(images))
         count = len(images) // group
         mixed_key, switch_key, mixup_key, cutmix_key, corner_key = jax.random.split(key, 5)
         # The weight of the image itself, and where it stays as it is.
@@ -76,12 +76,13 @@ class Mixing(Transform):
             "target": share * target + (1 - share) * jnp.roll(target, 1, axis=0),
         }
 
-    def _examples_a_draw(self, batch_size: int) -> int:
+    def examples_a_draw(self, batch_size: int) -> int:
+        """How many examples of a batch share a draw. Raises UserError where ``draw`` does not divide the batch."""
         if isinstance(self.draw, str):
             return batch_size if self.draw == "batch" else 1
         if batch_size % self.draw and batch_size > self.draw:
             raise UserError(
-                f"config.transforms.mixing.draw is {self.draw}, of which the batch of {batch_size} is no multiple; "
+                f"config.batch_size {batch_size} is not a multiple of config.transforms.mixing.draw {self.draw}; "
                 f"change one of the two"
             )
         return min(self.draw, batch_size)

@@ -51,7 +51,7 @@ def test_mixup_mixes_each_image_and_target_with_the_one_before(draw):
 
 def test_a_batch_is_divided_as_it_is_drawn_for():
     assert Mixing(mixup_alpha=0.4, draw=8)(jax.random.key(0), batch(), NONE, CLASSES)["image"].shape[0] == CLASSES
-    with pytest.raises(UserError, match=r"mixing\.draw is 4, of which the batch of 6 is no multiple"):
+    with pytest.raises(UserError, match=r"batch_size 6 is not a multiple of config\.transforms\.mixing\.draw 4"):
         Mixing(mixup_alpha=0.4, draw=4)(jax.random.key(0), batch(), NONE, CLASSES)
 
 
