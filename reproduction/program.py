@@ -28,6 +28,7 @@ from reproduction.document import to_markdown
 from reproduction.ledger import FOLDERS, imported, record_path, write_record
 from reproduction.numerics import commit, numerics_hash
 from resnet_jax.errors import UserError
+from resnet_jax.files import expanded
 from resnet_jax.programs import cli
 
 flags.adopt_module_key_flags(cli)
@@ -61,7 +62,7 @@ def run(arguments: list[str]) -> None:
     known = (*experiments.EXPERIMENTS, *detection.TABLES, "report", "record")
     if name not in known or len(arguments) != (2 if name == "record" else 1):
         raise UserError(f"name one of {', '.join(known[:-1])} and record NAME, not {' '.join(arguments)!r}")
-    results = Path(RESULTS.value)
+    results = expanded(RESULTS.value)
     if name == "table1":
         print(to_markdown(sections.table1()))
     elif name == "record":
@@ -96,7 +97,7 @@ def _experiment(name: str, results: Path) -> None:
         )
     runs = [] if detects else experiments.runs(name, scale, SEEDS.value, NETWORKS.value)
     data_dir = Path(DATA_DIR.value) if DATA_DIR.value else None
-    places = running.Places(ROOT, Path(RUNS.value), results, data_dir, STEPS_PER_DISPATCH.value)
+    places = running.Places(ROOT, expanded(RUNS.value), results, data_dir, STEPS_PER_DISPATCH.value)
     if DRY_RUN.value:
         print(cost.plan(name, scale, runs, places))
         return

@@ -35,7 +35,15 @@ def __getattr__(name: str) -> Any:
     """Imports on first use: models and weights need only JAX, Flax and NumPy, and the rest the "train" extra."""
     if name not in _MODULES:
         raise AttributeError(f"module 'resnet_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"resnet_jax.{_MODULES[name]}"), name)
+    try:
+        module = importlib.import_module(f"resnet_jax.{_MODULES[name]}")
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("resnet_jax"):
+            raise
+        raise ModuleNotFoundError(
+            f'resnet_jax.{name} needs {error.name}; pip install ".[train]" in the checkout', name=error.name
+        ) from None
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -22,7 +22,7 @@ from resnet_jax.data.normalization import AnyNormalization, PerPixelMean
 from resnet_jax.data.transforms import Transforms
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.models.zoo import all_fields
-from resnet_jax.parts import Count, Duration, Fraction, NonNegativeInt, Part, PositiveDuration
+from resnet_jax.parts import Count, Duration, Fraction, NonNegativeInt, Part, PositiveDuration, variants
 from resnet_jax.tasks import AnyTask
 from resnet_jax.tasks.classification import Classification
 from resnet_jax.train.finetune import FineTune
@@ -228,10 +228,10 @@ def from_flags(config: Config, given: Mapping[str, str]) -> Config:
 
 def _text_of(part: type[Part], values: Mapping[str, Any]) -> ConfigDict:
     flags = ConfigDict()
-    for key, (variants, _) in _fields([part]).items():
-        if variants:
+    for key, (choices, _) in _fields([part]).items():
+        if choices:
             flags[key] = ConfigDict()
-            for variant in variants:
+            for variant in choices:
                 for inner, text in _text_of(variant, values.get(key, {})).items(preserve_field_references=True):
                     if inner not in flags[key]:
                         flags[key][inner] = text
@@ -258,19 +258,10 @@ def _parse(text: str, is_text: bool) -> Any:
 # What the schema says of itself.
 
 
-def _variants(annotation: Any) -> list[type[Part]]:
-    """The parts that a section can be; none if it is no section."""
-    if get_origin(annotation) is Annotated:
-        return _variants(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [variant for choice in get_args(annotation) for variant in _variants(choice)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Part) else []
-
-
 def _fields(parts: list[type[Part]]) -> dict[str, tuple[list[type[Part]], Any]]:
     """By key of any of the parts: the parts that it can be, and its annotation."""
     return {
-        key: (_variants(field.annotation), field.annotation)
+        key: (variants(field.annotation), field.annotation)
         for part in parts
         for key, field in part.model_fields.items()
     }
@@ -279,8 +270,8 @@ def _fields(parts: list[type[Part]]) -> dict[str, tuple[list[type[Part]], Any]]:
 def _all_keys(parts: list[type[Part]] | None = None, prefix: str = "") -> dict[str, Any]:
     """The annotation of every key, of any part, by dotted name."""
     found: dict[str, Any] = {}
-    for key, (variants, annotation) in _fields(parts or [Config]).items():
-        found |= _all_keys(variants, f"{prefix}{key}.") if variants else {f"{prefix}{key}": annotation}
+    for key, (choices, annotation) in _fields(parts or [Config]).items():
+        found |= _all_keys(choices, f"{prefix}{key}.") if choices else {f"{prefix}{key}": annotation}
     return found
 
 

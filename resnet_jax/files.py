@@ -1,6 +1,7 @@
 """Files that are written, and whether they can be."""
 
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -11,9 +12,17 @@ from typing import IO
 
 from resnet_jax.errors import UserError
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # "gs://..."; one letter would be a drive.
+
 
 def expanded(path: str | Path) -> Path:
-    """The path with a ``~`` or ``~USER`` that it begins with replaced. Raises UserError where there is no such home."""
+    """The path with a ``~`` or ``~USER`` that it begins with replaced.
+
+    Raises UserError where there is no such home, or where it is an address, such as gs://bucket/run, which would be
+    taken for a folder here.
+    """
+    if _ADDRESS.match(str(path)):
+        raise UserError(f"{path} is an address; download or mount what is there, and name it by its path")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -1,9 +1,10 @@
 """What every configurable part is: a frozen value whose fields are keys of a config, with their ranges beside them."""
 
 import re
-from typing import Annotated, Any
+import types
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class Part(BaseModel):
@@ -11,10 +12,31 @@ class Part(BaseModel):
 
     Its fields are the keys of its section of a config; what it does is in its methods. An unknown field, a value of
     another type or one out of range raises pydantic's ``ValidationError``, a ``ValueError`` that names the field.
-    A part can be hashed and compared. Lists are not taken for tuples, nor strings for numbers.
+    A part can be hashed and compared. Lists are not taken for tuples, nor strings for numbers. A section takes the
+    parts of its annotation, and no classes derived from them, of which a stored config could not tell.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> Self:
+        for key, field in type(self).model_fields.items():
+            part = getattr(self, key)
+            if isinstance(part, Part) and type(part) not in variants(field.annotation):
+                raise ValueError(
+                    f"{key} is a {type(part).__name__}, which a stored config cannot name; add it to the table of its "
+                    f"kind (CONTRIBUTING.md), or use it in a loop of your own (examples/distillation.py)"
+                )
+        return self
+
+
+def variants(annotation: Any) -> list[type[Part]]:
+    """The parts that a section of this annotation can be; none if it is no section."""
+    if get_origin(annotation) is Annotated:
+        return variants(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [variant for choice in get_args(annotation) for variant in variants(choice)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Part) else []
 
 
 _EPOCHS = re.compile(r"(\d{1,9}(?:\.\d+)?) epochs?")

@@ -8,6 +8,8 @@ import pytest
 from resnet_jax import build
 from resnet_jax.config import Config, override
 from resnet_jax.errors import UserError
+from resnet_jax.train.loop import LoopSettings
+from resnet_jax.train.step import StepSettings
 
 
 def refusal(values, num_devices=1):
@@ -111,6 +113,23 @@ def test_the_learning_rate_scales_with_the_batch_where_it_is_stated_for_one():
     config = override(Config(), {"batch_size": 1024, "optimizer.learning_rate_batch": 256})
     schedule = build.make_schedule(config, build.intervals(config, 50_000))
     assert float(schedule(jnp.int32(0))) == pytest.approx(0.4)
+
+
+def test_each_key_of_the_step_and_of_the_loop_reaches_it():
+    values = {
+        "seed": 3, "accumulate_steps": 2, "ema_decay": 0.9, "ema_every": 4, "ema_start": 60, "batch_size": 40,
+        "optimizer.sam_radius": 0.05, "schedule.hold.error": 0.8, "schedule.hold.learning_rate": 0.02,
+        "on_nonfinite": "skip", "steps": 90, "steps_per_dispatch": 3, "log_every": 6, "eval_every": 12,
+        "checkpoint_every": 15, "keep_checkpoints": 5, "bn_recompute_batches": 7,
+    }  # fmt: skip
+    config = override(Config(), values)
+    build.check(config, 1)
+    found = build.intervals(config, 50_000)
+    assert build.step_settings(config, found) == StepSettings(3, 2, 0.9, 4, 60, 0.05, 6, 0.8, 0.02, True)
+    assert build.loop_settings(config, found) == LoopSettings(90, 40, 3, 6, 12, 15, 5, 7)
+    # None of these is a default, so that one that is not handed on would be seen.
+    off = override(Config(), {"on_nonfinite": "stop"})
+    assert not build.step_settings(off, build.intervals(off, 50_000)).skip_nonfinite
 
 
 def test_an_average_that_is_off_has_no_settings():

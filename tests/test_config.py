@@ -7,7 +7,9 @@ from pydantic import ValidationError
 
 from resnet_jax import config as schema
 from resnet_jax.config import Config, checked, flatten, from_flags, override, read_config, refuse_change, to_json
+from resnet_jax.data.transforms import Flip, Transforms
 from resnet_jax.errors import UserError
+from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.schedules import Cosine
 
 PHOTOGRAPHS = {"data.kind": "photographs"}
@@ -196,6 +198,19 @@ def test_configs_cannot_be_changed_and_a_wrong_one_cannot_be_made():
 
 
 # The command line.
+
+
+def test_a_part_that_a_stored_config_cannot_name_is_refused_and_not_replaced():
+    class Clipped(SGD):
+        limit: float = 1.0
+
+    class Tilted(Flip):
+        angle: float = 5.0
+
+    with pytest.raises(ValidationError, match="optimizer is a Clipped, which a stored config cannot name"):
+        Config(optimizer=Clipped(limit=0.5))
+    with pytest.raises(ValidationError, match="flip is a Tilted, which a stored config cannot name"):
+        Config(transforms=Transforms(flip=Tilted()))
 
 
 def test_the_command_line_shows_every_key_of_every_part_as_text():

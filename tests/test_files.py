@@ -20,6 +20,14 @@ def test_a_user_without_a_home_is_an_error_in_one_line():
         expanded("~no_such_user/weights.pth")
 
 
+@pytest.mark.parametrize("address", ["gs://bucket/run", Path("gs://bucket/run"), "https://host/resnet50.pth"])
+def test_an_address_is_refused_and_not_made_a_folder(address):
+    with pytest.raises(UserError, match=r"^\w+:.* is an address; download or mount what is there"):
+        expanded(address)
+    for path in ("a:/b", "runs/gs:", "with:colon/run", "timm/resnet50.a1_in1k"):
+        assert expanded(path) == Path(path)
+
+
 def test_content_is_replaced_and_nothing_else_is_left(tmp_path):
     path = tmp_path / "config.json"
     for text in (b"one", b"another, longer one", b""):

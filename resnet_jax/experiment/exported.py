@@ -9,6 +9,7 @@ from typing import Any
 from resnet_jax.config import Config, to_json
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError, one_line
+from resnet_jax.files import expanded
 from resnet_jax.train.workdir import write_description
 
 INCLUDED = Path(__file__).parents[1] / "trained"
@@ -28,7 +29,7 @@ def find_run(run: str | Path) -> Path:
 
     Raises UserError if nothing is there that was trained.
     """
-    for folder in (Path(run), INCLUDED / run):
+    for folder in (expanded(run), INCLUDED / run):
         if (folder / "checkpoints").is_dir() or is_exported(folder):
             return folder
     raise UserError(

@@ -91,6 +91,11 @@ def load_run(
     return Network(model, state.variables, normalize, class_names, config, int(state.step), shape)
 
 
+def keys_of_network(config: Config) -> tuple[str, ...]:
+    """How the keys begin that say what a trained network computes, whether or not they show in its weights' shapes."""
+    return ("model.", "task.name", *(f"task.{key}" for key in config.task.keys_of_network))
+
+
 class FoundWeights(NamedTuple):
     """A file of PyTorch weights.
 
@@ -202,7 +207,7 @@ def load_network(
         folder = find_run(workdir)
         if config is not None:
             build.check(config, num_devices=1)
-            refuse_change(config, folder / "config.json", sections=("model.",))
+            refuse_change(config, folder / "config.json", sections=keys_of_network(config))
         return load_run(workdir, which, config, fast=True)
     if config is None:
         raise UserError("--torch_weights needs --config, a file of configs/ that names the model")

@@ -10,12 +10,19 @@ from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.agreement import agree_on_weights, program_facts, split_facts
 from resnet_jax.experiment.exported import find_run
-from resnet_jax.experiment.networks import HUB, Network, find_weights, load_run, load_weights
+from resnet_jax.experiment.networks import (
+    HUB,
+    Network,
+    find_weights,
+    keys_of_network,
+    load_run,
+    load_weights,
+)
 from resnet_jax.models import list_models, variant
 from resnet_jax.tasks.task import Member
 
 # What a run's config and the one it is scored with must agree in; how photographs are read may differ.
-_MUST_AGREE = ("model.", "data.kind", "data.name", "data.holdout", "normalization.", "ema_decay")
+_MUST_AGREE = ("data.kind", "data.name", "data.holdout", "normalization.", "ema_decay")
 _HELD_OUT = ("data.holdout", "data.validation_fraction")  # What a validation split is cut off by.
 
 
@@ -76,7 +83,7 @@ def score(
     for workdir in workdirs:  # A run is found or missed before the data are loaded, which can take long.
         folder = find_run(workdir)
         if alone and not allow_config_change:
-            refuse_change(config, folder / "config.json", sections=_MUST_AGREE)
+            refuse_change(config, folder / "config.json", sections=(*_MUST_AGREE, *keys_of_network(config)))
     members = [load_run(workdir, which, config if alone else None, mesh, fast=True) for workdir in workdirs]
     dataset = build.make_dataset(config) if data is None else data
     chosen = split or dataset.test_split

@@ -12,6 +12,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.experiment.agreement import agree, agree_on_weights, refuse_separate_workdirs
 from resnet_jax.experiment.exported import is_exported
 from resnet_jax.experiment.initial import RANDOM, check_start, read_start
+from resnet_jax.files import expanded
 from resnet_jax.train import checkpoint, loop
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.workdir import check_path, initial_record, prepare_workdir, refuse_other_classes
@@ -36,7 +37,7 @@ def train(
     Raises UserError for faults in the config, the data, the workdir or its checkpoints, and when the loss stops being
     finite; Stopped after SIGTERM or SIGINT, with the state saved.
     """
-    workdir, mesh = Path(workdir), parallel.data_mesh()
+    workdir, mesh = expanded(workdir), parallel.data_mesh()
     build.check(config, mesh.size)
     check_path(workdir)
     if is_exported(workdir):

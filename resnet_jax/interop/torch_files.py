@@ -40,7 +40,8 @@ def read_torch_file(path: Path) -> Mapping[str, Any]:
     except ModuleNotFoundError as error:
         raise UserError(f"reading {path} needs {error.name}: pip install {error.name}") from None
     except Exception as error:  # Unpickling a damaged file can raise anything.
-        raise UserError(f"{path} cannot be read as PyTorch weights ({one_line(error)}); fetch it again") from None
+        fix = "save model.state_dict() if it holds other objects than tensors, or else fetch it again"
+        raise UserError(f"{path} cannot be read as PyTorch weights ({one_line(error)}); {fix}") from None
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict; save model.state_dict() instead")
     return loaded

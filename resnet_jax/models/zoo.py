@@ -97,9 +97,9 @@ def create_model(name: str, num_classes: int | None = None, *, kernels: Kernels 
             ``stems.STEMS`` ("imagenet", "cifar", "deep" and "tiered" of a network of pre-activation blocks are those
             for such blocks), ``attention`` one of ``attention.ATTENTION``, ``antialias`` one of ``pooling.ANTIALIAS``,
             ``dtype`` "float32" or "bfloat16". Further ``bn_group_size`` (examples that share batch statistics in
-            training; default the whole global batch),
-            ``bn_momentum`` (of the running statistics; default 0.9) and, for bottlenecks, ``stride_placement``, "v1"
-            (the paper's) or "v1.5".
+            training; default the whole global batch under ``jit``, each part of it in ``shard_map``), ``bn_momentum``
+            (of the running statistics; default 0.9) and, for bottlenecks, ``stride_placement``, "v1" (the paper's) or
+            "v1.5".
 
     Raises UserError for an unknown name, field or value, naming the nearest valid one, for a field that this network
     does not have, and for fields that do not go together.

@@ -26,7 +26,7 @@ from resnet_jax.evaluation.records import append_result, check_table
 from resnet_jax.experiment.exported import find_run
 from resnet_jax.experiment.networks import Network
 from resnet_jax.experiment.scoring import score
-from resnet_jax.files import check_output
+from resnet_jax.files import check_output, expanded
 from resnet_jax.programs import cli
 from resnet_jax.tasks import detection, localisation
 from resnet_jax.train.writers import to_json
@@ -76,7 +76,7 @@ def run(config: Config | None) -> None:
     if RESPONSES_CSV.value and not config.task.has_responses:
         raise UserError(f"--responses_csv is not for config.task.name {config.task.name!r}; leave it out")
     results_csv, scores_csv, responses_csv = (
-        Path(flag.value) if flag.value else None for flag in (RESULTS_CSV, SCORES_CSV, RESPONSES_CSV)
+        expanded(flag.value) if flag.value else None for flag in (RESULTS_CSV, SCORES_CSV, RESPONSES_CSV)
     )
     if distributed.active():  # All processes measure responses together, or none does.
         distributed.agree({"the flag --responses_csv": repr(bool(responses_csv))})

@@ -8,13 +8,12 @@ import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, without a traceback from some import.
 
-from pathlib import Path
-
 from absl import flags
 
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.exported import export
 from resnet_jax.experiment.networks import load_run
+from resnet_jax.files import expanded
 from resnet_jax.programs import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run.")
@@ -27,7 +26,7 @@ def run(folders: list[str]) -> None:
     if len(folders) > 1:
         raise UserError(f"unexpected argument {folders[1]!r}; name one FOLDER")
     model, variables, normalization, class_names, config, step, image_shape = load_run(WORKDIR.value, CHECKPOINT.value)
-    export(Path(folders[0]), model, variables, config, class_names, normalization, image_shape, {"step": step})
+    export(expanded(folders[0]), model, variables, config, class_names, normalization, image_shape, {"step": step})
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from absl import flags
 from resnet_jax.config import Config
 from resnet_jax.evaluation.predict import find_images, picture_names
 from resnet_jax.experiment.networks import load_network
+from resnet_jax.files import expanded
 from resnet_jax.programs import cli
 from resnet_jax.tasks.task import Member
 
@@ -52,7 +53,7 @@ def run(config: Config | None, images: list[str]) -> None:
         for line in described.lines:
             print(f"  {line}")
         if SAVE_DIR.value:
-            described.draw(Path(SAVE_DIR.value) / pictures[described.path])
+            described.draw(expanded(SAVE_DIR.value) / pictures[described.path])
 
 
 def main() -> None:

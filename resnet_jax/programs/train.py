@@ -12,8 +12,6 @@ from resnet_jax.programs.quiet import quiet_runtime
 
 quiet_runtime()
 
-from pathlib import Path
-
 from absl import flags
 
 from resnet_jax.config import Config
@@ -29,7 +27,7 @@ ALLOW_CONFIG_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Resume in
 def run(config: Config) -> None:
     if not WORKDIR.value:
         raise UserError("--workdir is missing; name a folder, such as runs/resnet20")
-    train(config, Path(WORKDIR.value), ALLOW_CONFIG_CHANGE.value)
+    train(config, WORKDIR.value, ALLOW_CONFIG_CHANGE.value)
 
 
 def main() -> None:

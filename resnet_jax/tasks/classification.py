@@ -40,6 +40,7 @@ class ClassificationPart(Part):
     has_responses: ClassVar[bool] = True
     draws_scores: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
+    keys_of_network: ClassVar[tuple[str, ...]] = ()
 
     def network(self, create: Callable[[int], Model], num_classes: int) -> Model:
         """The network itself."""

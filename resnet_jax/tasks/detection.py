@@ -91,6 +91,16 @@ class Detection(Part):
     has_responses: ClassVar[bool] = False
     draws_scores: ClassVar[bool] = True
     any_size: ClassVar[bool] = True
+    keys_of_network: ClassVar[tuple[str, ...]] = (
+        "kind",
+        "anchor",
+        "fpn_",
+        "pooling.",
+        "box.weights",
+        "context",
+        "background_boxes",
+        "shared",
+    )
 
     # Building.
 
@@ -282,7 +292,7 @@ class Detection(Part):
     ) -> Callable[[Sequence[Variables]], Scored]:
         if self.metric == "coco" and importlib.util.find_spec("pycocotools") is None:
             raise UserError(  # Before hours of training, not after.
-                "config.task.metric 'coco' needs pycocotools; pip install 'resnet_jax[detection]', or use 'voc'"
+                "config.task.metric 'coco' needs pycocotools; pip install pycocotools, or use 'voc'"
             )
         detect = make_detector(models, normalizations, dataset, split, mesh, batch_size, testing)
         if testing.proposals:

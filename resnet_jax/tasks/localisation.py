@@ -83,6 +83,7 @@ class Localisation(Part):
     has_responses: ClassVar[bool] = False
     draws_scores: ClassVar[bool] = False
     any_size: ClassVar[bool] = True
+    keys_of_network: ClassVar[tuple[str, ...]] = ("anchor", "rcnn", "regions.size", "regions.weights")
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:

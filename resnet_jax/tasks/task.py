@@ -4,7 +4,8 @@ The part of a config that makes a task has, besides its keys:
 
 - ``data_kinds``: the kinds of config.data that it takes; ``has_responses``: whether Figure 7 can be drawn of it;
   ``draws_scores``: whether ``write_scores`` draws a PNG file beside its table; ``any_size``: whether photographs of
-  any size are looked at, for which there is no mean image;
+  any size are looked at, for which there is no mean image; ``keys_of_network``: how its keys begin that say what a
+  trained network computes, and that no weights tell of;
 - ``network(create, num_classes)``: what is trained, out of ``create(num_classes)``, the network of config.model;
 - ``make(...)`` and ``without_data(network)``: the ``Task``;
 - ``networks(network)``: what config.finetune is of, the classification networks in it, by the places of their

@@ -27,7 +27,7 @@ def in_memory(shape=(4, 5, 3), **more):
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3), (6, 6, 4)])
 def test_arrays_in_memory_are_a_data_set(shape):
     data = in_memory(shape)
-    assert data.image_shape == (*shape[:2], 1) if len(shape) == 2 else shape
+    assert data.image_shape == (shape if len(shape) == 3 else (*shape, 1))
     assert (data.num_train, data.count("test"), data.evaluation_split, data.test_split) == (20, 6, "test", "test")
     assert (data.name, data.class_names) == ("arrays", ["0", "1", "2"])
     images, labels = arrays(20, shape)

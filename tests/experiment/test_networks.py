@@ -10,11 +10,19 @@ import pytest
 
 import resnet_jax
 from resnet_jax import build, parallel
-from resnet_jax.config import Config, flatten, override, read_config, to_json
+from resnet_jax.config import Config, flatten, load_config, override, read_config, refuse_change, to_json
 from resnet_jax.data.class_names import imagenet_names
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
-from resnet_jax.experiment.networks import FoundWeights, find_weights, load_network, load_run, load_weights
+from resnet_jax.experiment.networks import (
+    FoundWeights,
+    find_weights,
+    keys_of_network,
+    load_network,
+    load_run,
+    load_weights,
+)
+from resnet_jax.experiment.scoring import score
 from resnet_jax.interop.torch_weights import save_torch
 
 NAMES = ["ant", "bee", "cat"]
@@ -222,6 +230,36 @@ def test_a_network_of_a_run_of_another_model_is_refused(run, digits_config):
     assert re.search(r"config\.model\.name \(was 'resnet20', now 'plain20'\)", error)
 
 
+DETECTOR = "configs/detection_quickstart.py:fpn"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("task.anchor_sizes", (8.0, 16.0, 32.0, 48.0)),
+        ("task.pooling.aligned", None),
+        ("task.box.weights", (1.0, 1.0, 1.0, 1.0)),
+    ],
+)
+def test_a_detector_is_used_as_it_was_trained_also_where_no_weights_tell_of_it(tmp_path, key, value):
+    config = load_config(DETECTOR)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text(to_json(config))
+    value = not flatten(config)[key] if value is None else value
+    other = override(config, {key: value})
+    for use in (lambda: load_network(other, str(tmp_path), None), lambda: score(other, [tmp_path])):
+        assert f"holds a run with another config: config.{key} (was " in the_error(use)
+    free = {"task.box.min_score": 0.5, "task.metric": "voc07", "task.rpn.test_post_nms": 10}
+    refuse_change(override(config, free), tmp_path / "config.json", sections=keys_of_network(config))
+
+
+@pytest.mark.parametrize("path", [DETECTOR, "configs/localisation_quickstart.py"])
+def test_keys_of_a_network_are_keys(path):
+    config = load_config(path)
+    for prefix in keys_of_network(config):
+        assert any(key.startswith(prefix) for key in flatten(config)), prefix
+
+
 def test_a_wrong_config_is_refused(run, digits_config):
     workdir, _, _ = run
     error = the_error(load_network, digits_config(accumulate_steps=3), str(workdir), None)
@@ -247,6 +285,15 @@ def test_weights_for_other_data_take_their_classes_and_normalization(weights, fo
     # Where the data are not there, neither is a network.
     missing = str(photograph_folder.root / "nowhere")
     assert missing in the_error(load_network, override(config, {"data_dir": missing}), None, str(path))
+
+
+def test_a_name_that_needs_more_than_is_installed_says_what_to_install(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'pydantic'", name="pydantic")
+
+    monkeypatch.setattr(resnet_jax.importlib, "import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match=r'^resnet_jax\.load_run needs pydantic; pip install "\.\[train\]"'):
+        resnet_jax.load_run  # noqa: B018
 
 
 def test_loading_a_run_is_part_of_the_package_s_face():

@@ -343,6 +343,25 @@ def test_scanned_and_recomputed_blocks_drop_paths_of_their_own():
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients["params"]))
 
 
+@pytest.mark.extensive
+@pytest.mark.parametrize("scan_blocks", [False, True])
+def test_each_block_draws_which_paths_it_drops(scan_blocks):
+    class Marks(BasicBlock):
+        def join(self, x, residual, drop_path):
+            # Each block doubles what those before it have added, so the sum tells which were kept.
+            return 2 * x + (self.weighted(jnp.ones_like(residual), drop_path) > 0)
+
+    model = SMALL.clone(block=Marks, stage_sizes=(3,), drop_path=0.6, scan_blocks=scan_blocks)
+    variables = draw_variables(SMALL.clone(stage_sizes=(3,)))
+    variables = stack_blocks(variables) if scan_blocks else variables
+    maps = train(model, variables, images(512, size=1), features=True, rngs={"drop_path": jax.random.key(0)})[0]
+    kept = np.rint(np.asarray(maps["C2"] - 8 * maps["C1"])[:, 0, 0, 0]).astype(int)
+    first, second, third = (kept >> 2 & 1, kept >> 1 & 1, kept & 1)
+    np.testing.assert_allclose([bits.mean() for bits in (first, second, third)], [0.8, 0.6, 0.4], atol=0.1)
+    # Independent: with one draw for all, a block would be kept only where the one before it is.
+    np.testing.assert_allclose(np.corrcoef([first, second, third]), np.eye(3), atol=0.15)
+
+
 def test_response_layers_are_the_norms_after_3x3_convolutions_in_order():
     assert list(SMALL.response_layers().items())[:3] == [
         (("stem_bn",), "stem"),

@@ -13,6 +13,7 @@ from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.data.transforms import Flip, Transforms
 from resnet_jax.models.zoo import create_model
 from resnet_jax.tasks import Classification, ClassificationTask
+from resnet_jax.tasks.classification import _streams
 from resnet_jax.tasks.task import Task
 
 NORMALIZATION = Normalization(np.array([0.1, 0.5, 0.7], np.float32), np.array([1.0, 0.5, 0.25], np.float32))
@@ -167,6 +168,8 @@ def test_random_streams_of_a_network_differ_by_name_and_by_key():
     loss = jax.jit(lambda key: task.loss(variables, random_batch(), key)[0])
     first, again, other = (float(loss(jax.random.key(seed))) for seed in (1, 1, 2))
     assert first == again != other
+    streams = [jax.random.key_data(stream).tolist() for stream in _streams(jax.random.key(1)).values()]
+    assert len(streams) == 2 and streams[0] != streams[1]
 
 
 def test_an_evaluation_is_exact_and_of_the_evaluation_split(model, variables, mesh):

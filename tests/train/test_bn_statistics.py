@@ -1,6 +1,7 @@
 """Batch statistics computed anew after training, against numpy on the inputs of each batch normalisation."""
 
 import signal
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,7 @@ from resnet_jax.stopping import Interrupted, interruptible
 from resnet_jax.train.bn_statistics import recompute_batch_stats
 from resnet_jax.train.optimizers import SGD
 from resnet_jax.train.state import init_state
+from resnet_jax.train.step import loss_key
 
 BATCH, STEPS = 16, 3
 NORMALIZATION = Normalization(np.array([0.2, 0.5, 0.6], np.float32), np.array([0.25, 0.5, 1.0], np.float32))
@@ -166,8 +168,17 @@ def test_evaluating_the_one_batch_repeats_the_training_pass_over_it(task_of, one
 
 
 def test_dropped_paths_have_their_random_numbers(task_of, one_device):
-    _, after = recomputed(task_of(drop_path=0.5), one_device, count=2)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.batch_stats))
+    task = task_of(drop_path=0.5)
+    before, after = recomputed(task, one_device)
+    (images,) = coming_batches(1)
+
+    @jax.jit
+    def statistics(key):
+        return task.statistics(before.variables, {"image": images, "label": np.zeros(BATCH, np.int32)}, key)
+
+    close = partial(np.allclose, rtol=1e-4, atol=1e-4)
+    same = [jax.tree.map(close, after.batch_stats, statistics(loss_key(0, step))) for step in (STEPS, 0)]
+    assert [all(jax.tree.leaves(each)) for each in same] == [True, False]  # Those of the step that would come next.
 
 
 def test_a_signal_is_heeded_between_two_batches(task_of, one_device):

@@ -27,6 +27,13 @@ def test_the_record_of_a_step():
     assert log.fetch() == {}
 
 
+def test_steps_that_were_skipped_are_counted_in_the_record():
+    log = MetricsLog(None, start=0, batch_size=8, percentages=set())
+    for step, state, skipped in ((10, -1, None), (20, -2, 1), (30, -4, 3)):
+        log.hold(step, metrics(nonfinite_step=state))
+        assert log.fetch().get("skipped_steps") == skipped
+
+
 def test_the_speed_is_of_the_device_and_not_of_when_it_is_asked_for(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(metrics_log.time, "perf_counter", lambda: clock[0])

@@ -18,7 +18,7 @@ from resnet_jax.data.sources.protocol import SPLIT_NAMES, Opened
 from resnet_jax.errors import UserError
 from resnet_jax.files import expanded
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class FolderSource:

@@ -41,7 +41,7 @@ def coco_scores(
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError:
-        raise UserError("COCO's figures need pycocotools; pip install 'resnet_jax[detection]'") from None
+        raise UserError("COCO's figures need pycocotools; pip install pycocotools") from None
     if len(truth) != len(detections):
         raise ValueError(f"{len(truth)} photographs with objects, but {len(detections)} with detections")
     ids = list(range(len(truth))) if image_ids is None else [int(one) for one in image_ids]

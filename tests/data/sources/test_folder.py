@@ -28,7 +28,7 @@ def names(source):
 
 @pytest.mark.parametrize("validation", ["val", "validation"])
 def test_photographs_are_sorted_by_class_then_path_and_labels_number_the_sorted_classes(tmp_path, validation):
-    write(tmp_path, "train/dog/b.jpg", "train/dog/a.jpg", "train/cat/z.png", "train/ant/m.webp")
+    write(tmp_path, "train/dog/b.tif", "train/dog/a.jpg", "train/cat/z.png", "train/ant/m.webp")
     write(tmp_path, f"{validation}/dog/1.jpg", f"{validation}/cat/2.jpg")
     train = open_folder(tmp_path, "train")
     assert train.class_names == ["ant", "cat", "dog"]
@@ -38,7 +38,7 @@ def test_photographs_are_sorted_by_class_then_path_and_labels_number_the_sorted_
             ("train/ant/m.webp", 0),
             ("train/cat/z.png", 1),
             ("train/dog/a.jpg", 2),
-            ("train/dog/b.jpg", 2),
+            ("train/dog/b.tif", 2),
         ]
     ]
     found = open_folder(tmp_path, "validation")

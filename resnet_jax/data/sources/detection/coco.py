@@ -80,7 +80,9 @@ def open_json(root: Path, split: str) -> CocoSource:
         description = images_only
     if not description.exists():
         raise UserError(f"there is no file {description}; correct config.data_dir or the names of splits")
-    photographs = folder / name.replace("-dev", "")
+    photographs = folder / name
+    if not photographs.is_dir():  # Those of COCO's test-dev2017 are among test2017's.
+        photographs = folder / name.replace("-dev", "")
     arrays = cached_arrays(f"coco-{name}-json", [description], lambda: _read(description), keys=_KEYS)
     source = CocoSource(photographs, description, dict(zip(_KEYS, arrays, strict=True)))
     if not len(source):

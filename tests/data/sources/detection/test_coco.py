@@ -66,6 +66,13 @@ def test_a_list_of_images_alone_has_no_objects(folder):
     assert len(source) == 3 and source[0]["image"] == b"a.jpg" and len(source.objects(0).boxes) == 0
 
 
+def test_a_split_of_ones_own_may_be_named_as_test_dev_is(folder):
+    describe(folder, "image_info_cells-dev", annotations=None)
+    (folder / "val2017").rename(folder / "cells-dev")
+    (folder / "cells").mkdir()
+    assert opened(folder, "cells-dev").open_split("cells-dev")[0]["image"] == b"a.jpg"
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
