@@ -1,5 +1,7 @@
 """Jobs of real processes compute what one process does, on resident and on streamed data, and of detectors."""
 
+import csv
+import json
 import os
 import shutil
 import socket
@@ -26,12 +28,17 @@ RESIDENT: dict[str, object] = {}
 
 
 def run(processes, workdir, settings, config="configs/quickstart.py", devices=DEVICES):
-    """A whole run on so many simulated devices, a part of them in each process."""
+    """A whole run on so many simulated devices, a part of them in each process; what each says on stderr."""
+    keys = [f"--config.{key}={value}" for key, value in (TINY | settings).items()]
+    return [err for _, err in job(processes, devices, "train.py", "--config", config, "--workdir", str(workdir), *keys)]
+
+
+def job(processes, devices, *arguments):
+    """What each process of a program prints, on stdout and on stderr."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "train.py", "--config", config, "--workdir", str(workdir)]
-    command += [f"--config.{key}={value}" for key, value in (TINY | settings).items()]
+    command = [sys.executable, *arguments]
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling takes most of the time.
@@ -42,12 +49,12 @@ def run(processes, workdir, settings, config="configs/quickstart.py", devices=DE
         started.append(
             subprocess.Popen(
                 command + (own if processes > 1 else []),
-                cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
-    messages = [process.communicate(timeout=400)[1] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, [text[-1500:] for text in messages]
-    return messages
+    printed = [process.communicate(timeout=400) for process in started]
+    assert [process.returncode for process in started] == [0] * processes, [err[-1500:] for _, err in printed]
+    return printed
 
 
 def parameters(workdir, step, part="params"):
@@ -119,6 +126,27 @@ def test_four_processes_train_what_one_does_and_two_and_one_go_on_from_them(tmp_
         difference = np.abs(parameters(resumed, 20) - parameters(one, 20)).max()
         assert difference < 1e-4, difference
         assert [record["step"] for record in read_metrics(resumed / "metrics.jsonl")] == [5, 10, 15, 20]
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one_does_and_one_of_them_says_so(tmp_path, streamed):
+    run(1, tmp_path / "run", streamed)
+    table, responses = tmp_path / "results.csv", tmp_path / "responses.csv"
+    asked = ("eval.py", "--workdir", str(tmp_path / "run"), f"--results_csv={table}", f"--responses_csv={responses}")
+    found, rows = [], []
+    for processes in (1, 2):
+        printed = [out.splitlines() for out, _ in job(processes, 2, *asked)]
+        found.append(json.loads(printed[0][-1]))
+        assert not any("{" in line for lines in printed[1:] for line in lines)
+        with responses.open(newline="") as file:
+            rows.append([(row["layer"], float(row["std"])) for row in csv.DictReader(file)])
+    with table.open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2  # A line for each time, not for each process.
+    one, two = found
+    assert (one["num_examples"], one["top1_error"]) == (two["num_examples"], two["top1_error"])
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
+    assert [layer for layer, _ in rows[0]] == [layer for layer, _ in rows[1]]
+    np.testing.assert_allclose([std for _, std in rows[1]], [std for _, std in rows[0]], rtol=1e-4)
 
 
 @pytest.mark.slow

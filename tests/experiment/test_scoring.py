@@ -1,5 +1,7 @@
 """Whole scores, alone and as ensembles, against each member applied by hand."""
 
+import importlib.metadata
+
 import jax
 import numpy as np
 import pytest
@@ -202,6 +204,9 @@ def test_a_job_compares_what_it_scores_before_it_does(digits_config, run, monkey
     assert asked["the argument which"] == "'latest'" and asked["the argument workdirs"] == "1"
     assert found["the step of the checkpoints"] == "20" and found["train examples"] == "1437"
     assert list(read) == ["the weights and normalisation of network 1"]
+    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        assert asked[f"the version of {package}"] == importlib.metadata.version(package)
+    assert {"classes", "the names of examples", "the content of examples"} <= found.keys()
 
 
 def test_an_ensemble_has_members(digits_config):

@@ -1,8 +1,10 @@
 import csv
 import json
+import sys
 
 import pytest
 
+from resnet_jax.errors import UserError
 from tests.programs.program_calls import TINY
 
 
@@ -39,6 +41,21 @@ def test_eval_measures_the_layer_responses_of_any_weights(run_here, load_main, w
     assert all(float(row["std"]) > 0 for row in rows) and path.with_suffix(".png").stat().st_size > 1000
 
 
+def test_the_data_of_a_run_may_have_moved(run_here, load_main, tiny_run, monkeypatch):
+    main, asked = load_main("evaluate"), []
+
+    def score(config, *_):
+        asked.append(config)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(sys.modules["resnet_jax.programs.evaluate"], "score", score)
+    for more in ([], ["--data_dir=elsewhere"]):
+        with pytest.raises(SystemExit):
+            run_here(main, "--workdir", tiny_run, *more)
+    stayed, moved = asked
+    assert moved == stayed.model_copy(update={"data_dir": "elsewhere"}) != stayed
+
+
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
@@ -62,6 +79,7 @@ def test_eval_measures_the_layer_responses_of_any_weights(run_here, load_main, w
         (["--torch_weights={weights}", "--responses_csv=."], ". is a folder; name a file"),
         (["--torch_weights={weights}", "--results_csv=r", "--scores_csv=r"], "r, r are not different files"),
         (["--torch_weights={weights}", "stray.jpg"], "unexpected argument 'stray.jpg'"),
+        (["--torch_weights={weights}", "--data_dir=elsewhere"], "use --config.data_dir"),
     ],
 )
 def test_eval_names_what_is_wrong(refuse, load_main, weights, arguments, fault):

@@ -232,3 +232,25 @@ def test_a_backbone_has_no_head_to_freeze_and_may_be_frozen_as_a_whole():
     with pytest.raises(UserError, match=r"names 'head', .* its stages are stem, stage1, stage2, stage3$"):
         FineTune(freeze=("head",)).check(networks)
     FineTune(freeze=("stem", "stage1", "stage2", "stage3")).check(networks)
+
+
+@pytest.mark.parametrize("name, fields", [("resnet20", {}), ("vgg16", {"hidden": 8})])
+def test_no_gradient_is_computed_where_all_that_comes_before_is_frozen(name, fields):
+    model = create_model(name, 10, stage_sizes=(1, 1), width=2, **fields)
+    images = jnp.zeros((2, 32, 32, 3))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def convolutions(model):
+        """In the forward pass and in the gradient."""
+
+        def loss(params):
+            rngs = {"dropout": jax.random.key(0)}
+            given = {**variables, "params": params}
+            return model.apply(given, images, train=True, mutable=["batch_stats"], rngs=rngs)[0].sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss))(variables["params"])).count("conv_general_dilated[")
+
+    first, second = model.stage_names[:2]
+    # With the second stage alone frozen the gradient still goes through it to the first.
+    assert convolutions(model.frozen((first, second), False)) < convolutions(model.frozen((second,), False))
