@@ -1,6 +1,7 @@
 """Scores networks on a split, one or several together: what eval.py runs."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from resnet_jax.experiment.networks import (
 )
 from resnet_jax.models import list_models, variant
 from resnet_jax.tasks.task import Member
+from resnet_jax.train.workdir import refuse_config_data
 
 # What a run's config and the one it is scored with must agree in; how photographs are read may differ.
 _MUST_AGREE = ("data.kind", "data.name", "data.holdout", "normalization.", "ema_decay")
@@ -43,7 +45,7 @@ class Scored(NamedTuple):
 
 def score(
     config: Config,
-    workdirs: list[Path] | None = None,
+    workdirs: Sequence[str | Path] | None = None,
     torch_weights: list[str] | None = None,
     which: str = "latest",
     split: str | None = None,
@@ -82,6 +84,8 @@ def score(
     alone = len(workdirs) + len(torch_weights) == 1
     for workdir in workdirs:  # A run is found or missed before the data are loaded, which can take long.
         folder = find_run(workdir)
+        if data is None and not allow_config_change:
+            refuse_config_data(folder)
         if alone and not allow_config_change:
             refuse_change(config, folder / "config.json", sections=(*_MUST_AGREE, *keys_of_network(config)))
     members = [load_run(workdir, which, config if alone else None, mesh, fast=True) for workdir in workdirs]

@@ -15,7 +15,13 @@ from resnet_jax.experiment.initial import RANDOM, check_start, read_start
 from resnet_jax.files import expanded
 from resnet_jax.train import checkpoint, loop
 from resnet_jax.train.state import TrainState
-from resnet_jax.train.workdir import check_path, initial_record, prepare_workdir, refuse_other_classes
+from resnet_jax.train.workdir import (
+    check_path,
+    initial_record,
+    prepare_workdir,
+    refuse_config_data,
+    refuse_other_classes,
+)
 
 
 def train(
@@ -51,6 +57,8 @@ def train(
         check_start(config)
     if not allow_config_change:
         refuse_change(config, workdir / "config.json")
+        if begun and data is None:
+            refuse_config_data(workdir)
     dataset = build.make_dataset(config) if data is None else data
     agree(config, dataset)
     if begun:  # Also because it makes network file systems look anew.
@@ -87,6 +95,7 @@ def train(
             dataset.class_names,
             dataset.image_shape,
             record,
+            None if data is None else data.name,
         ),
         partial(plot_errors, figures=task.drawn),
         start.variables,

@@ -39,6 +39,7 @@ def prepare_workdir(
     class_names: list[str],
     image_shape: tuple[int, int, int],
     start: dict[str, object] | None = None,
+    passed_data: str | None = None,
 ) -> None:
     """Writes what tells how the run came about and what using its checkpoints takes.
 
@@ -46,6 +47,7 @@ def prepare_workdir(
     ``class_names.json``, ``image_shape.json`` (height, width and channels of a training image), and
     ``normalization.npz``, which ``save_normalization`` writes. ``init.json`` holds ``start``: which weights a new run
     starts from. A new run that starts at random has {}, and removes it; a resumed run has None, and keeps it.
+    ``data.json`` is there where a program passed the data, called ``passed_data``, instead of those of the config.
 
     Raises UserError if the folder cannot be written.
     """
@@ -62,6 +64,10 @@ def prepare_workdir(
             _write(workdir / "init.json", json.dumps(start, indent=2) + "\n")
         elif start is not None:
             (workdir / "init.json").unlink(missing_ok=True)
+        if passed_data is None:
+            (workdir / "data.json").unlink(missing_ok=True)
+        else:
+            _write(workdir / "data.json", json.dumps({"passed": passed_data}) + "\n")
     except OSError as error:
         raise _not_writable(workdir, error) from None
 
@@ -87,6 +93,15 @@ def initial_record(workdir: Path) -> dict[str, object]:
         return json.loads(path.read_text()) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged ({one_line(error)}); restore it") from None
+
+
+def refuse_config_data(workdir: Path) -> None:
+    """Raises UserError if the run in ``workdir`` was trained on data that a program passed, and not on config.data."""
+    if (workdir / "data.json").exists():
+        raise UserError(
+            f"{workdir} holds a run on data that its program passed, which are not those of its config; pass them "
+            f"again (data=...), use another workdir, or pass --allow_config_change"
+        )
 
 
 def refuse_other_classes(workdir: Path, class_names: list[str]) -> None:

@@ -51,6 +51,9 @@ def test_arrays_in_memory_are_trained_on_scored_and_loaded(tmp_path, channels):
     assert network.class_names == ["dark", "grey", "bright"]
     record = score(config, [tmp_path], data=data).record
     assert (record["num_examples"], record["data"]) == (12, "arrays") and "top5_error" not in record
+    for use in (lambda: score(config, [tmp_path]), lambda: train(config, tmp_path)):
+        with pytest.raises(UserError, match=r"holds a run on data that its program passed"):
+            use()
     logits = network.model.apply(network.variables, network.normalize(data.splits["test"].images), train=False)
     assert record["top1_error"] == round(100 * np.mean(np.argmax(logits, axis=1) != labels[:12]), 4)
 

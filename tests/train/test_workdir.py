@@ -14,13 +14,14 @@ from resnet_jax.train.workdir import (
     locked,
     prepare_workdir,
     read_class_names,
+    refuse_config_data,
     refuse_other_classes,
 )
 
 
-def prepare(workdir, config, class_names=("cat", "dog"), start=None):
+def prepare(workdir, config, class_names=("cat", "dog"), start=None, passed_data=None):
     save = lambda path: path.write_bytes(b"normalization")  # noqa: E731
-    prepare_workdir(workdir, config, save, list(class_names), (8, 12, 3), start)
+    prepare_workdir(workdir, config, save, list(class_names), (8, 12, 3), start, passed_data)
 
 
 def test_the_folder_tells_how_the_run_came_about(tmp_path):
@@ -48,6 +49,16 @@ def test_the_record_of_the_weights_stays_on_resuming_and_goes_with_a_new_start_a
     for _ in range(2):
         prepare(tmp_path, "", start={})
         assert initial_record(tmp_path) == {}
+
+
+def test_data_that_were_passed_are_remembered_until_the_config_s_are_trained_on(tmp_path):
+    prepare(tmp_path, "")
+    refuse_config_data(tmp_path)
+    prepare(tmp_path, "", passed_data="arrays")
+    with pytest.raises(UserError, match="on data that its program passed"):
+        refuse_config_data(tmp_path)
+    prepare(tmp_path, "")
+    refuse_config_data(tmp_path)
 
 
 def test_other_classes_or_another_order_are_refused(tmp_path):
