@@ -96,7 +96,7 @@ def _experiment(name: str, results: Path) -> None:
             "call; leave --seeds, --networks, --jobs, --dry_run and --steps_per_dispatch out"
         )
     runs = [] if detects else experiments.runs(name, scale, SEEDS.value, NETWORKS.value)
-    data_dir = Path(DATA_DIR.value) if DATA_DIR.value else None
+    data_dir = expanded(DATA_DIR.value) if DATA_DIR.value else None
     places = running.Places(ROOT, expanded(RUNS.value), results, data_dir, STEPS_PER_DISPATCH.value)
     if DRY_RUN.value:
         print(cost.plan(name, scale, runs, places))
@@ -122,7 +122,7 @@ def _record(results: Path, name: str) -> None:
     if not (FILE.value and COMMAND.value):
         raise UserError("record needs --file and --command; --help says of what")
     try:
-        text = Path(FILE.value).read_text()
+        text = expanded(FILE.value).read_text()
         printed = json.loads(text if text.startswith("{\n") else text.splitlines()[-1])
     except (ValueError, IndexError):
         raise UserError(f"{FILE.value} holds no JSON; give a line that eval.py printed, or benchmarks.run's") from None

@@ -140,8 +140,13 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     return checked(values)
 
 
-def refuse_change(config: Config, stored: Path, sections: tuple[str, ...] = ("",)) -> None:
-    """Raises UserError, naming the keys, if ``config`` differs from the one stored in a workdir.
+def refuse_change(
+    config: Config,
+    stored: Path,
+    sections: tuple[str, ...] = ("",),
+    fix: str = "use another workdir, or pass --allow_config_change",
+) -> None:
+    """Raises UserError, naming the keys and the ``fix``, if ``config`` differs from the one stored in a workdir.
 
     ``sections`` limits the comparison to keys with one of these prefixes. Where nothing is stored, nothing is refused.
     Where the data lie and how many steps are in a call may change, as the machine may.
@@ -156,10 +161,7 @@ def refuse_change(config: Config, stored: Path, sections: tuple[str, ...] = ("",
         if was.get(key) != now.get(key)
     ]
     if changes:
-        raise UserError(
-            f"{stored.parent} holds a run with another config: {', '.join(changes)}; "
-            f"use another workdir, or pass --allow_config_change"
-        )
+        raise UserError(f"{stored.parent} holds a run with another config: {', '.join(changes)}; {fix}")
 
 
 def read_config(path: Path) -> Config:

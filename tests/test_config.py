@@ -197,9 +197,6 @@ def test_configs_cannot_be_changed_and_a_wrong_one_cannot_be_made():
         Config(batch_size=0)
 
 
-# The command line.
-
-
 def test_a_part_that_a_stored_config_cannot_name_is_refused_and_not_replaced():
     class Clipped(SGD):
         limit: float = 1.0
@@ -211,6 +208,9 @@ def test_a_part_that_a_stored_config_cannot_name_is_refused_and_not_replaced():
         Config(optimizer=Clipped(limit=0.5))
     with pytest.raises(ValidationError, match="flip is a Tilted, which a stored config cannot name"):
         Config(transforms=Transforms(flip=Tilted()))
+
+
+# The command line.
 
 
 def test_the_command_line_shows_every_key_of_every_part_as_text():

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from resnet_jax import build, parallel
-from resnet_jax.config import Config, read_config, refuse_change
+from resnet_jax.config import Config, flatten, read_config, refuse_change
 from resnet_jax.data import Photographs
 from resnet_jax.data.class_names import imagenet_names
 from resnet_jax.data.dataset import Dataset
@@ -91,9 +91,24 @@ def load_run(
     return Network(model, state.variables, normalize, class_names, config, int(state.step), shape)
 
 
-def keys_of_network(config: Config) -> tuple[str, ...]:
-    """How the keys begin that say what a trained network computes, whether or not they show in its weights' shapes."""
-    return ("model.", "task.name", *(f"task.{key}" for key in config.task.keys_of_network))
+_CHANGE = "use another workdir, or pass --allow_config_change"
+
+
+def refuse_other_network(config: Config, folder: Path, sections: tuple[str, ...] = (), fix: str = _CHANGE) -> None:
+    """Raises UserError where ``config`` would have the trained network in ``folder`` compute something else.
+
+    That is where it differs from the run's own in config.model, or in a key of the task that no weights tell of; where
+    it reads a stage that the run did not train; and in keys that begin with one of ``sections``.
+    """
+    stored, own = folder / "config.json", config.task.keys_of_network
+    of_task = ("task.name", *(f"task.{key}" for key in own)) if own else ()
+    refuse_change(config, stored, ("model.", *of_task, *sections), fix)
+    was, now = (flatten(each).get("task.trains", "rpn") for each in (read_config(stored), config))
+    if was == "rpn" != now and "task.trains" in flatten(read_config(stored)):
+        raise UserError(
+            f"{folder} holds a run that trained the proposals alone (config.task.trains 'rpn'), and {now!r} would read "
+            f"layers that are untrained; use a run of the next step, or --config.task.trains=rpn"
+        )
 
 
 class FoundWeights(NamedTuple):
@@ -207,7 +222,7 @@ def load_network(
         folder = find_run(workdir)
         if config is not None:
             build.check(config, num_devices=1)
-            refuse_change(config, folder / "config.json", sections=keys_of_network(config))
+            refuse_other_network(config, folder, fix="set these keys as the run has them, or leave --config out")
         return load_run(workdir, which, config, fast=True)
     if config is None:
         raise UserError("--torch_weights needs --config, a file of configs/ that names the model")

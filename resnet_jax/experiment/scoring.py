@@ -15,15 +15,15 @@ from resnet_jax.experiment.networks import (
     HUB,
     Network,
     find_weights,
-    keys_of_network,
     load_run,
     load_weights,
+    refuse_other_network,
 )
 from resnet_jax.models import list_models, variant
 from resnet_jax.tasks.task import Member
 from resnet_jax.train.workdir import refuse_config_data
 
-# What a run's config and the one it is scored with must agree in; how photographs are read may differ.
+# What a run's config and the one it is scored with must agree in besides the network; photographs may be read otherwise.
 _MUST_AGREE = ("data.kind", "data.name", "data.holdout", "normalization.", "ema_decay")
 _HELD_OUT = ("data.holdout", "data.validation_fraction")  # What a validation split is cut off by.
 
@@ -87,7 +87,7 @@ def score(
         if data is None and not allow_config_change:
             refuse_config_data(folder)
         if alone and not allow_config_change:
-            refuse_change(config, folder / "config.json", sections=(*_MUST_AGREE, *keys_of_network(config)))
+            refuse_other_network(config, folder, sections=_MUST_AGREE)
     members = [load_run(workdir, which, config if alone else None, mesh, fast=True) for workdir in workdirs]
     dataset = build.make_dataset(config) if data is None else data
     chosen = split or dataset.test_split

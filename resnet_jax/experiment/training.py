@@ -32,7 +32,8 @@ def train(
     Args:
         config: the whole run. It may be changed between two calls only with ``allow_config_change``.
         workdir: where checkpoints, metrics and pictures go; made if need be.
-        data: trained on instead of config.data, such as ``ResidentDataset.from_arrays(...)``.
+        data: trained on instead of config.data, such as ``ResidentDataset.from_arrays(...)``. Such a run is resumed
+            with data, too.
 
     The result depends on the config and the data alone: a run stopped or killed anywhere and started again ends with
     the same parameters to the bit, on the same devices. Nothing is written before config, data and model are checked,

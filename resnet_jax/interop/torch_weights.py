@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.errors import UserError, one_line
+from resnet_jax.files import expanded
 from resnet_jax.interop.torch_files import read_torch_file, write_torch_file
 from resnet_jax.interop.torch_keys import (
     HEAD_KERNEL,
@@ -156,7 +157,7 @@ def save_torch(variables: Mapping[str, Any], destination: str | Path, *, model: 
         state_dict[key] = np.array(to_torch_layout(leaf, place, model), np.float32, order="C")
         if key.endswith("running_var"):
             state_dict[key.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
-    write_torch_file(Path(destination), state_dict)
+    write_torch_file(expanded(destination), state_dict)
 
 
 def arrays_of(state_dict: Mapping[str, Any], origin: str) -> dict[str, np.ndarray]:

@@ -64,7 +64,7 @@ ALLOW_CONFIG_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Score wit
 
 
 def run(config: Config | None) -> None:
-    workdirs = [Path(workdir) for workdir in WORKDIR.value]
+    workdirs: list[str] = WORKDIR.value
     if RESPONSES_CSV.value and len(workdirs) + len(TORCH_WEIGHTS.value) != 1:
         raise UserError("--responses_csv is of one network; give one --workdir or --torch_weights")
     if config is None:
@@ -139,7 +139,7 @@ def _check_outputs(
             check_output(drawn.with_suffix(".png"))
 
 
-def _config_of_run(workdirs: list[Path]) -> Config:
+def _config_of_run(workdirs: list[str]) -> Config:
     if not workdirs:
         raise UserError("give a --workdir, or --config and --torch_weights; --help shows both")
     config = read_config(find_run(workdirs[0]) / "config.json")

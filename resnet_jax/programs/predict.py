@@ -43,6 +43,7 @@ def run(config: Config | None, images: list[str]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         codecs.register_error("any name", _any_name)
         sys.stdout.reconfigure(errors="any name")
+    save_dir = expanded(SAVE_DIR.value) if SAVE_DIR.value else None
     paths = find_images([Path(image) for image in images])
     network = load_network(config, WORKDIR.value, TORCH_WEIGHTS.value, CHECKPOINT.value)
     member = Member(network.model, network.normalize, network.variables)
@@ -52,8 +53,8 @@ def run(config: Config | None, images: list[str]) -> None:
         print(described.path)
         for line in described.lines:
             print(f"  {line}")
-        if SAVE_DIR.value:
-            described.draw(expanded(SAVE_DIR.value) / pictures[described.path])
+        if save_dir:
+            described.draw(save_dir / pictures[described.path])
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from resnet_jax.evaluation.detection.localiser import Answers, Localised, locate
 from resnet_jax.evaluation.detection.predict import detections_in
 from resnet_jax.evaluation.detection.report import draw_detections
 from resnet_jax.evaluation.records import read_best_classes
-from resnet_jax.files import replace_atomically
+from resnet_jax.files import expanded, replace_atomically
 from resnet_jax.models.model import Model
 from resnet_jax.parts import Count, NonNegativeFloat, Part
 from resnet_jax.tasks.detection_stages import Positive, ProposalNetwork, Unit
@@ -208,7 +208,7 @@ class Localisation(Part):
         """
         models, normalizations, variables = zip(*members, strict=True)
         evaluate = self._evaluator(models, normalizations, dataset, split, mesh, batch_size, protocol)
-        predicted = None if self.classes is None else _predicted(Path(self.classes), dataset, split)
+        predicted = None if self.classes is None else _predicted(expanded(self.classes), dataset, split)
         found = score_localiser(partial(evaluate, variables), dataset, split, predicted)
         figures = {"num_examples": len(found.wrong), **found.figures}
         said = ", ".join(f"{name.replace('_', ' ')} {value:.2f} %" for name, value in found.figures.items())

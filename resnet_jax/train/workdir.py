@@ -99,8 +99,8 @@ def refuse_config_data(workdir: Path) -> None:
     """Raises UserError if the run in ``workdir`` was trained on data that a program passed, and not on config.data."""
     if (workdir / "data.json").exists():
         raise UserError(
-            f"{workdir} holds a run on data that its program passed, which are not those of its config; pass them "
-            f"again (data=...), use another workdir, or pass --allow_config_change"
+            f"{workdir} holds a run on data that its program passed, which may not be those of its config; pass them "
+            f"again from Python (data=...), use another workdir, or pass --allow_config_change"
         )
 
 

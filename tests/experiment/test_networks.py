@@ -10,17 +10,17 @@ import pytest
 
 import resnet_jax
 from resnet_jax import build, parallel
-from resnet_jax.config import Config, flatten, load_config, override, read_config, refuse_change, to_json
+from resnet_jax.config import Config, flatten, load_config, override, read_config, to_json
 from resnet_jax.data.class_names import imagenet_names
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
 from resnet_jax.experiment.networks import (
     FoundWeights,
     find_weights,
-    keys_of_network,
     load_network,
     load_run,
     load_weights,
+    refuse_other_network,
 )
 from resnet_jax.experiment.scoring import score
 from resnet_jax.interop.torch_weights import save_torch
@@ -250,14 +250,31 @@ def test_a_detector_is_used_as_it_was_trained_also_where_no_weights_tell_of_it(t
     for use in (lambda: load_network(other, str(tmp_path), None), lambda: score(other, [tmp_path])):
         assert f"holds a run with another config: config.{key} (was " in the_error(use)
     free = {"task.box.min_score": 0.5, "task.metric": "voc07", "task.rpn.test_post_nms": 10}
-    refuse_change(override(config, free), tmp_path / "config.json", sections=keys_of_network(config))
+    refuse_other_network(override(config, free), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("detection_quickstart.py:c4", "detector"), ("localisation_quickstart.py", "rcnn")]
+)
+def test_a_run_of_proposals_alone_has_no_second_stage_to_read(tmp_path, name, stage):
+    def config(trains):
+        more = {"task.rcnn": True} if stage == "rcnn" else {}
+        return override(load_config(f"configs/{name}"), {"task.trains": trains} | more)
+
+    for trained, read, fits in (("rpn", stage, False), ("rpn", "rpn", True), (stage, "rpn", True)):
+        (tmp_path / "config.json").write_text(to_json(config(trained)))
+        if fits:
+            refuse_other_network(config(read), tmp_path)
+        else:
+            message = the_error(refuse_other_network, config(read), tmp_path)
+            assert f"trained the proposals alone (config.task.trains 'rpn'), and '{stage}' would read" in message
 
 
 @pytest.mark.parametrize("path", [DETECTOR, "configs/localisation_quickstart.py"])
 def test_keys_of_a_network_are_keys(path):
     config = load_config(path)
-    for prefix in keys_of_network(config):
-        assert any(key.startswith(prefix) for key in flatten(config)), prefix
+    for prefix in config.task.keys_of_network:
+        assert any(key.startswith(f"task.{prefix}") for key in flatten(config)), prefix
 
 
 def test_a_wrong_config_is_refused(run, digits_config):

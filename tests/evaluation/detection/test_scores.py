@@ -55,7 +55,7 @@ CORNERS = [(0, 0, 40, 40), (50, 0, 90, 40), (0, 50, 40, 90), (50, 50, 90, 90)]
 @pytest.mark.parametrize("metric", ["voc07", "voc", "coco", "imagenet"])
 def test_photographs_of_joined_parts_are_told_apart_whatever_their_ids(metric):
     if metric == "coco":
-        pytest.importorskip("pycocotools", reason="needs pycocotools: pip install 'resnet_jax[detection]'")
+        pytest.importorskip("pycocotools", reason="needs pycocotools: pip install pycocotools")
     parts = [Source(*(make_objects([box], [0]) for box in boxes)) for boxes in (CORNERS[:2], CORNERS[2:])]
     data = dataset(*parts)
     assert [data.image_id("validation", index) for index in range(4)] == [7, 8, 7, 8]
@@ -65,7 +65,7 @@ def test_photographs_of_joined_parts_are_told_apart_whatever_their_ids(metric):
 
 
 def test_coco_s_figures_are_without_sizes_of_which_there_is_no_object():
-    pytest.importorskip("pycocotools", reason="needs pycocotools: pip install 'resnet_jax[detection]'")
+    pytest.importorskip("pycocotools", reason="needs pycocotools: pip install pycocotools")
     data = dataset(Source(make_objects([CORNERS[0]], [0])))  # 1,600 square pixels: of medium size.
     figures = score(found(CORNERS[0]), data, "validation", "coco").figures
     assert figures == {
@@ -76,7 +76,7 @@ def test_coco_s_figures_are_without_sizes_of_which_there_is_no_object():
 @pytest.mark.parametrize("metric", ["voc", "coco", "imagenet"])
 def test_a_split_of_nothing_but_crowds_has_no_object_that_counts(metric):
     if metric == "coco":
-        pytest.importorskip("pycocotools", reason="needs pycocotools: pip install 'resnet_jax[detection]'")
+        pytest.importorskip("pycocotools", reason="needs pycocotools: pip install pycocotools")
     data = dataset(Source(make_objects([CORNERS[0]], [0], crowd=[True])))
     with pytest.raises(UserError, match="no photograph of the split 'validation' has an object that counts"):
         score(found(CORNERS[0]), data, "validation", metric)
@@ -85,7 +85,7 @@ def test_a_split_of_nothing_but_crowds_has_no_object_that_counts(metric):
 
 
 def test_difficult_objects_count_for_coco_alone():
-    pytest.importorskip("pycocotools", reason="needs pycocotools: pip install 'resnet_jax[detection]'")
+    pytest.importorskip("pycocotools", reason="needs pycocotools: pip install pycocotools")
     data = dataset(Source(make_objects([CORNERS[0]], [0], difficult=[True])))
     assert score(found(CORNERS[0]), data, "validation", "coco").figures["mAP"] == pytest.approx(100)
     with pytest.raises(UserError, match="has an object that counts"):

@@ -52,8 +52,8 @@ def open_coco(name: str, data_dir: str | None, splits: Sequence[str], classes: S
     """COCO's layout in ``data_dir``; a split is "train2017", or "FOLDER:train2017" in a folder below.
 
     Labels are the places of the categories sorted by id, which must be the same in all splits. ``test-dev2017``, which
-    has no boxes, is annotations/image_info_test-dev2017.json with the photographs of test2017. Raises UserError where
-    a file is missing or is no JSON of COCO's.
+    has no boxes, is annotations/image_info_test-dev2017.json with the photographs of test2017, unless there is a folder
+    of its own name. Raises UserError where a file is missing or is no JSON of COCO's.
     """
     if data_dir is None:
         raise UserError(f"config.data.name={name} needs config.data_dir, the folder that holds annotations/")
