@@ -2,12 +2,12 @@
 
 Command:   python train.py --config configs/cifar10_ingredients.py:resnet20_mixup --workdir runs/mixup
            All, two seeds each, and their table: python reproduce.py ingredients --scale paper
-Hardware:  meant for two CPU cores: 1,600 steps (4 epochs) a run; docs/recipes.md has what was run here
+Hardware:  meant for two CPU cores: 1,600 steps (4 epochs) a run; docs/recipes.md has the results
 Published: nothing; the paper's ResNet-20 has 8.75 % in forty times the steps (arXiv 1512.03385, Table 6)
 
 resnet20_baseline is the paper's recipe with the learning rate divided by 10 after 800 and 1,200 steps. Every other
-member differs from it only in the ingredient that it is named after. one_cycle peaks at 0.4; sam takes two gradients a
-step.
+member differs from it only in the ingredient that it is named after, but one_cycle peaks at 0.4, four times the
+baseline's rate, and adamw has a rate and a decay of its own. sam takes two gradients a step.
 """
 
 from typing import Any

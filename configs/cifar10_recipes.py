@@ -1,14 +1,14 @@
 """CIFAR-10 with recipes that came after the paper's: cifar10_recipes.py:MEMBER.
 
 Command:   python train.py --config configs/cifar10_recipes.py:resnet18 --workdir runs/cifar-resnet18
-Hardware:  meant for one GPU; not yet run here
+Hardware:  meant for one GPU; not yet trained with this code
 Members, sources and published test errors:
            resnet18         ResNet-18 with a 3x3 stem, 200 epochs of batch 128: SGD with Nesterov momentum 0.9, weight
                             decay 5e-4, learning rate 0.1, divided by 5 at epochs 60, 120 and 160; shifts by 4 pixels
                             and mirror images (DeVries and Taylor, arXiv 1708.04552, section 4.1): 4.72 % (Table 1)
            resnet18_cutout  the same with squares of 16 pixels cut out: 3.99 % (Table 1)
            resnet18_cosine  the first with a cosine and without Nesterov, as github.com/kuangliu/pytorch-cifar; no
-                            published figure of this network with it is known here
+                            published figure of this network with it is known
            resnet20_fast    the paper's ResNet-20 in 12,000 steps of batch 128, 3/16 of its 64,000: one cycle, Nesterov
                             momentum, weight decay 5e-4 (after Smith and Topin, arXiv 1708.07120). Meant to reach the
                             paper's 8.75 %; no published figure

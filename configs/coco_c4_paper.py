@@ -3,7 +3,7 @@
 Command:   python train.py --config configs/coco_c4_paper.py:resnet101 --workdir runs/coco \
                --config.data_dir=DIR --config.init.path=WEIGHTS
            DIR has annotations, train2014 and val2014; WEIGHTS is PyTorch's, or the workdir of a run on ImageNet
-Hardware:  meant for 8 GPUs, as the paper's; the recipe has not been run here
+Hardware:  meant for 8 GPUs, as the paper's; not yet trained with this code
 Networks:  vgg16, resnet50, resnet101
 Published on val (Table 8): VGG-16 41.5 at an IoU of 0.5 and 21.2 from 0.5 to 0.95; ResNet-101 48.4 and 27.2. Table 9,
            ResNet-101: with refinement 49.9 and 29.9 (eval.py --protocol=refine), and context 51.1 and 30.0

@@ -3,7 +3,7 @@
 Command:   python train.py --config configs/coco_fpn.py --workdir runs/coco_fpn \
                --config.data_dir=DIR --config.init.path=resnet50.pth
            DIR has annotations, train2017 and val2017; the weights are torchvision's, or another file or workdir
-Hardware:  meant for 8 GPUs; the recipe has not been run here
+Hardware:  meant for 8 GPUs; not yet trained with this code
 Published on val2017: detectron2's R50-FPN 37.9 AP with this schedule and 40.2 with three times as many steps, R101-FPN
            42.0 with the latter; torchvision's ResNet-50 37.0 in 26 epochs
 

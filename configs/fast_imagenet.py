@@ -2,7 +2,7 @@
 
 Command:   python train.py --config configs/fast_imagenet.py:16 --workdir runs/fast16
            With another --config.batch_size, also give --config.optimizer.learning_rate.
-Hardware:  meant for 8 GPUs of 40 GB, as FFCV's; not yet run here
+Hardware:  meant for 8 GPUs of 40 GB, as FFCV's; not yet trained with this code
 Source:    github.com/libffcv/ffcv-imagenet, rn50_configs/rn50_16_epochs.yaml, rn50_88_epochs.yaml; train_imagenet.py
 Published: top-1 error in that repository's README, mirror images averaged: 26.2 % in 16 epochs, 21.6 % in 88
 

@@ -3,7 +3,7 @@
 Command:   python train.py --config configs/imagenet_det.py:resnet101 --workdir runs/det \
                --config.data_dir=DIR --config.init.path=WEIGHTS
            DIR is ILSVRC with Annotations, Data and ImageSets; DET/val1.txt and DET/val2.txt are R-CNN's halves of val
-Hardware:  meant for 8 GPUs; the recipe has not been run here
+Hardware:  meant for 8 GPUs; not yet trained with this code
 Published mean average precision (Table 12): ResNet-101 with refinement, context and multi-scale testing 60.5 on val2,
            58.8 on the test set; three networks together 63.6 and 62.1
 

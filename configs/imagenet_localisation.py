@@ -4,7 +4,7 @@ Command:   python train.py --config configs/imagenet_localisation.py:resnet101 -
                --config.data_dir=DIR --config.init.path=WEIGHTS
            DIR is ILSVRC with Annotations/CLS-LOC, Data/CLS-LOC and, if there, ImageSets/CLS-LOC/train_loc.txt; WEIGHTS
            is a file of PyTorch's or the workdir of a run on ImageNet
-Hardware:  meant for 8 GPUs; the recipe has not been run here
+Hardware:  meant for 8 GPUs; not yet trained with this code
 Networks:  vgg16, resnet50, resnet101, resnet152
 Steps:     without: the per-class proposal network alone. With the R-CNN beside it, 1, the proposal network, and 2, the
            R-CNN on its proposals, each network from WEIGHTS:

@@ -1,7 +1,7 @@
 """The paper's networks on ImageNet, with its recipe (section 3.4): imagenet_paper.py:NETWORK.
 
 Command:   python train.py --config configs/imagenet_paper.py:resnet50 --workdir runs/resnet50
-Hardware:  meant for 8 GPUs, as the paper's, or the like; the recipe has not been run here
+Hardware:  meant for 8 GPUs, as the paper's, or the like; not yet trained with this code
 Networks and published errors (ten crops, top-1 / top-5; Tables 2 and 3):
            plain18 27.94 %, plain34 28.54 / 10.02 %, resnet18a 27.88 %, resnet34a 25.03 / 7.76 %,
            resnet34 (option B) 24.52 / 7.46 %, resnet34c 24.19 / 7.40 %, resnet50 22.85 / 6.71 %,

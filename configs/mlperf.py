@@ -1,7 +1,7 @@
 """ResNet-50 v1.5 on ImageNet in large batches with LARS, as MLPerf's reference runs: mlperf.py:BATCH_SIZE.
 
 Command:   python train.py --config configs/mlperf.py:4096 --workdir runs/mlperf4096
-Hardware:  meant for 8 accelerators and more; not yet run here
+Hardware:  meant for 8 accelerators and more; not yet trained with this code
 Source:    MLPerf Training 4.0's reference convergence points: github.com/mlcommons/logging, rcps_resnet.json
 Published: 24.1 % top-1 error (75.9 % accuracy), one crop, is reached in 39 to 42 epochs at 4096, 41 to 44 at 8192, 55
            to 57 at 32768 and 83 to 86 at 65536

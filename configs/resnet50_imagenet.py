@@ -2,9 +2,10 @@
 
 Command:   python train.py --config configs/resnet50_imagenet.py --workdir runs/resnet50
            With --config.batch_size=B the learning rate and all durations in epochs scale along.
-Hardware:  meant for two to eight 80 GB GPUs or a TPU v3-8 (one GPU: --config.accumulate_steps=4); not run here yet
+Hardware:  meant for two to eight 80 GB GPUs or a TPU v3-8 (one GPU: --config.accumulate_steps=4); not yet trained
+           with this code
 Published: about 23.5 % top-1 error, one crop: 23.3 to 23.6 for Flax's example of such a recipe in 100 epochs, 23.87 for
-           torchvision's weights V1 in 90; the paper's own ResNet-50 has 24.7 (configs/imagenet_paper.py:resnet50)
+           torchvision's weights V1 in 90; the authors' released ResNet-50 has 24.7 (configs/imagenet_paper.py:resnet50)
 
 What came after the paper and is in common use: strides in the 3x3 convolution (v1.5), bfloat16, a learning rate that
 scales with the batch and is warmed up over five epochs, zero-initialised last batch normalisation (Goyal et al., arXiv

@@ -1,7 +1,7 @@
 """ResNet-RS-50 on ImageNet at 160 pixels, by the recipe of "Revisiting ResNets".
 
 Command:   python train.py --config configs/resnet_rs.py --workdir runs/resnet_rs
-Hardware:  meant for a TPU slice or 8 GPUs; not yet run here
+Hardware:  meant for a TPU slice or 8 GPUs; not yet trained with this code
 Source:    Bello et al., arXiv 2103.07579, and its release: github.com/tensorflow/tpu, models/official/resnet,
            resnet_rs/configs/resnetrs50_i160.yaml
 Published: 21.2 % top-1 error (78.8 % accuracy) at 160 pixels, one crop, as the release's table has it

@@ -1,7 +1,7 @@
 """ResNet-50 with the procedures of "ResNet strikes back" on ImageNet: resnet_strikes_back.py:a1, :a2 or :a3.
 
 Command:   python train.py --config configs/resnet_strikes_back.py:a2 --workdir runs/a2
-Hardware:  meant for 4 GPUs of 32 GB, as the paper's; not yet run here
+Hardware:  meant for 4 GPUs of 32 GB, as the paper's; not yet trained with this code
 Source:    Wightman, Touvron and Jégou, arXiv 2110.00476, Table 2
 Published: top-1 error at 224 pixels, Table 1: a1 (600 epochs) 19.6 %, a2 (300) 20.2 %, a3 (100, trained at 160) 21.9 %
 

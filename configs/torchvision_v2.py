@@ -1,7 +1,7 @@
 """ResNet-50 with torchvision's recipe of its weights "IMAGENET1K_V2", on ImageNet.
 
 Command:   python train.py --config configs/torchvision_v2.py --workdir runs/torchvision_v2
-Hardware:  meant for 8 GPUs, as torchvision's; not yet run here
+Hardware:  meant for 8 GPUs, as torchvision's; not yet trained with this code
 Source:    "How to train state-of-the-art models using TorchVision's latest primitives" (PyTorch's blog, 2021) and the
            command in torchvision's issue 3995
 Published: 19.14 % top-1 error of the released weights (80.858 % accuracy), one crop

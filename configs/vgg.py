@@ -1,7 +1,7 @@
 """VGG, which the paper compares with, on ImageNet with VGG's own recipe (arXiv 1409.1556, section 3.1): vgg.py:NETWORK.
 
 Command:   python train.py --config configs/vgg.py:vgg16 --workdir runs/vgg16
-Hardware:  meant for 8 GPUs, or the like; the recipe has not been run here
+Hardware:  meant for 8 GPUs, or the like; not yet trained with this code
 Networks and published errors: vgg16 28.07 % top-1, 9.33 % top-5, ten crops (Table 3); vgg19
 
 At most 370,000 steps of batch 256 (74 epochs there). Unlike there the scales are drawn from [256, 480], the residual

@@ -3,7 +3,7 @@
 Command:   python train.py --config configs/voc_c4_paper.py:resnet101-07+12 --workdir runs/voc \
                --config.data_dir=DIR --config.init.path=WEIGHTS
            DIR has the folders VOC2007 and VOC2012; WEIGHTS is a file of PyTorch's or the workdir of a run on ImageNet
-Hardware:  meant for one GPU; the recipe has not been run here
+Hardware:  meant for one GPU; not yet trained with this code
 Networks:  vgg16, resnet50, resnet101; sets 07, 07+12 (scored on VOC 2007 test) and 07++12 (for VOC 2012 test)
 Steps:     joint training; or 1 to 4 of alternating training, NETWORK-SETS-STEP, each from the one before:
            ...:resnet101-07-1 --workdir runs/1 --config.init.path=WEIGHTS

@@ -102,8 +102,9 @@ def degradation(name: str, scale: str, ledger: Mapping[str, Record]) -> Finding:
         costs[kind] = dict(zip(seeds, zip(train, test, strict=True), strict=True))
         worse = sum(min(both) > MARGIN for both in costs[kind].values())
         better = sum(max(both) < -MARGIN for both in costs[kind].values())
-        seen = worse if kind == "plain" else better
-        verdict = "seen" if seen == len(seeds) else "not seen" if seen == 0 else "seen in part"
+        shown, all_seeds = worse if kind == "plain" else better, len(seeds)
+        verdict = "reproduced" if shown else "not reproduced"
+        verdict += f" for {shown} of {all_seeds} seeds" if 0 < shown < all_seeds else ""
         claim = "Deeper plain networks are worse" if kind == "plain" else "Deeper residual networks are better"
         sentences.append(
             f"{claim}: {verdict}. From {depths[0]} to {depths[-1]} layers the training error changes by "

@@ -33,8 +33,10 @@ def _beside_others(title: str, comparison: Record) -> str:
     text = [f"{ratio:.2f} times the speed of {other}" for other, ratio in comparison["beside"].items()]
     if "ours, whole trainer" in sides:
         share = sides["ours, whole trainer"]["ratio"] / sides["ours"]["ratio"]
-        return f"Ours trains {network} at {', '.join(text)}; the whole trainer runs at {share:.2f} of the bare step."
-    return f"Ours trains {network} at {', '.join(text)}."
+        return (
+            f"resnet_jax trains {network} at {', '.join(text)}; the whole trainer runs at {share:.2f} of the bare step."
+        )
+    return f"resnet_jax trains {network} at {', '.join(text)}."
 
 
 def inputs(records: Iterable[Record]) -> list[Block]:

@@ -23,7 +23,8 @@ from resnet_jax.models import list_models, variant
 from resnet_jax.tasks.task import Member
 from resnet_jax.train.workdir import refuse_config_data
 
-# What a run's config and the one it is scored with must agree in besides the network; photographs may be read otherwise.
+# What a run's config and the one it is scored with must agree in besides the network; how photographs are
+# read may differ.
 _MUST_AGREE = ("data.kind", "data.name", "data.holdout", "normalization.", "ema_decay")
 _HELD_OUT = ("data.holdout", "data.validation_fraction")  # What a validation split is cut off by.
 

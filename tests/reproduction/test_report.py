@@ -50,7 +50,7 @@ def test_the_report_opens_with_the_finding_and_its_picture_and_says_it_once(tmp_
         write(tmp_path, make_record(name, train=train, top1=top1))
     page, text = page_of(tmp_path)
     title, first, *_ = [line for line in text.splitlines() if line]
-    assert title.startswith("# ") and first.startswith("**Deeper plain networks are worse: seen.")
+    assert title.startswith("# ") and first.startswith("**Deeper plain networks are worse: reproduced.")
     assert text.index("fig6-plain-networks.svg") < text.index("- [Table 1") < text.index("## Table 1")
     for sentence in ("Deeper plain networks are worse", "Deeper residual networks are better", "With shortcuts depth"):
         assert text.count(sentence) == page.count(sentence) == 1
@@ -125,7 +125,7 @@ def test_the_readme_has_scores_and_speeds_of_the_ledger(tmp_path):
     write_record(record_path(tmp_path, "benchmarks", "cpu"), imported("cpu", speeds, "c", "", None, "1"))
     text = report.with_blocks("README.md", empty("README.md"), ROOT, tmp_path)
     assert "Public weights: 8.27 % top-1 error here (10,000 images of cifar10's test split; commit 0123456)" in text
-    assert "Ours trains resnet20 at 2.00 times" in text
+    assert "resnet_jax trains resnet20 at 2.00 times" in text
 
 
 def test_a_readme_without_its_marks_is_refused(tmp_path):

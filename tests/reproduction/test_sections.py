@@ -158,12 +158,12 @@ def test_degradation_is_said_as_it_was_measured(tmp_path, make_record):
     )
     plain, residual, both = strong(tmp_path, "fig6")
     assert plain == (
-        "Deeper plain networks are worse: seen. From 20 to 56 layers the training error changes by +20.00, +20.00 and "
-        "the test error by +19.00, +19.00 points (seeds 0, 1)."
+        "Deeper plain networks are worse: reproduced. From 20 to 56 layers the training error changes by +20.00, "
+        "+20.00 and the test error by +19.00, +19.00 points (seeds 0, 1)."
     )
     assert residual == (
-        "Deeper residual networks are better: not seen. From 20 to 56 layers the training error changes by -1.00 and "
-        "the test error by +1.00 points (one run each, seed 0)."
+        "Deeper residual networks are better: not reproduced. From 20 to 56 layers the training error changes by -1.00 "
+        "and the test error by +1.00 points (one run each, seed 0)."
     )
     assert both == "With shortcuts depth costs less than without."
 
@@ -239,7 +239,7 @@ def test_on_imagenet_both_shallow_networks_are_judged_by_their_published_errors(
     write_all(tmp_path, make_record, errors)
     assert strong(tmp_path, "fig4")[0].startswith("Too short to tell what depth does: plain-18, the shallow network")
     write_all(tmp_path, make_record, {"plain18": (30, 28.0)})
-    assert strong(tmp_path, "fig4")[0].startswith("Deeper plain networks are worse: seen.")
+    assert strong(tmp_path, "fig4")[0].startswith("Deeper plain networks are worse: reproduced.")
 
 
 def test_deeper_networks_of_one_kind_alone_change_nothing_in_what_is_said(tmp_path, make_record):
@@ -266,8 +266,8 @@ def test_differences_within_the_spread_of_runs_are_not_seen(tmp_path, make_recor
     errors = {"plain20": (9, 10), "plain56": (9.4, 10.4), "resnet20": (8, 9), "resnet56": (7, 8.6)}
     write_all(tmp_path, make_record, errors)
     plain, residual, both = strong(tmp_path, "fig6")
-    assert plain.startswith("Deeper plain networks are worse: not seen.")
-    assert residual.startswith("Deeper residual networks are better: not seen.")
+    assert plain.startswith("Deeper plain networks are worse: not reproduced.")
+    assert residual.startswith("Deeper residual networks are better: not reproduced.")
     assert both == "With shortcuts depth costs less than without."
 
 

@@ -23,8 +23,8 @@ def test_steps_are_a_table_and_what_it_shows():
     assert table.rows[0] == ["ours", "20.0 (20.0-20.0), 2.00"]
     text = to_markdown(speeds.steps([record]))
     assert (
-        "Ours trains resnet20 at 2.00 times the speed of the fastest PyTorch as installed, 2.50 times the speed of "
-        "naive Flax; the whole trainer runs at 0.95 of the bare step." in text
+        "resnet_jax trains resnet20 at 2.00 times the speed of the fastest PyTorch as installed, 2.50 times the speed "
+        "of naive Flax; the whole trainer runs at 0.95 of the bare step." in text
     )
     assert "Medians of 2 rounds" in text and "PyTorch. 2 cores of X, jax 1.2; commit 0123456: `python -m b`" in text
     assert speeds.steps([]) == []
@@ -43,7 +43,7 @@ def test_a_comparison_without_others_or_without_ours_is_a_table_alone():
     record = benchmark("gpu", {"training, resnet50": {"ours": [5.0]}, "training, resnet20": loops})
     text = to_markdown(speeds.steps([record]))
     assert "| 10 steps in a call |  | 60.0 (60.0-60.0), 3.00 |" in text and "| ours | 5.0 (5.0-5.0), 1.00 |  |" in text
-    assert "Ours trains" not in text
+    assert "resnet_jax trains" not in text
 
 
 def test_input_is_decoding_and_the_trainer():
