@@ -13,7 +13,7 @@ from resnet_jax.config import Config, flatten
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.errors import UserError
-from resnet_jax.kernels import PLAIN, fast_kernels
+from resnet_jax.kernels import PLAIN, divided, fast_kernels
 from resnet_jax.models import create_model
 from resnet_jax.parts import in_steps
 from resnet_jax.tasks.task import Task
@@ -41,6 +41,8 @@ def make_model(config: Config, num_classes: int, mesh: Mesh | None = None) -> An
     Raises UserError as ``create_model`` does.
     """
     kernels = PLAIN if mesh is None else fast_kernels(mesh.devices.flat[0].platform, mesh.size)
+    if mesh is not None and mesh.size > 1:
+        kernels = divided(kernels, mesh)
     create = partial(create_model, config.model.name, kernels=kernels, **config.model.overrides)
     return config.task.network(create, num_classes)
 

@@ -8,6 +8,7 @@ import pytest
 from resnet_jax import build
 from resnet_jax.config import Config, override
 from resnet_jax.errors import UserError
+from resnet_jax.kernels import PLAIN, divided, fast_kernels
 from resnet_jax.train.loop import LoopSettings
 from resnet_jax.train.step import StepSettings
 
@@ -107,6 +108,13 @@ def test_each_model_key_sets_its_field(key, value):
     field = getattr(build.make_model(override(Config(), {f"model.{key}": value}), 10), key)
     assert field == (jnp.bfloat16 if key == "dtype" else value)
     assert field != default
+
+
+def test_networks_of_programs_have_the_kernels_of_their_mesh(one_device, eight_devices):
+    config = override(Config(), {"model.name": "resnext50_32x4d"})
+    fast = [fast_kernels("cpu", 1), divided(fast_kernels("cpu", 8), eight_devices), PLAIN]
+    found = [build.make_model(config, 10, mesh).kernels for mesh in (one_device, eight_devices, None)]
+    assert found == fast and len(set(found)) == 3
 
 
 def test_the_learning_rate_scales_with_the_batch_where_it_is_stated_for_one():

@@ -10,8 +10,9 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh, PartitionSpec
 
-from resnet_jax.kernels.convolution import cpu_convolution, plain_convolution
+from resnet_jax.kernels.convolution import Padding, cpu_convolution, plain_convolution
 from resnet_jax.kernels.max_pool import cpu_max_pool, plain_max_pool
 
 
@@ -47,4 +48,36 @@ def fast_kernels(platform: str, num_devices: int) -> Kernels:
     return Kernels(partial(cpu_convolution, use_onednn=num_devices == 1), cpu_max_pool)
 
 
-__all__ = ["PLAIN", "Kernels", "fast_kernels"]
+@functools.cache
+def divided(kernels: Kernels, mesh: Mesh) -> Kernels:
+    """``kernels`` for batches that are divided over the axis "data" of ``mesh``.
+
+    XLA divides a convolution among devices with the batch, but not one with groups (openxla/xla issue 47945): every
+    device would gather the whole batch and compute all of it. Here each computes that of its own part.
+    """
+    return kernels._replace(convolution=partial(_on_each_device, kernels.convolution, mesh))
+
+
+def _on_each_device(
+    convolution: Callable[..., jax.Array],
+    mesh: Mesh,
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: int,
+    padding: Padding,
+    groups: int = 1,
+    dilation: int = 1,
+) -> jax.Array:
+    window = {"strides": strides, "padding": padding, "groups": groups, "dilation": dilation}
+    if groups == 1 or x.shape[0] % mesh.size:  # An initialisation has a batch of one.
+        return convolution(x, kernel, **window)
+
+    def own_part(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        # Each device has a gradient of its own to the kernel, which is summed over them where it leaves.
+        return convolution(x, jax.lax.pcast(kernel, "data", to="varying"), **window)
+
+    batch, whole = PartitionSpec("data"), PartitionSpec()
+    return jax.shard_map(own_part, mesh=mesh, in_specs=(batch, whole), out_specs=batch)(x, kernel)
+
+
+__all__ = ["PLAIN", "Kernels", "divided", "fast_kernels"]

@@ -157,10 +157,9 @@ def _tables(operations: Operations, images: jax.Array) -> jax.Array:
 
 def histograms(images: jax.Array) -> jax.Array:
     """(B, C, 256) int32: how many pixels of each channel have each level."""
-    batch, _, _, channels = images.shape
-    first = (jnp.arange(batch)[:, None] * channels + jnp.arange(channels)) * 256  # (B, C)
-    places = first[:, None, None] + images.astype(jnp.int32)
-    return jnp.zeros(batch * channels * 256, jnp.int32).at[places].add(1).reshape(batch, channels, 256)
+    of_channel = lambda levels: jnp.zeros(256, jnp.int32).at[levels.ravel()].add(1)  # noqa: E731
+    # Mapped over the batch, and not of one long array for all of it, which devices would have to sum up.
+    return jax.vmap(jax.vmap(of_channel))(jnp.moveaxis(images, -1, 1))
 
 
 def stretched(counts: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """Each operation at each magnitude against Pillow, as torchvision and timm call it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,17 @@ import PIL.ImageEnhance
 import PIL.ImageOps
 import pytest
 
-from resnet_jax.data.transforms.image_operations import OPERATIONS, Operations, apply, equalized, stretched
+from resnet_jax import parallel
+from resnet_jax.data.transforms.image_operations import (
+    OPERATIONS,
+    Operations,
+    apply,
+    equalized,
+    histograms,
+    map_levels,
+    stretched,
+    warp,
+)
 
 FILL = 77
 FACTORS = np.linspace(0.01, 1.99, 23)
@@ -111,3 +123,18 @@ def test_images_too_small_to_smooth_stay_as_they_are():
     operations = Operations(jnp.array([OPERATIONS.index("sharpness")]), jnp.array([0.0]))
     smoothed = jax.jit(apply, static_argnums=(2, 3))(operations, images, "nearest", 0)
     np.testing.assert_array_equal(smoothed, images)
+
+
+def test_a_batch_on_a_mesh_stays_where_it_is(eight_devices):
+    """Nothing of it is gathered or summed over the devices."""
+    sharded = parallel.sharded_batch(eight_devices)
+    images = jax.ShapeDtypeStruct((16, 6, 8, 3), jnp.uint8, sharding=sharded)
+    places = jax.ShapeDtypeStruct((16, 2, 3), jnp.float32, sharding=sharded)
+    tables = jax.ShapeDtypeStruct((16, 3, 256), jnp.uint8, sharding=sharded)
+    for run, arguments in (
+        (histograms, (images,)),
+        (map_levels, (images, tables)),
+        (lambda images, places: warp(images, places, "bilinear", 0), (images, places)),
+    ):
+        program = jax.jit(run).lower(*arguments).compile().as_text()
+        assert not re.search(r" (all-reduce|all-gather|all-to-all|collective-permute)", program)
