@@ -92,7 +92,8 @@ def open_folder(root: Path, split: str) -> FolderSource:
     labels: list[int] = []
     empty = []
     for name in tqdm(present, f"listing {folder.name}", unit=" classes", delay=1, leave=False):
-        found = sorted(os.path.relpath(path, root) for path in photographs(folder / name))
+        place, below = str(folder / name), os.path.relpath(folder / name, root)  # Once: it takes longer than listing.
+        found = sorted(below + path.removeprefix(place) for path in photographs(folder / name))
         files += found
         empty += [] if found else [name]
         labels += [classes.index(name)] * len(found)

@@ -4,6 +4,7 @@ VOC: ROOT/JPEGImages/ID.jpg, ROOT/Annotations/ID.xml and ROOT/ImageSets/Main/SPL
 (ILSVRC): ROOT/Data/TASK/FOLDER/ID.JPEG and ROOT/Annotations/TASK/FOLDER/ID.xml, TASK CLS-LOC or DET.
 """
 
+import functools
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
@@ -151,6 +152,7 @@ def open_imagenet(name: str, data_dir: str | None, splits: Sequence[str], classe
 
 
 def _open(find: Callable[[str], XmlFiles], splits: Sequence[str], classes: Sequence[str]) -> OpenedDetection:
+    find = functools.cache(find)  # Looks at every file of a split, of which there may be half a million.
     names = list(classes) or _class_names([find(split) for split in splits])
     labels = {name: label for label, name in enumerate(names)}
     return OpenedDetection(lambda split: XmlSource(find(split), labels), readable_names(names), list(range(len(names))))
