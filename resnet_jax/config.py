@@ -140,11 +140,14 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     return checked(values)
 
 
+ALLOW_CHANGE = "use another workdir, or pass --allow_config_change"
+
+
 def refuse_change(
     config: Config,
     stored: Path,
     sections: tuple[str, ...] = ("",),
-    fix: str = "use another workdir, or pass --allow_config_change",
+    fix: str = ALLOW_CHANGE,
 ) -> None:
     """Raises UserError, naming the keys and the ``fix``, if ``config`` differs from the one stored in a workdir.
 

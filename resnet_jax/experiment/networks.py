@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from resnet_jax import build, parallel
-from resnet_jax.config import Config, flatten, read_config, refuse_change
+from resnet_jax.config import ALLOW_CHANGE, Config, flatten, read_config, refuse_change
 from resnet_jax.data import Photographs
 from resnet_jax.data.class_names import imagenet_names
 from resnet_jax.data.dataset import Dataset
@@ -91,10 +91,7 @@ def load_run(
     return Network(model, state.variables, normalize, class_names, config, int(state.step), shape)
 
 
-_CHANGE = "use another workdir, or pass --allow_config_change"
-
-
-def refuse_other_network(config: Config, folder: Path, sections: tuple[str, ...] = (), fix: str = _CHANGE) -> None:
+def refuse_other_network(config: Config, folder: Path, sections: tuple[str, ...] = (), fix: str = ALLOW_CHANGE) -> None:
     """Raises UserError where ``config`` would have the trained network in ``folder`` compute something else.
 
     That is where it differs from the run's own in config.model, or in a key of the task that no weights tell of; where
@@ -103,8 +100,9 @@ def refuse_other_network(config: Config, folder: Path, sections: tuple[str, ...]
     stored, own = folder / "config.json", config.task.keys_of_network
     of_task = ("task.name", *(f"task.{key}" for key in own)) if own else ()
     refuse_change(config, stored, ("model.", *of_task, *sections), fix)
-    was, now = (flatten(each).get("task.trains", "rpn") for each in (read_config(stored), config))
-    if was == "rpn" != now and "task.trains" in flatten(read_config(stored)):
+    was = flatten(read_config(stored)).get("task.trains") if stored.exists() else None
+    now = flatten(config).get("task.trains")
+    if was == "rpn" and now not in (None, "rpn"):
         raise UserError(
             f"{folder} holds a run that trained the proposals alone (config.task.trains 'rpn'), and {now!r} would read "
             f"layers that are untrained; use a run of the next step, or --config.task.trains=rpn"
