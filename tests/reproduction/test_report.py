@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduction import report, sections
+from reproduction import paper, report, sections
 from reproduction.document import Heading, to_markdown
 from reproduction.experiments import EXPERIMENTS, SCALES
 from reproduction.ledger import imported, record_path, write_record
@@ -139,6 +139,45 @@ def test_the_documents_own_results_and_speeds_are_those_of_the_ledger(document):
     assert text == report.with_blocks(document, text, ROOT, ROOT / "results"), (
         "run python reproduce.py report --documents, which writes them anew"
     )
+
+
+def error(name):
+    """Percent of test error of a run of the ledger."""
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())["results"]["single"]["top1_error"]
+
+
+def speed(suite, network):
+    """Our images/s in a comparison of the ledger."""
+    comparisons = json.loads((ROOT / "results" / "benchmarks" / f"{suite}.json").read_text())["comparisons"]
+    (sides,) = (each["sides"] for name, each in comparisons.items() if network in name)
+    return sides["ours"]["median"]
+
+
+def public_error():
+    return json.loads((ROOT / "results" / "scores" / "resnet20-akamaster.json").read_text())["result"]["top1_error"]
+
+
+@pytest.mark.parametrize(
+    ("document", "sentence", "figures"),
+    [
+        (
+            "README.md",
+            "whole recipe ({:.2f} % test error; the paper's has {:.2f} %) ships",
+            lambda: (error("paper/resnet20-seed0"), paper.top1("single")["resnet20"]),
+        ),
+        ("docs/finetuning.md", "its own head has {:.2f} % error on all", lambda: (public_error(),)),
+        ("docs/scaling.md", "at the {:,.0f} images/s of one H200", lambda: (speed("gpu", "resnet50"),)),
+        ("docs/performance.md", "the {:,.0f} images/s of the README", lambda: (speed("cpu", "resnet20"),)),
+        ("docs/recipes.md", "the README has {:.1f} images/s", lambda: (speed("cpu", "resnet50"),)),
+        (
+            "docs/reliability.md",
+            "at {:.1f} and {:.1f} % test error where ResNet-20 has {:.1f},",
+            lambda: [error(f"medium/{run}") for run in ("resnet56-seed0", "resnet56-seed1", "resnet20-seed0")],
+        ),
+    ],
+)
+def test_figures_that_a_text_repeats_are_those_of_the_ledger(document, sentence, figures):
+    assert sentence.format(*figures()) in " ".join((ROOT / document).read_text().split())
 
 
 def test_the_generated_blocks_are_written_into_their_documents(tmp_path):
