@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import PLAIN, Kernels
@@ -199,7 +200,7 @@ def _integer(least: int) -> Callable[[str, Any], int]:
 def _as_integer(value: Any) -> int | None:
     """Python's of an integer, also of NumPy's; None for anything else, also for a bool."""
     try:
-        return None if isinstance(value, bool) else operator.index(value)
+        return None if isinstance(value, (bool, np.bool_)) else operator.index(value)  # NumPy 2.0's has an index.
     except TypeError:
         return None
 
