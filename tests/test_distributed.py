@@ -1,5 +1,6 @@
 """Real processes on loopback: what they must agree on, and what becomes of the others when one is gone."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -251,6 +253,17 @@ def test_half_given_variables_are_an_error(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'"):
         distributed.start()
+
+
+def test_differences_are_named_in_the_order_of_the_facts(monkeypatch):
+    def with_another_process(name, value):
+        other = {**json.loads(value), "training": "12", "content": "b"} if name == "facts" else None
+        return [value, json.dumps(other)]
+
+    monkeypatch.setattr(distributed, "_job", SimpleNamespace(hosts=["process 0", "process 1"]))
+    monkeypatch.setattr(distributed, "exchange", with_another_process)
+    with pytest.raises(UserError, match=r"it has training 12 \(and not 16\), content b \(and not a\); start every"):
+        distributed.agree({"training": "16", "code": "same", "content": "a"})
 
 
 def test_one_process_agrees_with_itself():
