@@ -171,8 +171,8 @@ def public_error():
         ("docs/recipes.md", "the README has {:.1f} images/s", lambda: (speed("cpu", "resnet50"),)),
         (
             "docs/reliability.md",
-            "at {:.1f} and {:.1f} % test error where ResNet-20 has {:.1f},",
-            lambda: [error(f"medium/{run}") for run in ("resnet56-seed0", "resnet56-seed1", "resnet20-seed0")],
+            "at {:.1f} and {:.1f} % test error where ResNet-20 has {:.1f} and {:.1f},",
+            lambda: [error(f"medium/{network}-seed{seed}") for network in ("resnet56", "resnet20") for seed in (0, 1)],
         ),
     ],
 )
