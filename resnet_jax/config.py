@@ -141,6 +141,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 ALLOW_CHANGE = "use another workdir, or pass --allow_config_change"
+"""How to go on where a config differs from the one stored in a workdir."""
 
 
 def refuse_change(
